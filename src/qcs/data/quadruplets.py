@@ -1,0 +1,145 @@
+"""The draw of anchors, positives and negatives: O(1) a draw, no table scan.
+
+Source: Wang et al., "QCS", arXiv 2411.01988, section 3.1, and the authors' data sets: negatives
+"by_sample" (any image of another class; RAF-DB, FERPlus) or "by_class" (first a class,
+uniformly, then an image; AffectNet), anchors shuffled or balanced by class (AffectNet).
+
+A draw depends on (seed, epoch, index) alone, so it is the same for any number of workers.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import Literal
+
+import numpy as np
+from torch.utils.data import Sampler
+
+log = logging.getLogger(__name__)
+
+Negatives = Literal["by_sample", "by_class"]
+Anchors = Literal["shuffle", "balanced"]
+
+
+class QuadrupletDraw:
+    """Draws the rows of a group [a], [a, p] or [a, p, n, n2] for an anchor.
+
+    Rows are sorted by class once; then a class is a range, and an image of it, or of any other
+    class, is one random number.
+
+    Args:
+        labels: (N,) class indices.
+        roles: 1, 2 or 4.
+        negatives: "by_sample" or "by_class".
+        class_names: for messages.
+
+    Raises:
+        ValueError: negatives are asked for, but all images are of one class.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        roles: int,
+        negatives: Negatives = "by_sample",
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self.roles, self.negatives = roles, negatives
+        self.order = np.argsort(labels, kind="stable")  # position -> row
+        self.position = np.empty_like(self.order)  # row -> position
+        self.position[self.order] = np.arange(len(labels))
+        self.label = labels
+        count = np.bincount(labels)
+        self.stop = np.cumsum(count).tolist()
+        self.start = [stop - n for stop, n in zip(self.stop, count.tolist(), strict=True)]
+        self.present = np.flatnonzero(count).tolist()
+        self.rank = {label: i for i, label in enumerate(self.present)}
+        if roles == 4 and len(self.present) < 2:
+            raise ValueError("quadruplets need training images of two classes or more")
+        if roles > 1 and (single := np.flatnonzero(count == 1).tolist()):
+            names = [class_names[i] if class_names else i for i in single]
+            log.warning("classes with one training image pair it with itself: %s", names)
+
+    def _partner(self, position: int, label: int, rng: Random) -> int:
+        """Position of another image of the class (the image itself where it is the only one)."""
+        start, size = self.start[label], self.stop[label] - self.start[label]
+        if size == 1:
+            return position
+        return start + (position - start + 1 + rng.randrange(size - 1)) % size
+
+    def _negative(self, label: int, rng: Random) -> int:
+        """Position of an image of another class."""
+        start, stop = self.start[label], self.stop[label]
+        if self.negatives == "by_sample":
+            position = rng.randrange(len(self.order) - (stop - start))
+            return position if position < start else position + stop - start
+        i = rng.randrange(len(self.present) - 1)
+        other = self.present[i if i < self.rank[label] else i + 1]
+        return rng.randrange(self.start[other], self.stop[other])
+
+    def __call__(self, anchor: int, rng: Random) -> list[int]:
+        """Return the rows of the group of this anchor row, `roles` of them."""
+        label, position = int(self.label[anchor]), int(self.position[anchor])
+        positions = [position]
+        if self.roles > 1:
+            positions.append(self._partner(position, label, rng))
+        if self.roles == 4:
+            negative = self._negative(label, rng)
+            other = int(self.label[self.order[negative]])
+            positions += [negative, self._partner(negative, other, rng)]
+        return [int(self.order[p]) for p in positions]
+
+
+def draw_generator(seed: int, epoch: int, index: int) -> Random:
+    """The random numbers of one item: a pure function of its three arguments."""
+    return Random(f"{seed}/{epoch}/{index}")
+
+
+class AnchorSampler(Sampler[tuple[int, int, int]]):
+    """Yields (epoch, index, anchor row); the data set draws the rest of the group from them.
+
+    Args:
+        labels: (N,) class indices.
+        anchors: "shuffle" visits each image once an epoch; "balanced" draws with replacement, a
+            class first, uniformly over the classes that have images.
+        samples_per_epoch: anchors an epoch; None for N. A shuffled epoch takes the first of its
+            order.
+        seed: of the order.
+
+    Raises:
+        ValueError: `samples_per_epoch` is below 1, or above N for shuffled anchors.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        anchors: Anchors = "shuffle",
+        samples_per_epoch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.labels, self.anchors, self.seed, self.epoch = labels, anchors, seed, 0
+        self.number = samples_per_epoch or len(labels)
+        if self.number < 1 or (anchors == "shuffle" and self.number > len(labels)):
+            raise ValueError(
+                f"loader.samples_per_epoch={samples_per_epoch} must be from 1 to the {len(labels)} "
+                "training images (loader.anchors=balanced may draw more)"
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this at the start of each epoch, after a resume as well."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.anchors == "balanced":
+            weights = 1.0 / np.bincount(self.labels)[self.labels]
+            cumulative = np.cumsum(weights)
+            draws = rng.random(self.number) * cumulative[-1]
+            rows = np.searchsorted(cumulative, draws, side="right").clip(max=len(self.labels) - 1)
+        else:
+            rows = rng.permutation(len(self.labels))[: self.number]
+        for index, row in enumerate(rows.tolist()):
+            yield self.epoch, index, row

@@ -1,0 +1,82 @@
+"""Training and evaluation transforms, torchvision v2.
+
+Source: the authors' pipelines (tests/fixtures/parity/RECIPES.md): resize both sides, flip,
+[rotation, crop], colour jitter, ImageNet normalisation, random erasing.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torchvision.transforms import v2
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def evaluation(
+    size: int,
+    resize: int | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> v2.Compose:
+    """Resize both sides to `resize` pixels, crop the centre to `size`, normalise.
+
+    A PIL image becomes (3, size, size) float32. `resize` is `size` by default (no crop).
+
+    Raises:
+        ValueError: `resize` is smaller than `size`.
+    """
+    resize = _checked(size, resize)
+    steps = [v2.PILToTensor(), v2.Resize([resize, resize], antialias=True)]
+    if resize > size:
+        steps.append(v2.CenterCrop(size))
+    return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+
+
+def training(
+    size: int,
+    resize: int | None = None,
+    flip: float = 0.5,
+    rotation: float = 0.0,
+    jitter: Sequence[float] = (0.2, 0.2, 0.2, 0.1),
+    erase: float = 0.5,
+    erase_area: Sequence[float] = (0.02, 0.1),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> v2.Compose:
+    """As `evaluation`, with random flip, rotation, crop, colour jitter and erasing.
+
+    Args:
+        size: pixels of the result.
+        resize: pixels before the crop; the crop is random where they differ.
+        flip: probability of a horizontal flip.
+        rotation: degrees to either side.
+        jitter: brightness, contrast, saturation, hue; all 0 switches it off.
+        erase: probability of erasing a rectangle.
+        erase_area: its share of the image, from and to.
+        mean, std: of the normalisation, for pixels in [0, 1].
+
+    Raises:
+        ValueError: `resize` is smaller than `size`, or `jitter` has not four numbers.
+    """
+    resize = _checked(size, resize)
+    if len(jitter) != 4:
+        raise ValueError(f"augment.train.jitter needs four numbers, got {list(jitter)}")
+    steps = [v2.PILToTensor(), v2.Resize([resize, resize], antialias=True)]
+    steps.append(v2.RandomHorizontalFlip(flip))
+    if rotation:
+        steps.append(v2.RandomRotation(rotation, interpolation=v2.InterpolationMode.BILINEAR))
+    if resize > size:
+        steps.append(v2.RandomCrop(size))
+    if any(jitter):
+        steps.append(v2.ColorJitter(*jitter))
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    if erase:
+        steps.append(v2.RandomErasing(erase, scale=tuple(erase_area)))
+    return v2.Compose(steps)
+
+
+def _checked(size: int, resize: int | None) -> int:
+    if resize is not None and resize < size:
+        raise ValueError(f"augment: resize={resize} is smaller than size={size}")
+    return resize or size

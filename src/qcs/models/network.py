@@ -1,0 +1,342 @@
+"""The QCS network: one formulation for the plain classifier, DCS and QCS.
+
+Source: Wang et al., "QCS", AAAI 2025, arXiv 2411.01988, figure 2. The base branch is what
+inference keeps; the cross module exists for training, and its gradient reaches the base
+branch through the residual path (the paper's contrastive residual distillation).
+
+B batch, R roles [a, p, n, n2], L levels, N tokens of a level, C = embed_dim, K classes.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qcs.models.similarity import CrossSimilarityBlock, Extremes, Mode, Residual
+
+
+class Comparison(NamedTuple):
+    """What a forward on groups of faces gives; every tensor has the role axis."""
+
+    base_logits: Tensor  # (B, R, K)
+    base_features: Tensor  # (B, R, C) class tokens after the final norm
+    cross_logits: Tensor | None = None  # (B, R, K); None without a cross module
+    cross_features: Tensor | None = None  # (B, R, C)
+    attention: Tensor | None = None  # (B, R, L, N), rows sum to 1; None for mode "dot" as well
+
+
+def _halvings(size: int, grid: int) -> int | None:
+    """How many stride-2 convolutions lead from `size` to `grid` pixels; None if none does."""
+    count = 0
+    while size > grid:
+        size, count = (size + 1) // 2, count + 1
+    return count if size == grid else None
+
+
+class PyramidTokens(nn.Module):
+    """Bring every map of the backbone to grid x grid tokens of `embed_dim` channels.
+
+    A level takes one 3x3 stride-2 convolution at its own width, then as many as it needs at
+    `embed_dim`, or a 1x1 convolution when none is needed (56, 28 and 14 pixels to 7 in the paper).
+
+    Args:
+        channels: channels of each map.
+        sizes: (height, width) of each map, pixels.
+        embed_dim: C.
+        grid: tokens a side.
+
+    Raises:
+        ValueError: a map cannot be halved to the grid.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], sizes: Sequence[tuple[int, int]], embed_dim: int, grid: int
+    ) -> None:
+        super().__init__()
+        self.lateral, self.embed = nn.ModuleList(), nn.ModuleList()
+        for level, (width, (h, w)) in enumerate(zip(channels, sizes, strict=True), start=1):
+            steps = _halvings(h, grid)
+            if steps is None or h != w:
+                raise ValueError(
+                    f"map {level} of the backbone is {h}x{w} pixels, which halving does not bring "
+                    f"to the {grid}x{grid} tokens of model.grid={grid}; change model.grid, "
+                    "model.input_size or the backbone's out_indices"
+                )
+            self.lateral.append(nn.Conv2d(width, width, 3, 2, 1) if steps else nn.Identity())
+            widths = [width] + [embed_dim] * max(steps - 1, 1)
+            kernel = dict(kernel_size=3, stride=2, padding=1) if steps > 1 else {"kernel_size": 1}
+            convs = [nn.Conv2d(i, o, **kernel) for i, o in zip(widths, widths[1:], strict=False)]
+            self.embed.append(nn.Sequential(*convs))
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Turn L maps (B, C_l, H_l, W_l) into tokens (B, L*N, C), level by level."""
+        levels = zip(self.lateral, self.embed, maps, strict=True)
+        tokens = [embed(lateral(x)).flatten(2).mT for lateral, embed, x in levels]
+        return torch.cat(tokens, dim=1)
+
+
+class TokenEncoder(nn.Module):
+    """A small pre-norm ViT with a class token, a gated head and its normed tokens.
+
+    Args:
+        num_tokens: tokens without the class token.
+        embed_dim: C.
+        num_classes: K.
+        depth: number of timm Blocks.
+        num_heads: attention heads.
+        drop: dropout after the position embedding and in the MLP.
+        attention_drop: dropout after the attention's output projection (the authors' 8-class
+            files use the same value as `drop`, their 7-class files none).
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        embed_dim: int,
+        num_classes: int,
+        depth: int,
+        num_heads: int = 8,
+        drop: float = 0.0,
+        attention_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens + 1, embed_dim))
+        self.pos_drop = nn.Dropout(drop)
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    embed_dim,
+                    num_heads,
+                    qkv_bias=True,
+                    proj_drop=drop,
+                    norm_layer=partial(nn.LayerNorm, eps=1e-6),
+                )
+                for _ in range(depth)
+            )
+        )
+        for block in self.blocks:  # timm's proj_drop sets both places
+            block.attn.proj_drop.p = attention_drop
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.gate = nn.Sequential(
+            nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim)
+        )
+        self.head = nn.Linear(embed_dim, num_classes)
+        self.apply(self._init)
+        trunc_normal_(self.cls_token, std=0.02)
+        trunc_normal_(self.pos_embed, std=0.02)
+
+    @staticmethod
+    def _init(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn tokens (B, N, C) into logits (B, K), features (B, C) and normed tokens (B, N, C)."""
+        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        x = self.norm(self.blocks(self.pos_drop(x + self.pos_embed)))
+        z = x[:, 0]
+        return self.head(z * self.gate(z).sigmoid()), z, x[:, 1:]
+
+
+class BaseBranch(nn.Module):
+    """Backbone, pyramid tokens and token encoder: all that inference keeps.
+
+    Args:
+        backbone: answers like timm's `features_only` (a list of NCHW maps, `feature_info`).
+        num_classes: K.
+        input_size: images are sub-sampled to this many pixels by nearest neighbour (224 to
+            112 in the paper: every second pixel).
+        embed_dim, grid, depth, num_heads, drop, attention_drop: see the parts.
+
+    Raises:
+        ValueError: the backbone's maps are not NCHW or do not fit the grid.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        input_size: int = 112,
+        embed_dim: int = 768,
+        grid: int = 7,
+        depth: int = 2,
+        num_heads: int = 8,
+        drop: float = 0.0,
+        attention_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.backbone = backbone
+        channels = backbone.feature_info.channels()
+        sizes = self._map_sizes(channels)
+        self.pyramid = PyramidTokens(channels, sizes, embed_dim, grid)
+        self.encoder = TokenEncoder(
+            len(channels) * grid**2, embed_dim, num_classes, depth, num_heads, drop, attention_drop
+        )
+
+    @torch.no_grad()
+    def _map_sizes(self, channels: Sequence[int]) -> list[tuple[int, int]]:
+        """Ask the backbone itself, with one black image: paddings differ between families."""
+        training, size = self.backbone.training, self.input_size
+        try:
+            maps = self.backbone.eval()(torch.zeros(1, 3, size, size))
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(
+                f"the backbone does not take model.input_size={size} pixels: {error}"
+            ) from error
+        self.backbone.train(training)
+        if [m.shape[1] if m.ndim == 4 else None for m in maps] != list(channels):
+            raise ValueError(
+                f"the backbone's maps are {[tuple(m.shape) for m in maps]}, expected (batch, channel, "
+                f"height, width) with {list(channels)} channels; choose a convolutional backbone"
+            )
+        return [tuple(m.shape[2:]) for m in maps]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Sub-sample images (B, 3, H, W) and return the backbone's maps (B, C_l, H_l, W_l)."""
+        if images.shape[-2:] != (self.input_size, self.input_size):
+            images = F.interpolate(images, size=self.input_size, mode="nearest")
+        return self.backbone(images)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn images (B, 3, H, W) into logits (B, K), features (B, C), tokens (B, L*N, C)."""
+        return self.encoder(self.pyramid(self.maps(images)))
+
+    def compare(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for groups (B, R, 3, H, W); every output gains the role axis.
+
+        In training the roles pass the backbone one after the other, so that BatchNorm
+        normalises (and counts) each role by itself, as in the paper's four branches. What
+        follows holds no BatchNorm and takes all roles at once.
+        """
+        roles = images.unbind(1) if self.training else [images.flatten(0, 1)]
+        levels = zip(*(self.maps(x) for x in roles), strict=True)
+        maps = [torch.stack(m, dim=1).flatten(0, 1) for m in levels]  # (B*R, C_l, H_l, W_l)
+        out = self.encoder(self.pyramid(maps))
+        return tuple(x.unflatten(0, images.shape[:2]) for x in out)
+
+
+class CrossModule(nn.Module):
+    """Cross similarity attention of each level and a token encoder over the refined tokens.
+
+    Args:
+        roles: 2 or 4.
+        num_levels, num_tokens: L and N.
+        embed_dim, num_classes, depth, num_heads, drop, attention_drop: see `TokenEncoder`.
+        residual: add the base branch's tokens before the encoder; it is the path of the paper's
+            contrastive residual distillation. False is its ablation.
+        similarity: arguments of `CrossSimilarityBlock`.
+    """
+
+    def __init__(
+        self,
+        roles: int,
+        num_levels: int,
+        num_tokens: int,
+        embed_dim: int,
+        num_classes: int,
+        depth: int = 1,
+        num_heads: int = 8,
+        drop: float = 0.0,
+        attention_drop: float = 0.0,
+        residual: bool = True,
+        similarity: dict | None = None,
+    ) -> None:
+        super().__init__()
+        self.residual = residual
+        self.attention = nn.ModuleList(
+            CrossSimilarityBlock(embed_dim, roles, **(similarity or {})) for _ in range(num_levels)
+        )
+        self.encoder = TokenEncoder(
+            num_levels * num_tokens, embed_dim, num_classes, depth, num_heads, drop, attention_drop
+        )
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Turn tokens (B, R, L*N, C) into logits (B, R, K), features (B, R, C), attention.
+
+        Attention is (B, R, L, N), or None for dot-product attention.
+        """
+        levels = tokens.chunk(len(self.attention), dim=2)
+        out, weights = zip(*(f(x) for f, x in zip(self.attention, levels, strict=True)), strict=True)
+        refined = torch.cat(out, dim=2)  # (B, R, L*N, C)
+        if self.residual:
+            refined = tokens + refined
+        logits, features, _ = self.encoder(refined.flatten(0, 1))
+        attention = None if weights[0] is None else torch.stack(weights, dim=2)
+        group = tokens.shape[:2]
+        return logits.unflatten(0, group), features.unflatten(0, group), attention
+
+
+class QCSNetwork(nn.Module):
+    """Base branch for every role and, in training, the cross module between them.
+
+    Args:
+        backbone: see `BaseBranch`.
+        num_classes: K.
+        roles: 1 (plain classifier), 2 (DCS: anchor, positive) or 4 (QCS: and two negatives).
+        input_size, embed_dim, grid, num_heads: see the parts; heads serve both encoders.
+        base: depth, drop, attention_drop of the base branch's encoder.
+        cross: arguments of `CrossModule` that are a choice: depth, drop, attention_drop,
+            residual, similarity. None leaves the module out (its ablation).
+
+    Raises:
+        ValueError: a number of roles that is not 1, 2 or 4; a cross module for one role; an
+            embed_dim that the heads do not divide; a backbone that does not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        roles: Literal[1, 2, 4] = 4,
+        input_size: int = 112,
+        embed_dim: int = 768,
+        grid: int = 7,
+        num_heads: int = 8,
+        base: dict | None = None,
+        cross: dict | None = None,
+    ) -> None:
+        super().__init__()
+        if roles not in (1, 2, 4):
+            raise ValueError(f"model.roles is 1 (base), 2 (DCS) or 4 (QCS), got {roles}")
+        if roles == 1 and cross is not None:
+            raise ValueError("model.roles=1 has nothing to compare: set model.cross=null")
+        if embed_dim % num_heads:
+            raise ValueError(f"model.num_heads={num_heads} does not divide embed_dim={embed_dim}")
+        self.roles, self.num_classes, self.grid = roles, num_classes, grid
+        self.base = BaseBranch(
+            backbone, num_classes, input_size, embed_dim, grid, num_heads=num_heads, **(base or {})
+        )
+        self.cross = None
+        if cross is not None:
+            levels = len(backbone.feature_info.channels())
+            self.cross = CrossModule(
+                roles, levels, grid**2, embed_dim, num_classes, num_heads=num_heads, **cross
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images (B, 3, H, W) with the base branch: logits (B, K)."""
+        return self.base(images)[0]
+
+    def compare(self, images: Tensor) -> Comparison:
+        """Classify groups (B, R, 3, H, W) with both halves; for training and for pictures.
+
+        Raises:
+            ValueError: the group has another number of roles than the network.
+        """
+        if images.shape[1] != self.roles:
+            raise ValueError(f"expected groups of {self.roles} roles, got {images.shape[1]}")
+        logits, features, tokens = self.base.compare(images)
+        if self.cross is None:
+            return Comparison(logits, features)
+        return Comparison(logits, features, *self.cross(tokens))
+
+
+__all__ = ["Comparison", "Extremes", "Mode", "QCSNetwork", "Residual"]
