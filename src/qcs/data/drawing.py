@@ -191,7 +191,9 @@ def _shot(entropy: list[int], person: _Person) -> _Shot:
         noise=rng.gamma(1.3, 2.6),
         grey=rng.random() < 0.15,
         cover=str(rng.choice(covers, p=(0.925, 0.025, 0.02, 0.03))),
-        hat=str(rng.choice(("", "beanie", "cap", "brim", "veil"), p=(0.89, 0.03, 0.03, 0.02, 0.03))),
+        hat=str(
+            rng.choice(("", "beanie", "cap", "brim", "veil"), p=(0.89, 0.03, 0.03, 0.02, 0.03))
+        ),
         glasses=worn if person.glasses else glasses,
         gaze=float(np.clip(rng.normal(0, 0.35), -0.8, 0.8)),
         cloth=rng.uniform(25, 225, 3),
@@ -234,9 +236,7 @@ def _spline(points: object, closed: bool = False, steps: int = 6) -> np.ndarray:
     )
     a, b, c, d = ring[:-3], ring[1:-2], ring[2:-1], ring[3:]
     t = np.linspace(0, 1, steps, endpoint=False)[:, None, None]
-    cubic = b + 0.5 * t * (
-        c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a))
-    )
+    cubic = b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
     curve = cubic.swapaxes(0, 1).reshape(-1, 2)
     return curve if closed else np.concatenate((curve, p[-1:]))
 
@@ -653,7 +653,7 @@ def _lips(s: _Scene) -> dict[str, np.ndarray]:
     gap = max(0.0, mid["part"] - 0.12) * 0.15 + max(0.0, mid["jaw"] - 0.08) * 0.27
     gap = gap + 0.05 * max(0.0, mid["upper"] - 0.2) * (1 - 0.8 * min(1.0, mid["press"]))
     top = line - gap * (0.28 - 0.2 * min(1.0, mid["smile"])) * bow
-    bottom = top + gap * bow + 0.03 * mid["jaw"]  * bow
+    bottom = top + gap * bow + 0.03 * mid["jaw"] * bow
     thin = np.clip(1 - 0.62 * mid["press"] - 0.25 * mid["smile"] - 0.2 * mid["stretch"], 0.25, 1)
     cupid = 1 - 0.25 * np.exp(-((t / 0.13) ** 2))
     upper = top - 0.056 * p.lip * thin * (1 - r**2.2) ** 0.8 * cupid
@@ -789,7 +789,7 @@ def _strands(
 ) -> None:
     pen, p = ImageDraw.Draw(layer), s.person
     whorl = 0.3 if p.style == "part" else 0.05
-    top, = s.at([(whorl * p.half_width, -1.05)], rim=True)
+    (top,) = s.at([(whorl * p.half_width, -1.05)], rim=True)
     for place, reach, gain, wave in strokes:
         rim = outer[int(place * (len(outer) - 1))]
         near = inner[::-1][int(place * (len(inner) - 1))]
@@ -868,7 +868,15 @@ def _hat(s: _Scene) -> None:
     s.fill(_spline(brim, closed=True), _ink(colour, 0.62), reach[1] - 0.2, rim=True)
 
 
-_BRIM = ((-1.0, 0.02), (-0.6, -0.08), (0.0, -0.11), (0.6, -0.08), (1.0, 0.02), (0.5, 0.1), (-0.5, 0.1))
+_BRIM = (
+    (-1.0, 0.02),
+    (-0.6, -0.08),
+    (0.0, -0.11),
+    (0.6, -0.08),
+    (1.0, 0.02),
+    (0.5, 0.1),
+    (-0.5, 0.1),
+)
 
 
 def _cloth_over_mouth(s: _Scene) -> None:

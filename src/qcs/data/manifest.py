@@ -19,6 +19,20 @@ from PIL import Image, UnidentifiedImageError
 SPLITS = ("train", "val", "test")
 
 
+def require(path: str | None, name: str, hint: str) -> Path:
+    """Return the path of a data set that the user holds.
+
+    Raises:
+        FileNotFoundError: it was not given, or nothing is there; says what is expected.
+    """
+    if path is None:
+        raise FileNotFoundError(f"dataset.path is not set: {name} is read from {hint}")
+    found = Path(path).expanduser()
+    if not (found.is_dir() or (found.is_file() and found.suffix == ".zip")):
+        raise FileNotFoundError(f"nothing to read at dataset.path={path}: {name} is {hint}")
+    return found
+
+
 @dataclass(frozen=True)
 class Manifest:
     """A table of N images.
@@ -86,14 +100,18 @@ class Manifest:
         """Images of each class, (K,) int64."""
         return np.bincount(self.labels, minlength=len(self.class_names))
 
-    def hold_out(self, fraction: float, seed: int) -> "Manifest":
+    def hold_out(
+        self, fraction: float, seed: int, key: str = "loader.val_fraction"
+    ) -> "Manifest":
         """Move a seeded share of each class's training images to val (at least one of two).
+
+        `key` is the configuration key that an error names.
 
         Raises:
             ValueError: a fraction outside (0, 1).
         """
         if not 0 < fraction < 1:
-            raise ValueError(f"val_fraction must be above 0 and below 1, got {fraction}")
+            raise ValueError(f"{key} must be above 0 and below 1, got {fraction}")
         rng, splits = np.random.default_rng(seed), self.splits.astype("<U5")
         for label in range(len(self.class_names)):
             rows = np.flatnonzero((self.labels == label) & (self.splits == "train"))

@@ -1,0 +1,167 @@
+"""From a config or a checkpoint to objects."""
+
+import logging
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+import qcs
+from qcs.config import instantiate
+from qcs.data.datamodule import FaceDataModule, Transform
+from qcs.data.manifest import Manifest
+from qcs.models import QCSNetwork
+from qcs.module import QCSModule
+
+log = logging.getLogger(__name__)
+
+# A checkpoint names what rebuilds its network; a file from elsewhere must not name anything else.
+TRUSTED_TARGETS = ("qcs.models.", "qcs.data.", "timm.create_model")
+
+
+def datamodule(config: dict[str, Any]) -> FaceDataModule:
+    """Read the data set and make its loaders."""
+    return instantiate(
+        config["loader"],
+        manifest=instantiate(config["dataset"]),
+        train_transform=instantiate(config["augment"]["train"]),
+        eval_transform=instantiate(config["augment"]["eval"]),
+        roles=config["model"]["roles"],
+        select_on=config["select_on"],
+        seed=config["seed"],
+    )
+
+
+def recipe(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+    """What a checkpoint carries to rebuild its network, data set and input: plain values."""
+    backbone = dict(config["backbone"])
+    if backbone.get("pretrained"):  # the checkpoint itself holds the weights
+        backbone["pretrained"] = False
+    return {
+        "qcs_version": qcs.__version__,
+        "backbone": backbone,
+        "model": {**config["model"], "num_classes": len(manifest.class_names)},
+        "class_names": list(manifest.class_names),
+        "dataset": config["dataset"],
+        "transform": config["augment"]["eval"],
+        "select_on": config["select_on"],
+    }
+
+
+def network(parts: dict[str, Any]) -> QCSNetwork:
+    """Build the network of a recipe."""
+    return instantiate(parts["model"], backbone=instantiate(parts["backbone"]))
+
+
+def loss(config: dict[str, Any], manifest: Manifest) -> nn.Module:
+    """Build the loss; `class_weights: balanced` becomes N / (K * images of the class)."""
+    options = dict(config["loss"])
+    if options.get("class_weights") == "balanced":
+        counts = manifest.counts()
+        if not counts.all():
+            missing = manifest.class_names[int(counts.argmin())]
+            raise ValueError(f"loss.class_weights=balanced: no training image of {missing}")
+        options["class_weights"] = (len(manifest) / len(counts) / counts).tolist()
+    weights = options.get("class_weights")
+    if weights is not None and len(weights) != len(manifest.class_names):
+        raise ValueError(
+            f"loss.class_weights has {len(weights)} numbers for {len(manifest.class_names)} classes"
+        )
+    return instantiate(options)
+
+
+def module(config: dict[str, Any], data: FaceDataModule) -> QCSModule:
+    """Build the LightningModule for a data set."""
+    parts = recipe(config, data.manifest)
+    return QCSModule(
+        network=network(parts),
+        loss=loss(config, data.train),
+        optimizer=instantiate(config["optimizer"]),
+        class_names=data.manifest.class_names,
+        scheduler=_scheduler(config["scheduler"]),
+        sam=config["sam"],
+        accumulate_grad_batches=config["accumulate_grad_batches"],
+        gradient_clip_norm=config["gradient_clip_norm"],
+        seed=config["seed"],
+        recipe=parts,
+    )
+
+
+def _scheduler(options: dict[str, Any]) -> dict[str, Any]:
+    schedule = options.get("schedule")
+    return {**options, "schedule": schedule and instantiate(schedule)}
+
+
+def trainer(config: dict[str, Any], folder: Path) -> Trainer:
+    """Build the Trainer with its callbacks and loggers.
+
+    Raises:
+        ValueError: an option that manual optimisation takes elsewhere.
+    """
+    for key, ours in {
+        "accumulate_grad_batches": "accumulate_grad_batches",
+        "gradient_clip_val": "gradient_clip_norm",
+    }.items():
+        if config["trainer"].get(key) is not None:
+            raise ValueError(f"trainer.{key} is {ours} at the top level here: write {ours}=...")
+    callbacks: list[Callback] = [instantiate(c) for c in (config["callbacks"] or {}).values() if c]
+    loggers: list[Logger] = [instantiate(c) for c in (config["logger"] or {}).values() if c]
+    return instantiate(
+        config["trainer"], callbacks=callbacks, logger=loggers, default_root_dir=str(folder)
+    )
+
+
+class Checkpoint(NamedTuple):
+    """A trained network and all that it takes to use it."""
+
+    network: QCSNetwork  # in eval mode
+    class_names: tuple[str, ...]
+    transform: Transform  # PIL image to (3, H, W)
+    recipe: dict[str, Any]
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Rebuild the network of one of our checkpoints from the file alone, on the CPU.
+
+    Only tensors and plain values are read (`weights_only`), and only our own and timm's
+    classes are built.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of ours, or one that names a foreign class.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at ckpt={path}; a run keeps its own in checkpoints/")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("qcs"), dict):
+        raise ValueError(f"{path} is not a checkpoint of `python -m qcs.train`")
+    parts = content["qcs"]
+    _trust(parts, path)
+    net = network(parts)
+    prefix = "network."
+    weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    net.load_state_dict(weights)
+    transform = instantiate(parts["transform"])
+    return Checkpoint(net.eval(), tuple(parts["class_names"]), transform, parts)
+
+
+def _trust(node: Any, path: Path) -> None:
+    """Refuse a recipe that would build anything but networks and data sets."""
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if target is not None and not str(target).startswith(TRUSTED_TARGETS):
+            raise ValueError(f"{path} asks to build {target!r}, which is not trusted; not loaded")
+        for value in node.values():
+            _trust(value, path)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _trust(value, path)

@@ -1,0 +1,179 @@
+"""Where conf/ is, what a value in it may be, and one sentence for what is wrong.
+
+Values are checked against the signature of what they configure, before anything is built: an
+unknown key or a wrong type names the key, what came and what is expected.
+"""
+
+import functools
+import os
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, isclass, signature
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+import hydra
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+_PACKAGE = Path(__file__).parent
+CONF = next(d for d in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if d.is_dir())
+
+
+class Settings(TypedDict):
+    """The scalars at the top of train.yaml; its sections are checked by their own targets."""
+
+    seed: int
+    select_on: Literal["val", "test", "last"]
+    resume: str | None
+    test: bool
+    optimized_metric: str | None
+    accumulate_grad_batches: int
+    gradient_clip_norm: float | None
+
+
+def problem(value: Any, hint: Any, where: str) -> str | None:
+    """Return what is wrong with a plain value, in a sentence, or None.
+
+    Args:
+        value: of a resolved config: None, bool, int, float, str, list or dict.
+        hint: a type hint; what it cannot be checked against passes.
+        where: the key, for the sentence.
+    """
+    if hint is None or hint is type(None):
+        return None if value is None else f"{where}={value!r} should be null"
+    if is_typeddict(hint):
+        return _mapping_problem(value, hint, where)
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        problems = [problem(value, h, where) for h in args]
+        if None in problems:
+            return None
+        named = [p for h, p in zip(args, problems, strict=True) if is_typeddict(h)]
+        return named[0] if named and isinstance(value, dict) else _expected(value, hint, where)
+    if origin is Literal:
+        return None if value in args else f"{where}={value!r} should be one of {list(args)}"
+    return None if _fits(value, origin or hint) else _expected(value, hint, where)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is Any or not isclass(kind):
+        return True
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (str, bool, dict):
+        return isinstance(value, kind)
+    if issubclass(kind, (Sequence, tuple, list)):
+        return isinstance(value, (list, tuple))
+    if kind is Path:
+        return isinstance(value, str)
+    return isinstance(value, dict) or (isclass(kind) and isinstance(value, kind))
+
+
+def _expected(value: Any, hint: Any, where: str) -> str:
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    names = ["null" if p is type(None) else getattr(p, "__name__", str(p)) for p in parts]
+    return f"{where}={value!r} is a {type(value).__name__}, expected {' or '.join(names)}"
+
+
+def _mapping_problem(value: Any, hint: Any, where: str) -> str | None:
+    if not isinstance(value, dict):
+        return f"{where}={value!r} should be a group of {sorted(get_type_hints(hint))}"
+    hints = get_type_hints(hint)
+    for key, item in value.items():
+        name = f"{where}.{key}" if where else key
+        if key not in hints:
+            return f"{name} is not an option; {where} takes {', '.join(sorted(hints))}"
+        if found := problem(item, hints[key], name):
+            return found
+    return None
+
+
+def check(node: Any, where: str) -> None:
+    """Check every node below that has a `_target_` against the target's signature.
+
+    Raises:
+        ValueError: an unknown key or a wrong type, or a target that does not exist.
+    """
+    if not isinstance(node, dict):
+        return
+    if "_target_" not in node:
+        for key, value in node.items():
+            check(value, f"{where}.{key}" if where else key)
+        return
+    try:
+        target = hydra.utils.get_object(node["_target_"])
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{where}._target_={node['_target_']} cannot be imported: {error}") from error
+    parameters = signature(target).parameters
+    hints = get_type_hints(target.__init__ if isclass(target) else target)
+    names = [n for n, p in parameters.items() if p.kind is not Parameter.VAR_KEYWORD]
+    for key, value in node.items():
+        name = f"{where}.{key}"
+        if key in ("_target_", "_partial_", "_args_", "_recursive_", "_convert_"):
+            continue
+        if isinstance(value, dict) and "_target_" in value:
+            check(value, name)
+        elif key in names:
+            if found := problem(value, hints.get(key, Any), name):
+                raise ValueError(found)
+        elif len(names) == len(parameters):  # no **kwargs
+            raise ValueError(f"{name} is not an option; {where} takes {', '.join(names)}")
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Resolve a config into dicts, lists and scalars, and check it.
+
+    Raises:
+        ValueError: as `check`; also the top-level settings.
+    """
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    scalars = {k: v for k, v in config.items() if k in get_type_hints(Settings)}
+    if found := _mapping_problem(scalars, Settings, ""):
+        raise ValueError(found)
+    check(config, "")
+    return config
+
+
+def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
+    """Build what a checked node describes; `extra` are further arguments, objects among them.
+
+    Raises:
+        ValueError, OSError, ImportError: what the target itself raises, unwrapped from Hydra's.
+    """
+    try:
+        if not extra:
+            return hydra.utils.instantiate(dict(node), _convert_="all")
+        # Hydra would turn a dataclass among its own arguments into a config.
+        target = hydra.utils.instantiate({**node, "_partial_": True}, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, (ValueError, OSError, ImportError)):
+            raise error.__cause__ from None
+        raise ValueError(f"{node.get('_target_')} cannot be built: {error.__cause__}") from error
+    return target(**extra)
+
+
+def one_sentence(main: Callable) -> Callable:
+    """Turn a user's mistake into one sentence and exit status 2.
+
+    QCS_TRACEBACK=1 shows where it came from instead.
+    """
+
+    @functools.wraps(main)
+    def wrapper(cfg: DictConfig) -> Any:
+        try:
+            return main(cfg)
+        except (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException) as error:
+            if os.environ.get("QCS_TRACEBACK"):
+                raise
+            text = str(error).strip()
+            if text.startswith("Caught "):  # a loader process sends its traceback along
+                text = text.splitlines()[-1]
+            print(f"error: {text} (QCS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
+            sys.exit(2)
+
+    return wrapper

@@ -1,0 +1,217 @@
+"""The LightningModule: steps, metrics, optimisers. No mathematics.
+
+Optimisation is manual, because SAM takes two gradients a step: Lightning passes no closure at
+16-mixed, and its accumulation would re-run only the last batch. `optimizer.step()` is called once
+a (accumulated) batch, so `global_step`, loggers and checkpoints count as usual.
+
+B batch, R roles, K classes, H and W pixels.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, TypedDict
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from qcs.losses import QCSLoss
+from qcs.metrics import scores
+from qcs.models import Comparison, QCSNetwork
+from qcs.sam import gradient_norm, perturbed
+
+Batch = dict[str, Tensor]
+
+
+class SAMOptions(TypedDict, total=False):
+    """Sharpness-aware minimisation; `rho` 0 is the plain optimiser."""
+
+    rho: float
+    adaptive: bool
+    update_bn_twice: bool  # BatchNorm's running statistics move in the second pass too
+
+
+class SchedulerOptions(TypedDict, total=False):
+    """A schedule and how often it moves; "step" counts optimiser steps."""
+
+    interval: Literal["step", "epoch"]
+    schedule: dict | Callable | None
+
+
+@contextmanager
+def frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """Let BatchNorm normalise by the batch without moving its running statistics."""
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+class QCSModule(LightningModule):
+    """Trains the network on groups of faces, validates and tests its base branch.
+
+    Args:
+        network: takes groups of R faces in training.
+        loss: of a `Comparison` and labels.
+        optimizer: makes the optimiser of the parameters.
+        class_names: K names.
+        scheduler: `schedule` makes the schedule of the optimiser; with interval "step" it is also
+            given `total_steps`.
+        sam: see `SAMOptions`; the defaults are the paper's.
+        accumulate_grad_batches: batches of one optimiser step; SAM takes both gradients over all.
+        gradient_clip_norm: largest norm of the gradient that the optimiser sees; None for any.
+        seed: of dropout, anew each epoch, so that a resumed run repeats the uninterrupted one.
+        recipe: plain values that rebuild the network from a checkpoint, see `qcs.build`.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(
+        self,
+        network: QCSNetwork,
+        loss: QCSLoss,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        class_names: Sequence[str],
+        scheduler: SchedulerOptions | None = None,
+        sam: SAMOptions | None = None,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_norm: float | None = None,
+        seed: int = 0,
+        recipe: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.network, self.loss = network, loss
+        self.make_optimizer, self.scheduler = optimizer, scheduler or {}
+        self.class_names, self.recipe, self.seed = tuple(class_names), recipe, seed
+        sam = sam or {}
+        self.rho, self.adaptive = sam.get("rho", 0.05), sam.get("adaptive", False)
+        self.update_bn_twice = sam.get("update_bn_twice", True)
+        self.accumulate, self.clip_norm = accumulate_grad_batches, gradient_clip_norm
+        if self.rho < 0 or self.accumulate < 1 or (self.clip_norm or 1) <= 0:
+            raise ValueError(
+                "sam.rho must be 0 or more, accumulate_grad_batches 1 or more and gradient_clip_norm "
+                f"above 0 or null, got {self.rho}, {self.accumulate}, {self.clip_norm}"
+            )
+        self.window: list[Batch] = []
+        self.val_confusion = MulticlassConfusionMatrix(len(class_names))
+        self.test_outputs: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images (B, 3, H, W) with the base branch: logits (B, K)."""
+        return self.network(images)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser and, if any, its schedule; both are saved by Lightning."""
+        optimizer = self.make_optimizer(self.network.parameters())
+        schedule = self.scheduler.get("schedule")
+        if schedule is None:
+            return optimizer
+        if self.scheduler.get("interval", "epoch") == "epoch":
+            return [optimizer], [schedule(optimizer)]
+        batches = self.trainer.estimated_stepping_batches  # of accumulate_grad_batches=1
+        epochs = max(self.trainer.max_epochs, 1)
+        steps = math.ceil(batches / epochs / self.accumulate) * epochs
+        return [optimizer], [schedule(optimizer, total_steps=steps)]
+
+    # -- training ------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        """Seed dropout."""
+        torch.manual_seed(hash((self.seed, self.current_epoch, self.global_rank)))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Take one batch's gradient; at the end of its window, SAM's second one, and the step."""
+        number, total = batch_idx % self.accumulate + 1, self.trainer.num_training_batches
+        size = min(self.accumulate, total - (batch_idx - number + 1))  # the last may be shorter
+        self._log_training(batch, *self._backward(batch, size))
+        if self.rho:
+            self.window.append(batch)
+        if number < size:
+            return
+        optimizer = self.optimizers()
+        if self.rho and not self._overflow():
+            self._second_gradient(optimizer)
+        self.window.clear()
+        optimizer.step()
+        optimizer.zero_grad()
+        if self.scheduler.get("interval") == "step" and self.lr_schedulers():
+            self.lr_schedulers().step()
+
+    def _backward(self, batch: Batch, share: int) -> tuple[Comparison, dict[str, Tensor]]:
+        """Add the gradient of 1/share of the batch's loss."""
+        out = self.network.compare(batch["images"])
+        parts = self.loss(out, batch["labels"])
+        self.manual_backward(parts["loss"] / share)
+        return out, parts
+
+    def _overflow(self) -> bool:
+        """Whether 16-mixed overflowed in the first pass: the scaler then skips the step."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            return False
+        return not gradient_norm(self.network.parameters()).isfinite()
+
+    def _second_gradient(self, optimizer: Optimizer) -> None:
+        """Replace the gradient at w by the one at SAM's perturbed weights."""
+        statistics = nullcontext() if self.update_bn_twice else frozen_statistics(self.network)
+        with perturbed(self.network.parameters(), self.rho, self.adaptive), statistics:
+            optimizer.zero_grad()
+            for batch in self.window:
+                self._backward(batch, len(self.window))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Clip; Lightning has unscaled the gradient by now."""
+        if self.clip_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
+
+    def on_train_epoch_end(self) -> None:
+        """Move a schedule of epochs."""
+        if self.scheduler.get("interval", "epoch") == "epoch" and self.lr_schedulers():
+            self.lr_schedulers().step()
+
+    def _log_training(self, batch: Batch, out: Comparison, parts: dict[str, Tensor]) -> None:
+        values = {f"train/{name}": value.detach() for name, value in parts.items()}
+        for name, logits in {"acc": out.base_logits, "acc_cross": out.cross_logits}.items():
+            if logits is not None:
+                hits = logits.detach().argmax(-1) == batch["labels"]
+                values[f"train/{name}"] = hits.float().mean()
+        shown = {k: values.pop(k) for k in ("train/loss", "train/acc")}
+        options = {"on_step": True, "on_epoch": True, "batch_size": len(batch["labels"])}
+        self.log_dict(shown, prog_bar=True, **options)
+        self.log_dict(values, **options)
+
+    # -- evaluation ----------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count hits and misses of the base branch."""
+        self.val_confusion.update(self(batch["images"]), batch["labels"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/acc, val/mean_acc and val/f1."""
+        values = scores(self.val_confusion.compute())
+        self.log_dict({f"val/{k}": v.float() for k, v in values.items()}, prog_bar=True)
+        self.val_confusion.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the last test."""
+        self.test_outputs.clear()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the logits (B, K) and labels (B,) for the report."""
+        logits = self(batch["images"]).float().cpu()
+        self.test_outputs.append((logits, batch["labels"].cpu()))
+
+    # -- checkpoint ----------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what rebuilds the network without any configuration."""
+        checkpoint["qcs"] = self.recipe

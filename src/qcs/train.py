@@ -1,0 +1,93 @@
+"""Train a network: `python -m qcs.train dataset=... model=... backbone=...`."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning
+import torch
+from omegaconf import DictConfig
+
+from qcs import build, provenance, report
+from qcs.config import CONF, one_sentence, plain
+
+log = logging.getLogger(__name__)
+
+
+def train(config: dict[str, Any]) -> dict[str, float]:
+    """Train, select, test once, and leave everything in the run's folder.
+
+    Args:
+        config: plain and checked, of conf/train.yaml.
+
+    Returns:
+        All metrics of the run by name ("val/acc", "test/acc", ...).
+    """
+    folder = Path(config["run_dir"])
+    lightning.seed_everything(config["seed"], verbose=False)
+    data = build.datamodule(config)
+    module = build.module(config, data)
+    trainer = build.trainer(config, folder)
+    provenance.write(folder, config)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(config)
+    if config["select_on"] == "test":
+        log.warning(
+            "select_on=test: the best epoch is chosen on the test set, as the papers do; "
+            "the test accuracy below is biased upwards"
+        )
+    log.info("%.2f M parameters, run folder %s", _millions(module), folder)
+    trainer.fit(module, data, ckpt_path=config["resume"], weights_only=True)
+    metrics = dict(trainer.callback_metrics)
+    if config["test"] and not trainer.fast_dev_run:
+        metrics |= test(config, trainer, module, data, folder)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def test(
+    config: dict[str, Any],
+    trainer: lightning.Trainer,
+    module: lightning.LightningModule,
+    data: lightning.LightningDataModule,
+    folder: Path,
+) -> dict[str, float]:
+    """Run the test set once, on the selected checkpoint, and write the report."""
+    saved = trainer.checkpoint_callback
+    chosen = config["select_on"] != "last" and saved and saved.best_model_path
+    path = chosen or (saved and saved.last_model_path) or None
+    trainer.test(module, data, ckpt_path=path, weights_only=True, verbose=False)
+    logits, labels = (torch.cat(x) for x in zip(*module.test_outputs, strict=True))
+    about = {
+        "dataset": data.manifest.root.name,
+        "split": "test",
+        "ckpt": str(path),
+        "selected_on": config["select_on"],
+    }
+    result = report.write(folder / "test", logits, labels, data.manifest.split("test"), about)
+    values = {f"test/{k}": result[k] for k in ("acc", "mean_acc", "f1")}
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step)
+        logger.save()
+    log.info("checkpoint %s, report in %s", path, folder / "test")
+    return values
+
+
+def _millions(module: torch.nn.Module) -> float:
+    return sum(p.numel() for p in module.parameters()) / 1e6
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
+@one_sentence
+def main(cfg: DictConfig) -> float | None:
+    """Compose, check, train; return the metric that a sweep optimises."""
+    config = plain(cfg)
+    metrics = train(config)
+    name = config["optimized_metric"]
+    if name and name not in metrics:
+        raise ValueError(f"optimized_metric={name} is not logged; choose of {sorted(metrics)}")
+    return metrics[name] if name else None
+
+
+if __name__ == "__main__":
+    main()
