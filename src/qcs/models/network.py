@@ -181,7 +181,6 @@ class BaseBranch(nn.Module):
             len(channels) * grid**2, embed_dim, num_classes, depth, num_heads, drop, attention_drop
         )
 
-    @torch.no_grad()
     def _map_sizes(self, channels: Sequence[int]) -> list[tuple[int, int]]:
         """Ask the backbone itself, with one black image: paddings differ between families."""
         training, size = self.backbone.training, self.input_size
@@ -191,13 +190,37 @@ class BaseBranch(nn.Module):
             raise ValueError(
                 f"the backbone does not take model.input_size={size} pixels: {error}"
             ) from error
-        self.backbone.train(training)
         if [m.shape[1] if m.ndim == 4 else None for m in maps] != list(channels):
             raise ValueError(
-                f"the backbone's maps are {[tuple(m.shape) for m in maps]}, expected (batch, channel, "
-                f"height, width) with {list(channels)} channels; choose a convolutional backbone"
+                f"the backbone's maps are {[tuple(m.shape) for m in maps]}, expected (batch, "
+                f"channel, height, width) with {list(channels)} channels; choose another backbone"
             )
+        self._prune(maps)
+        self.backbone.train(training)
         return [tuple(m.shape[2:]) for m in maps]
+
+    def _prune(self, maps: Sequence[Tensor]) -> None:
+        """Drop what lies behind the last map (timm keeps a stage more in some families)."""
+        params = dict(self.backbone.named_parameters())
+        grads = torch.autograd.grad(
+            sum(m.sum() for m in maps), list(params.values()), allow_unused=True
+        )
+        unused = {k for k, g in zip(params, grads, strict=True) if g is None}
+        for name, _ in list(self.backbone.named_modules()):
+            inside = {k for k in unused if k.startswith(f"{name}.")}
+            if inside and inside == {k for k in params if k.startswith(f"{name}.")}:
+                self.backbone.set_submodule(name, nn.Identity())
+                unused -= inside
+        try:
+            with torch.no_grad():
+                self.backbone(torch.zeros(1, 3, self.input_size, self.input_size))
+        except (IndexError, RuntimeError, TypeError):
+            unused |= set(params)
+        if unused:
+            raise ValueError(
+                "the backbone has parameters that its maps do not use and that cannot be left "
+                "out; choose backbone.out_indices that include its last map"
+            )
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Sub-sample images (B, 3, H, W) and return the backbone's maps (B, C_l, H_l, W_l)."""

@@ -1,0 +1,36 @@
+"""Small things that several tests share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qcs.data.manifest import Manifest
+from qcs.models import IR, QCSNetwork
+
+torch.set_num_threads(2)
+
+
+def tiny_network(roles: int = 4, num_classes: int = 3, **options) -> QCSNetwork:
+    """A network of a few thousand parameters on 16-pixel images, deterministic."""
+    torch.manual_seed(0)
+    cross = options.pop("cross", {} if roles > 1 else None)
+    backbone = options.pop("backbone", None) or IR((1, 1), (8, 16), stem_stride=2)
+    sizes = {"input_size": 16, "embed_dim": 16, "grid": 2, "num_heads": 2} | options
+    return QCSNetwork(backbone, num_classes, roles=roles, cross=cross, **sizes)
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Manifest:
+    """36 train, 9 val and 9 test images of three colours that a classifier can tell apart."""
+    rng, rows = np.random.default_rng(0), []
+    for split, number in {"train": 12, "val": 3, "test": 3}.items():
+        for label, i in np.ndindex(3, number):
+            pixels = rng.integers(0, 90, (20, 20, 3), dtype=np.uint8)
+            pixels[..., label] += 150
+            name = f"{split}-{label}-{i}.png"
+            Image.fromarray(pixels).save(tmp_path / name)
+            rows.append((name, label, split))
+    return Manifest.build(tmp_path, rows, ("red", "green", "blue"))
