@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from qcs.data import synthetic
 from qcs.data.synthetic import EXPRESSIONS, draw_face, make, read
 
