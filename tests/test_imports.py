@@ -1,0 +1,42 @@
+"""Who may import whom (LAYOUT): torch code knows neither Lightning nor Hydra."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "qcs"
+PLAIN = [
+    *SOURCE.glob("models/*.py"),
+    *SOURCE.glob("data/drawing/*.py"),
+    *SOURCE.glob("data/sources/*.py"),
+    *(SOURCE / f for f in ("losses.py", "sam.py", "metrics.py", "convert.py", "plots.py")),
+    *(SOURCE / "data" / f for f in ("manifest.py", "quadruplets.py", "transforms.py")),
+]
+ENTRIES = {"qcs.train", "qcs.eval"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", PLAIN, ids=lambda p: p.stem)
+def test_plain_code_knows_no_framework(path):
+    tops = {name.split(".")[0] for name in imports(path)}
+    assert not tops & {"lightning", "hydra", "omegaconf"}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: p.stem)
+def test_nothing_imports_an_entry_point(path):
+    assert not imports(path) & ENTRIES
+
+
+def test_data_imports_no_models():
+    for path in SOURCE.glob("data/**/*.py"):
+        assert not any(name.startswith("qcs.models") for name in imports(path))
