@@ -22,8 +22,23 @@ _PACKAGE = Path(__file__).parent
 CONF = next(d for d in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if d.is_dir())
 
 
+class SAMOptions(TypedDict, total=False):
+    """Sharpness-aware minimisation; `rho` 0 is the plain optimiser."""
+
+    rho: float
+    adaptive: bool
+    update_bn_twice: bool  # BatchNorm's running statistics move in the second pass too
+
+
+class SchedulerOptions(TypedDict, total=False):
+    """A schedule and how often it moves; "step" counts optimiser steps."""
+
+    interval: Literal["step", "epoch"]
+    schedule: dict | Callable | None
+
+
 class Settings(TypedDict):
-    """The scalars at the top of train.yaml; its sections are checked by their own targets."""
+    """All keys of train.yaml and eval.yaml; groups are further checked by their own targets."""
 
     seed: int
     select_on: Literal["val", "test", "last"]
@@ -32,6 +47,24 @@ class Settings(TypedDict):
     optimized_metric: str | None
     accumulate_grad_batches: int
     gradient_clip_norm: float | None
+    sam: SAMOptions
+    run_dir: str
+    dataset: dict | None
+    backbone: dict
+    model: dict
+    loss: dict
+    augment: dict
+    optimizer: dict
+    scheduler: SchedulerOptions
+    loader: dict
+    trainer: dict
+    callbacks: dict | None
+    logger: dict | None
+    ckpt: str | None
+    split: Literal["train", "val", "test"]
+    batch_size: int
+    num_workers: int
+    device: str | None
 
 
 def problem(value: Any, hint: Any, where: str) -> str | None:
@@ -87,7 +120,7 @@ def _mapping_problem(value: Any, hint: Any, where: str) -> str | None:
     for key, item in value.items():
         name = f"{where}.{key}" if where else key
         if key not in hints:
-            return f"{name} is not an option; {where} takes {', '.join(sorted(hints))}"
+            return f"{name} is not an option; {where or 'a run'} takes {', '.join(hints)}"
         if found := problem(item, hints[key], name):
             return found
     return None
@@ -110,7 +143,10 @@ def check(node: Any, where: str) -> None:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{where}._target_={node['_target_']} cannot be imported: {error}") from error
     parameters = signature(target).parameters
-    hints = get_type_hints(target.__init__ if isclass(target) else target)
+    try:
+        hints = get_type_hints(target.__init__ if isclass(target) else target)
+    except NameError:  # a library's hint that only type checkers can import
+        hints = {}
     names = [n for n, p in parameters.items() if p.kind is not Parameter.VAR_KEYWORD]
     for key, value in node.items():
         name = f"{where}.{key}"
@@ -132,8 +168,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         ValueError: as `check`; also the top-level settings.
     """
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    scalars = {k: v for k, v in config.items() if k in get_type_hints(Settings)}
-    if found := _mapping_problem(scalars, Settings, ""):
+    if found := _mapping_problem(config, Settings, ""):
         raise ValueError(found)
     check(config, "")
     return config

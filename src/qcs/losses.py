@@ -8,6 +8,7 @@ B batch, R roles, C channels, K classes.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,13 +67,14 @@ class QCSLoss(nn.Module):
     Args:
         base_weight, cross_weight: shares of the halves; only their ratio matters.
         label_smoothing: of every cross-entropy.
-        class_weights: one weight a class, in class order; None for equal ones.
+        class_weights: one weight a class, in class order; None for equal ones. "balanced" is
+            for configs: `qcs.build.loss` puts the numbers in its place.
         logit_weight: factor of the logit distillation, 0 switches it off.
         temperature: of the logit distillation.
         feature_weight: factor of the feature distillation, 0 switches it off.
 
     Raises:
-        ValueError: a weight below 0, both shares 0, or a temperature not above 0.
+        ValueError: a weight below 0, both shares 0, a temperature not above 0, or "balanced".
     """
 
     def __init__(
@@ -80,12 +82,14 @@ class QCSLoss(nn.Module):
         base_weight: float = 1.0,
         cross_weight: float = 1.0,
         label_smoothing: float = 0.0,
-        class_weights: Sequence[float] | None = None,
+        class_weights: Sequence[float] | Literal["balanced"] | None = None,
         logit_weight: float = 0.0,
         temperature: float = 4.0,
         feature_weight: float = 0.0,
     ) -> None:
         super().__init__()
+        if class_weights == "balanced":
+            raise ValueError("loss.class_weights=balanced needs the data set: see qcs.build.loss")
         weights = [base_weight, cross_weight, logit_weight, feature_weight, *(class_weights or [])]
         if min(weights) < 0 or base_weight + cross_weight == 0:
             raise ValueError(f"loss weights must not be negative or all 0, got {weights}")

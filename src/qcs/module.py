@@ -10,7 +10,7 @@ B batch, R roles, K classes, H and W pixels.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -19,27 +19,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from qcs.config import SAMOptions, SchedulerOptions
 from qcs.losses import QCSLoss
 from qcs.metrics import scores
 from qcs.models import Comparison, QCSNetwork
 from qcs.sam import gradient_norm, perturbed
 
 Batch = dict[str, Tensor]
-
-
-class SAMOptions(TypedDict, total=False):
-    """Sharpness-aware minimisation; `rho` 0 is the plain optimiser."""
-
-    rho: float
-    adaptive: bool
-    update_bn_twice: bool  # BatchNorm's running statistics move in the second pass too
-
-
-class SchedulerOptions(TypedDict, total=False):
-    """A schedule and how often it moves; "step" counts optimiser steps."""
-
-    interval: Literal["step", "epoch"]
-    schedule: dict | Callable | None
 
 
 @contextmanager

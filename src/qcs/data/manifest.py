@@ -157,7 +157,7 @@ class Manifest:
 
     @classmethod
     def from_csv(
-        cls, path: str | Path, root: str | Path | None = None, class_names: Sequence[str] = ()
+        cls, path: str | Path | None, root: str | Path | None = None, class_names: Sequence[str] = ()
     ) -> "Manifest":
         """Read a CSV of `path,label,split`, labels being class names.
 
@@ -170,6 +170,8 @@ class Manifest:
             FileNotFoundError: no such file.
             ValueError: a missing column, or a label that is not among `class_names`.
         """
+        if path is None:
+            raise FileNotFoundError("dataset.path is not set: a CSV of path,label,split")
         path = Path(path).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"no manifest at {path}: expected a CSV of path,label,split")

@@ -9,7 +9,7 @@ B batch, R roles [a, p, n, n2], L levels, N tokens of a level, C = embed_dim, K 
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from timm.layers import trunc_normal_
@@ -17,7 +17,22 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qcs.models.similarity import CrossSimilarityBlock, Extremes, Mode, Residual
+from qcs.models.similarity import CrossSimilarityBlock, SimilarityOptions
+
+
+class EncoderOptions(TypedDict, total=False):
+    """Arguments of `TokenEncoder` that are a choice."""
+
+    depth: int
+    drop: float
+    attention_drop: float
+
+
+class CrossOptions(EncoderOptions, total=False):
+    """Arguments of `CrossModule` that are a choice."""
+
+    residual: bool
+    similarity: SimilarityOptions
 
 
 class Comparison(NamedTuple):
@@ -72,6 +87,10 @@ class PyramidTokens(nn.Module):
             kernel = dict(kernel_size=3, stride=2, padding=1) if steps > 1 else {"kernel_size": 1}
             convs = [nn.Conv2d(i, o, **kernel) for i, o in zip(widths, widths[1:], strict=False)]
             self.embed.append(nn.Sequential(*convs))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # keeps the variance; nothing normalises between
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+                nn.init.zeros_(module.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Turn L maps (B, C_l, H_l, W_l) into tokens (B, L*N, C), level by level."""
@@ -133,8 +152,8 @@ class TokenEncoder(nn.Module):
 
     @staticmethod
     def _init(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            trunc_normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):  # the usual std of 0.02 suits 768 channels alone
+            nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -270,7 +289,7 @@ class CrossModule(nn.Module):
         drop: float = 0.0,
         attention_drop: float = 0.0,
         residual: bool = True,
-        similarity: dict | None = None,
+        similarity: SimilarityOptions | None = None,
     ) -> None:
         super().__init__()
         self.residual = residual
@@ -323,8 +342,8 @@ class QCSNetwork(nn.Module):
         embed_dim: int = 768,
         grid: int = 7,
         num_heads: int = 8,
-        base: dict | None = None,
-        cross: dict | None = None,
+        base: EncoderOptions | None = None,
+        cross: CrossOptions | None = None,
     ) -> None:
         super().__init__()
         if roles not in (1, 2, 4):
@@ -361,5 +380,3 @@ class QCSNetwork(nn.Module):
             return Comparison(logits, features)
         return Comparison(logits, features, *self.cross(tokens))
 
-
-__all__ = ["Comparison", "Extremes", "Mode", "QCSNetwork", "Residual"]

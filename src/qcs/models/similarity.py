@@ -8,7 +8,7 @@ computed once and serves both of its faces.
 B batch, R roles (2 for DCS, 4 for QCS), N tokens of one level, C channels.
 """
 
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from timm.layers import Mlp
@@ -18,6 +18,14 @@ from torch.nn import functional as F
 Mode = Literal["both", "similarity", "distance", "dot"]
 Extremes = Literal["batch", "sample"]
 Residual = Literal["normed", "prenorm"]
+
+
+class SimilarityOptions(TypedDict, total=False):
+    """Arguments of `CrossSimilarityBlock` that are a choice."""
+
+    mode: Mode
+    extremes: Extremes
+    residual: Residual
 
 
 def spread(matrix: Tensor) -> tuple[Tensor, Tensor]:

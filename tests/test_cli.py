@@ -1,0 +1,170 @@
+"""The real thing through the command line: train, resume, evaluate, on small drawn faces."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from qcs import build
+from qcs.data import synthetic
+
+SMALL = [
+    "backbone.channels=[8,8,16]",
+    "model.embed_dim=16",
+    "model.num_heads=2",
+    "model.grid=2",
+    "model.input_size=32",
+    "augment.size=32",
+    "augment.resize=36",
+    "loader.num_workers=0",
+    "loader.batch_size=8",
+    "trainer.enable_progress_bar=false",
+]
+
+
+def qcs(command: str, *overrides: str, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess:
+    """Run `python -m qcs.COMMAND` as a user does."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    env["PYTHONPATH"] = str(Path(build.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-m", f"qcs.{command}", *overrides],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode == 0) == ok, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A folder with drawn faces (in `faces`) and a trained run of one epoch (in `run`)."""
+    folder = tmp_path_factory.mktemp("cli")
+    synthetic.make(folder / "faces", size=32, train=8, val=4, test=4, workers=1)
+    qcs(
+        "train",
+        *SMALL,
+        f"dataset.path={folder / 'faces'}",
+        "trainer.max_epochs=1",
+        "scheduler=exponential",
+        "logger=wandb",
+        "hydra.run.dir=run",
+        cwd=folder,
+    )
+    return folder
+
+
+def test_a_run_leaves_everything_in_its_folder(run):
+    files = {p.relative_to(run / "run").as_posix() for p in (run / "run").rglob("*")}
+    assert files >= {
+        "config.yaml",
+        "versions.json",
+        "train.log",
+        "csv/metrics.csv",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "test/metrics.json",
+        "test/confusion.json",
+        "test/confusion.png",
+        "test/faces.png",
+    }
+    assert any(f.startswith("wandb/offline-run") for f in files)
+    versions = json.loads((run / "run/versions.json").read_text())
+    assert versions["torch"] == torch.__version__
+    header = (run / "run/csv/metrics.csv").read_text().splitlines()[0]
+    assert {"train/loss_step", "val/acc", "test/acc"} <= set(header.split(","))
+
+
+def test_eval_agrees_with_the_test_of_the_run(run):
+    qcs("eval", "ckpt=run/checkpoints/best.ckpt", "hydra.run.dir=eval", "num_workers=0", cwd=run)
+    ours, theirs = (json.loads((run / d / "metrics.json").read_text()) for d in ("eval", "run/test"))
+    for key in ("acc", "mean_acc", "f1", "images", "classes", "selected_on"):
+        assert ours[key] == theirs[key]
+    counts = json.loads((run / "eval/confusion.json").read_text())["rows_are_true"]
+    assert torch.tensor(counts).sum() == ours["images"] == 28
+
+
+def test_a_run_resumes_and_repeats_the_uninterrupted_one(run):
+    common = [*SMALL, f"dataset.path={run / 'faces'}", "scheduler=exponential", "test=false"]
+    qcs("train", *common, "trainer.max_epochs=2", "hydra.run.dir=whole", cwd=run)
+    last = "resume=run/checkpoints/last.ckpt"
+    qcs("train", *common, "trainer.max_epochs=2", last, "hydra.run.dir=resumed", cwd=run)
+    whole, resumed = (
+        torch.load(run / d / "checkpoints/last.ckpt", weights_only=True) for d in ("whole", "resumed")
+    )
+    assert whole["global_step"] == resumed["global_step"] == 14
+    for key, value in whole["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][key], value, atol=0, rtol=0)
+
+
+def test_a_checkpoint_rebuilds_itself_from_the_file_alone(run):
+    checkpoint = build.load(run / "run/checkpoints/best.ckpt")
+    assert checkpoint.class_names == synthetic.EXPRESSIONS
+    image = synthetic.draw_face(5, 0, "Happiness", 48)
+    from PIL import Image
+
+    logits = checkpoint.network(checkpoint.transform(Image.fromarray(image))[None])
+    assert logits.shape == (1, 7) and logits.isfinite().all()
+
+
+def test_a_checkpoint_that_names_foreign_code_is_refused(run):
+    content = torch.load(run / "run/checkpoints/best.ckpt", weights_only=True)
+    content["qcs"]["backbone"] = {"_target_": "os.system", "command": "touch hacked"}
+    torch.save(content, run / "hostile.ckpt")
+    with pytest.raises(ValueError, match="not trusted"):
+        build.load(run / "hostile.ckpt")
+
+
+class Payload:
+    def __reduce__(self):
+        return (os.system, ("touch hacked",))
+
+
+def test_a_pickle_that_calls_something_is_refused(run):
+    torch.save({"qcs": Payload()}, run / "pickle.ckpt")
+    with pytest.raises(ValueError, match="cannot be read safely|can be read safely"):
+        build.load(run / "pickle.ckpt")
+    assert not Path("hacked").exists()
+
+
+@pytest.mark.parametrize(
+    "command,overrides,sentence",
+    [
+        ("train", ["dataset=ferplus"], "error: dataset.path is not set: FERPlus is read from"),
+        ("train", ["dataset=ferplus", "dataset.path=nowhere"], "error: nothing to read at"),
+        ("train", ["+nonsense=1"], "error: nonsense is not an option"),
+        ("train", ["model.grid=3"], "error: map 1 of the backbone is 16x16 pixels"),
+        ("train", ["optimizer.lr=fast"], "error: optimizer.lr='fast' is a str"),
+        ("eval", [], "error: ckpt is not set"),
+        ("eval", ["ckpt=nowhere.ckpt"], "error: no checkpoint at ckpt=nowhere.ckpt"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_without_a_traceback(command, overrides, sentence, run):
+    if command == "train" and not any(o.startswith("dataset") for o in overrides):
+        overrides = [*overrides, f"dataset.path={run / 'faces'}"]
+    done = qcs(command, *overrides, cwd=run, ok=False)
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_another_class_list_is_refused(run, faces):
+    rows = ["path,label,split"] + [f"{p},c{y},test" for p, y in zip(faces.paths, faces.labels)]
+    (faces.root / "table.csv").write_text("\n".join(rows))
+    data = ["dataset=csv", f"dataset.path={faces.root / 'table.csv'}"]
+    done = qcs("eval", "ckpt=run/checkpoints/best.ckpt", *data, cwd=run, ok=False)
+    assert "error: the checkpoint knows 7 classes" in done.stderr
+
+
+def test_a_corrupt_image_is_named(run, tmp_path):
+    synthetic.make(tmp_path / "faces", size=32, train=2, val=1, test=1, workers=1)
+    victim = sorted((tmp_path / "faces/images/train").iterdir())[3]
+    victim.write_bytes(b"not an image")
+    data = [f"dataset.path={tmp_path / 'faces'}", "trainer.max_epochs=1", "loader.num_workers=2"]
+    done = qcs("train", *SMALL[:-2], *data, cwd=tmp_path, ok=False)
+    assert f"error: ValueError: cannot read image images/train/{victim.name}" in done.stderr
