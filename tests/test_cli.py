@@ -76,14 +76,16 @@ def test_a_run_leaves_everything_in_its_folder(run):
     }
     assert any(f.startswith("wandb/offline-run") for f in files)
     versions = json.loads((run / "run/versions.json").read_text())
-    assert versions["torch"] == torch.__version__
+    assert torch.__version__.startswith(versions["torch"])
     header = (run / "run/csv/metrics.csv").read_text().splitlines()[0]
     assert {"train/loss_step", "val/acc", "test/acc"} <= set(header.split(","))
 
 
 def test_eval_agrees_with_the_test_of_the_run(run):
     qcs("eval", "ckpt=run/checkpoints/best.ckpt", "hydra.run.dir=eval", "num_workers=0", cwd=run)
-    ours, theirs = (json.loads((run / d / "metrics.json").read_text()) for d in ("eval", "run/test"))
+    ours, theirs = (
+        json.loads((run / d / "metrics.json").read_text()) for d in ("eval", "run/test")
+    )
     for key in ("acc", "mean_acc", "f1", "images", "classes", "selected_on"):
         assert ours[key] == theirs[key]
     counts = json.loads((run / "eval/confusion.json").read_text())["rows_are_true"]
@@ -96,7 +98,8 @@ def test_a_run_resumes_and_repeats_the_uninterrupted_one(run):
     last = "resume=run/checkpoints/last.ckpt"
     qcs("train", *common, "trainer.max_epochs=2", last, "hydra.run.dir=resumed", cwd=run)
     whole, resumed = (
-        torch.load(run / d / "checkpoints/last.ckpt", weights_only=True) for d in ("whole", "resumed")
+        torch.load(run / d / "checkpoints/last.ckpt", weights_only=True)
+        for d in ("whole", "resumed")
     )
     assert whole["global_step"] == resumed["global_step"] == 14
     for key, value in whole["state_dict"].items():

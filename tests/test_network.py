@@ -114,12 +114,15 @@ def test_a_backbone_with_parts_that_its_maps_do_not_use_is_refused():
         tiny_network(backbone=backbone, input_size=64, grid=4)
 
 
-@pytest.mark.parametrize("options,sentence", [
-    ({"grid": 3}, "does not bring to the 3x3 tokens of model.grid=3"),
-    ({"roles": 3}, "model.roles is 1"),
-    ({"roles": 1, "cross": {}}, "model.cross=null"),
-    ({"num_heads": 3}, "model.num_heads=3"),
-])
+@pytest.mark.parametrize(
+    "options,sentence",
+    [
+        ({"grid": 3}, "does not bring to the 3x3 tokens of model.grid=3"),
+        ({"roles": 3}, "model.roles is 1"),
+        ({"roles": 1, "cross": {}}, "model.cross=null"),
+        ({"num_heads": 3}, "model.num_heads=3"),
+    ],
+)
 def test_what_does_not_fit_is_one_sentence(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         tiny_network(**options)

@@ -106,7 +106,9 @@ def check_batch_norm(network, names, golden, prefix, atol):
 @pytest.mark.parametrize("name", DOUBLE + SINGLE)
 def test_network_reproduces_the_authors_numbers(name):
     double = name in DOUBLE
-    dtype, prefix, atol = (torch.float64, "f64_", 1e-10) if double else (torch.float32, "f32_", 3e-5)
+    dtype, prefix, atol = (
+        (torch.float64, "f64_", 1e-10) if double else (torch.float32, "f32_", 3e-5)
+    )
     golden = np.load(PARITY / f"golden_{name}.npz")
     network, names = build(name)
     network.to(dtype).eval()
@@ -118,7 +120,9 @@ def test_network_reproduces_the_authors_numbers(name):
     out = network.train().compare(data["images"])
     logits = torch.cat([out.base_logits, out.cross_logits], dim=1).transpose(0, 1).detach()
     np.testing.assert_allclose(logits, golden[prefix + "train_logits"], atol=atol, rtol=0)
-    losses = [F.cross_entropy(x, y) for x, y in zip(logits, data["labels"].T.tile(2, 1), strict=True)]
+    losses = [
+        F.cross_entropy(x, y) for x, y in zip(logits, data["labels"].T.tile(2, 1), strict=True)
+    ]
     np.testing.assert_allclose(losses, golden[prefix + "train_losses"], atol=atol, rtol=0)
 
     loss = QCSLoss()(out, data["labels"])["loss"]
@@ -206,9 +210,7 @@ def test_three_sam_steps_reproduce_the_authors_numbers(tmp_path):
     np.testing.assert_allclose(
         [p.sum() for p in chosen], golden["f64_sam_param_sum"], atol=1e-7, rtol=0
     )
-    np.testing.assert_allclose(
-        [p.norm() for p in chosen], golden["f64_sam_param_l2"], rtol=1e-9
-    )
+    np.testing.assert_allclose([p.norm() for p in chosen], golden["f64_sam_param_l2"], rtol=1e-9)
     buffers = {names[k]: b for k, b in network.named_buffers()}
     layers = golden["bn_names"].tolist()
     sums = [[buffers[f"{n}.running_{s}"].sum() for s in ("mean", "var")] for n in layers]

@@ -47,9 +47,7 @@ def fit(network, data, tmp_path, optimizer=None, epochs=1, ckpt=None, trainer=No
     )
     settings = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
     settings |= {"enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(
-        max_epochs=epochs, default_root_dir=tmp_path, **settings, **(trainer or {})
-    )
+    trainer = Trainer(max_epochs=epochs, default_root_dir=tmp_path, **settings, **(trainer or {}))
     loader = torch.utils.data.DataLoader(data, batch_size=None, generator=torch.Generator())
     trainer.fit(module, loader, ckpt_path=ckpt, weights_only=True if ckpt else None)
     return trainer
@@ -174,7 +172,10 @@ def test_the_clipped_gradient_is_the_unscaled_second_one(scaled, tmp_path):
     trainer = {"plugins": [plugin]} if scaled else None
     fit(network, batches(1), tmp_path, trainer=trainer, gradient_clip_norm=0.01)
     moved = torch.cat(
-        [(p - q).flatten() for p, q in zip(network.parameters(), Linear().parameters(), strict=True)]
+        [
+            (p - q).flatten()
+            for p, q in zip(network.parameters(), Linear().parameters(), strict=True)
+        ]
     )
     assert moved.norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
 

@@ -43,7 +43,9 @@ def _reference(q, mode, gain, per_sample):
     return torch.stack(maps, dim=1)
 
 
-@pytest.mark.parametrize("roles,mode", [(4, "both"), (4, "similarity"), (4, "distance"), (2, "both")])
+@pytest.mark.parametrize(
+    "roles,mode", [(4, "both"), (4, "similarity"), (4, "distance"), (2, "both")]
+)
 @pytest.mark.parametrize("extremes", ["batch", "sample"])
 def test_matches_plain_loops(roles, mode, extremes):
     q = torch.randn(3, roles, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -52,15 +54,18 @@ def test_matches_plain_loops(roles, mode, extremes):
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("order,symmetric", [
-    ((1, 0, 3, 2), True),
-    ((2, 3, 0, 1), True),
-    ((3, 2, 1, 0), True),
-    ((1, 0, 2, 3), False),  # anchor and positive alone
-    ((0, 1, 3, 2), False),
-    ((2, 1, 0, 3), False),
-    ((1, 2, 3, 0), False),
-])
+@pytest.mark.parametrize(
+    "order,symmetric",
+    [
+        ((1, 0, 3, 2), True),
+        ((2, 3, 0, 1), True),
+        ((3, 2, 1, 0), True),
+        ((1, 0, 2, 3), False),  # anchor and positive alone
+        ((0, 1, 3, 2), False),
+        ((2, 1, 0, 3), False),
+        ((1, 2, 3, 0), False),
+    ],
+)
 def test_the_circle_of_four_is_symmetric_under_these_alone(order, symmetric):
     q = torch.randn(2, 4, 6, 8, dtype=torch.float64)
     same = torch.allclose(cross_similarity(q)[:, order], cross_similarity(q[:, order]), atol=1e-12)
@@ -90,8 +95,10 @@ def test_identical_faces_have_finite_gradients():
 
 
 def test_theta_exists_only_where_something_reaches_it():
-    has = {(r, m): hasattr(CrossSimilarityBlock(8, r, m), "theta") for r, m in
-           [(4, "both"), (4, "similarity"), (4, "distance"), (4, "dot"), (2, "both")]}
+    has = {
+        (r, m): hasattr(CrossSimilarityBlock(8, r, m), "theta")
+        for r, m in [(4, "both"), (4, "similarity"), (4, "distance"), (4, "dot"), (2, "both")]
+    }
     assert [k for k, v in has.items() if v] == [(4, "both")]
 
 

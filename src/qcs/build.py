@@ -108,7 +108,10 @@ def trainer(config: dict[str, Any], folder: Path) -> Trainer:
     }.items():
         if config["trainer"].get(key) is not None:
             raise ValueError(f"trainer.{key} is {ours} at the top level here: write {ours}=...")
-    callbacks: list[Callback] = [instantiate(c) for c in (config["callbacks"] or {}).values() if c]
+    parts = [c for c in (config["callbacks"] or {}).values() if c]
+    if config["select_on"] == "last":  # nothing is validated, so nothing can be monitored
+        parts = [c for c in parts if "monitor" not in c]
+    callbacks: list[Callback] = [instantiate(c) for c in parts]
     loggers: list[Logger] = [instantiate(c) for c in (config["logger"] or {}).values() if c]
     return instantiate(
         config["trainer"], callbacks=callbacks, logger=loggers, default_root_dir=str(folder)
@@ -136,7 +139,9 @@ def load(path: str | Path) -> Checkpoint:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at ckpt={path}; a run keeps its own in checkpoints/")
+        raise FileNotFoundError(
+            f"no checkpoint at ckpt={path}; a run keeps its own in checkpoints/"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
@@ -148,7 +153,9 @@ def load(path: str | Path) -> Checkpoint:
     _trust(parts, path)
     net = network(parts)
     prefix = "network."
-    weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    weights = {
+        k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)
+    }
     net.load_state_dict(weights)
     transform = instantiate(parts["transform"])
     return Checkpoint(net.eval(), tuple(parts["class_names"]), transform, parts)

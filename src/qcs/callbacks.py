@@ -19,6 +19,14 @@ class EpochLog(Callback):
         """Log loss, accuracies and seconds."""
         shown = ("train/loss_epoch", "train/acc_epoch", "val/acc", "val/mean_acc")
         metrics = trainer.callback_metrics
-        values = " ".join(f"{k.removesuffix('_epoch')} {metrics[k]:.4f}" for k in shown if k in metrics)
+        values = " ".join(
+            f"{k.removesuffix('_epoch')} {metrics[k]:.4f}" for k in shown if k in metrics
+        )
         seconds = time.monotonic() - self._start
-        log.info("epoch %d/%d %s (%.0f s)", trainer.current_epoch + 1, trainer.max_epochs, values, seconds)
+        log.info(
+            "epoch %d/%d %s (%.0f s)",
+            trainer.current_epoch + 1,
+            trainer.max_epochs,
+            values,
+            seconds,
+        )

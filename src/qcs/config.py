@@ -11,7 +11,16 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, isclass, signature
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Any,
+    Literal,
+    TypedDict,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 import hydra
 from hydra.errors import HydraException, InstantiationException
@@ -141,7 +150,9 @@ def check(node: Any, where: str) -> None:
     try:
         target = hydra.utils.get_object(node["_target_"])
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{where}._target_={node['_target_']} cannot be imported: {error}") from error
+        raise ValueError(
+            f"{where}._target_={node['_target_']} cannot be imported: {error}"
+        ) from error
     parameters = signature(target).parameters
     try:
         hints = get_type_hints(target.__init__ if isclass(target) else target)

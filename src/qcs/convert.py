@@ -30,7 +30,10 @@ OFFICIAL_KEYS: tuple[tuple[str, str | None], ...] = (
     (r"VIT_(base|cross)\.se_block\.linear1\.(.+)", r"\1.encoder.gate.0.\2"),
     (r"VIT_(base|cross)\.se_block\.linear2\.(.+)", r"\1.encoder.gate.2.\2"),
     (r"VIT_(base|cross)\.head\.linear\.(.+)", r"\1.encoder.head.\2"),
-    (r"VIT_(base|cross)\.blocks\.(\d+)\.((?:norm1|norm2|attn|mlp)\..+)", r"\1.encoder.blocks.\2.\3"),
+    (
+        r"VIT_(base|cross)\.blocks\.(\d+)\.((?:norm1|norm2|attn|mlp)\..+)",
+        r"\1.encoder.blocks.\2.\3",
+    ),
     (r"VIT_(base|cross)\.norm\.(.+)", r"\1.encoder.norm.\2"),
     (r"cross_attention_1\.(.+)", r"cross.attention.0.\1"),
     (r"cross_attention_2\.(.+)", r"cross.attention.1.\1"),

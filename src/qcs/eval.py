@@ -28,7 +28,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, Any]:
     if config["ckpt"] is None:
         raise ValueError("ckpt is not set: write ckpt=runs/.../checkpoints/best.ckpt")
     checkpoint = build.load(config["ckpt"])
-    manifest: Manifest = instantiate(config["dataset"] or checkpoint.recipe["dataset"])
+    manifest: Manifest = instantiate(config.get("dataset") or checkpoint.recipe["dataset"])
     if manifest.class_names != checkpoint.class_names:
         raise ValueError(
             f"the checkpoint knows {len(checkpoint.class_names)} classes "

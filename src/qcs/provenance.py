@@ -16,7 +16,15 @@ PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-
 
 def git_revision() -> str | None:
     """Commit of the source tree with "-dirty" where it was changed; None outside of git."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -53,9 +53,8 @@ def test(
     folder: Path,
 ) -> dict[str, float]:
     """Run the test set once, on the selected checkpoint, and write the report."""
-    saved = trainer.checkpoint_callback
-    chosen = config["select_on"] != "last" and saved and saved.best_model_path
-    path = chosen or (saved and saved.last_model_path) or None
+    saved = trainer.checkpoint_callback  # the first: best.ckpt, or last.ckpt for select_on=last
+    path = (saved and saved.best_model_path) or None
     trainer.test(module, data, ckpt_path=path, weights_only=True, verbose=False)
     logits, labels = (torch.cat(x) for x in zip(*module.test_outputs, strict=True))
     about = {

@@ -100,9 +100,7 @@ class Manifest:
         """Images of each class, (K,) int64."""
         return np.bincount(self.labels, minlength=len(self.class_names))
 
-    def hold_out(
-        self, fraction: float, seed: int, key: str = "loader.val_fraction"
-    ) -> "Manifest":
+    def hold_out(self, fraction: float, seed: int, key: str = "loader.val_fraction") -> "Manifest":
         """Move a seeded share of each class's training images to val (at least one of two).
 
         `key` is the configuration key that an error names.
@@ -157,7 +155,10 @@ class Manifest:
 
     @classmethod
     def from_csv(
-        cls, path: str | Path | None, root: str | Path | None = None, class_names: Sequence[str] = ()
+        cls,
+        path: str | Path | None,
+        root: str | Path | None = None,
+        class_names: Sequence[str] = (),
     ) -> "Manifest":
         """Read a CSV of `path,label,split`, labels being class names.
 
@@ -183,7 +184,9 @@ class Manifest:
         names = tuple(class_names) or tuple(sorted({label for _, label, _ in table}))
         index = {name: i for i, name in enumerate(names)}
         if unknown := {label for _, label, _ in table} - set(names):
-            raise ValueError(f"{path} has the label {sorted(unknown)[0]!r}, expected one of {names}")
+            raise ValueError(
+                f"{path} has the label {sorted(unknown)[0]!r}, expected one of {names}"
+            )
         rows = [(image, index[label], split) for image, label, split in table]
         return cls.build(Path(root).expanduser() if root else path.parent, rows, names)
 

@@ -76,11 +76,11 @@ class IR(nn.Module):
         )
         info, width = [], channels[0]
         for i, (depth, out) in enumerate(zip(units, channels, strict=True), start=1):
-            stage = [IRUnit(width if j == 0 else out, out, 2 if j == 0 else 1) for j in range(depth)]
+            stage = [
+                IRUnit(width if j == 0 else out, out, 2 if j == 0 else 1) for j in range(depth)
+            ]
             self.add_module(f"stage{i}", nn.Sequential(*stage))
-            info.append(
-                {"num_chs": out, "reduction": stem_stride * 2**i, "module": f"stage{i}"}
-            )
+            info.append({"num_chs": out, "reduction": stem_stride * 2**i, "module": f"stage{i}"})
             width = out
         self.feature_info = FeatureInfo(info, out_indices=tuple(range(len(info))))
         for module in self.modules():
@@ -94,5 +94,3 @@ class IR(nn.Module):
             x = getattr(self, name)(x)
             maps.append(x)
         return maps
-
-

@@ -306,7 +306,9 @@ class CrossModule(nn.Module):
         Attention is (B, R, L, N), or None for dot-product attention.
         """
         levels = tokens.chunk(len(self.attention), dim=2)
-        out, weights = zip(*(f(x) for f, x in zip(self.attention, levels, strict=True)), strict=True)
+        out, weights = zip(
+            *(f(x) for f, x in zip(self.attention, levels, strict=True)), strict=True
+        )
         refined = torch.cat(out, dim=2)  # (B, R, L*N, C)
         if self.residual:
             refined = tokens + refined
@@ -379,4 +381,3 @@ class QCSNetwork(nn.Module):
         if self.cross is None:
             return Comparison(logits, features)
         return Comparison(logits, features, *self.cross(tokens))
-
