@@ -3,8 +3,8 @@ import itertools
 import pytest
 import timm
 import torch
-from conftest import tiny_network
 
+from conftest import tiny_network
 from qcs.models import IR, QCSNetwork
 
 SIMILARITY = [

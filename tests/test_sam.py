@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_network
 from lightning import Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
+from conftest import tiny_network
 from qcs.losses import QCSLoss
 from qcs.models import Comparison
 from qcs.module import QCSModule
