@@ -157,7 +157,9 @@ def test_a_users_mistake_is_one_sentence_without_a_traceback(command, overrides,
 
 
 def test_another_class_list_is_refused(run, faces):
-    rows = ["path,label,split"] + [f"{p},c{y},test" for p, y in zip(faces.paths, faces.labels)]
+    rows = ["path,label,split"] + [
+        f"{p},c{y},test" for p, y in zip(faces.paths, faces.labels, strict=True)
+    ]
     (faces.root / "table.csv").write_text("\n".join(rows))
     data = ["dataset=csv", f"dataset.path={faces.root / 'table.csv'}"]
     done = qcs("eval", "ckpt=run/checkpoints/best.ckpt", *data, cwd=run, ok=False)

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,7 @@ def test_prefix_and_newer_embedding_names_give_the_same_targets():
     old, _ = from_official({k: torch.zeros(()) for k in keys()})
     renamed = {"q": "1", "k": "2", "v": "3"}
     newer = [
-        f"module.{k.replace(f'embed_{k[6]}', f'embed_{renamed[k[6]]}') if k.startswith('embed_') else k}"
-        for k in keys()
+        "module." + re.sub(r"^embed_([qkv])", lambda m: f"embed_{renamed[m[1]]}", k) for k in keys()
     ]
     assert newer != keys()
     new, _ = from_official({k: torch.zeros(()) for k in newer})

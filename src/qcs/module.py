@@ -83,10 +83,12 @@ class QCSModule(LightningModule):
         self.rho, self.adaptive = sam.get("rho", 0.05), sam.get("adaptive", False)
         self.update_bn_twice = sam.get("update_bn_twice", True)
         self.accumulate, self.clip_norm = accumulate_grad_batches, gradient_clip_norm
-        if self.rho < 0 or self.accumulate < 1 or (self.clip_norm or 1) <= 0:
+        clips_all = self.clip_norm is not None and self.clip_norm <= 0
+        if self.rho < 0 or self.accumulate < 1 or clips_all:
             raise ValueError(
-                "sam.rho must be 0 or more, accumulate_grad_batches 1 or more and gradient_clip_norm "
-                f"above 0 or null, got {self.rho}, {self.accumulate}, {self.clip_norm}"
+                "sam.rho must be 0 or more, accumulate_grad_batches 1 or more and "
+                "gradient_clip_norm above 0 or null, "
+                f"got {self.rho}, {self.accumulate}, {self.clip_norm}"
             )
         self.window: list[Batch] = []
         self.val_confusion = MulticlassConfusionMatrix(len(class_names))

@@ -70,12 +70,13 @@ def _sheet(path: Path, logits: Tensor, labels: Tensor, manifest: Manifest, title
 
 
 def _print(result: dict[str, Any], title: str) -> None:
-    table = Table("class", "faces", "precision", "recall", "F1", title=title)
+    table = Table("class", "faces", "precision", "recall", "F1", title=title, min_width=len(title))
     for name, row in result["classes"].items():
         numbers = (f"{100 * row[k]:.2f}" for k in ("precision", "recall", "f1"))
         table.add_row(name, str(row["support"]), *numbers)
     table.caption = (
-        f"top-1 {100 * result['acc']:.2f} %   mean class accuracy {100 * result['mean_acc']:.2f} %   "
+        f"top-1 {100 * result['acc']:.2f} %   "
+        f"mean class accuracy {100 * result['mean_acc']:.2f} %   "
         f"macro-F1 {100 * result['f1']:.2f} %   ({result['images']} images)"
     )
     Console().print(table)

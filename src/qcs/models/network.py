@@ -9,6 +9,7 @@ B batch, R roles [a, p, n, n2], L levels, N tokens of a level, C = embed_dim, K 
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Literal, NamedTuple, TypedDict
 
 import torch
@@ -85,7 +86,7 @@ class PyramidTokens(nn.Module):
             self.lateral.append(nn.Conv2d(width, width, 3, 2, 1) if steps else nn.Identity())
             widths = [width] + [embed_dim] * max(steps - 1, 1)
             kernel = dict(kernel_size=3, stride=2, padding=1) if steps > 1 else {"kernel_size": 1}
-            convs = [nn.Conv2d(i, o, **kernel) for i, o in zip(widths, widths[1:], strict=False)]
+            convs = [nn.Conv2d(i, o, **kernel) for i, o in pairwise(widths)]
             self.embed.append(nn.Sequential(*convs))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # keeps the variance; nothing normalises between
