@@ -62,7 +62,7 @@ def test_every_optimiser_and_schedule_builds(choice, tmp_path):
         make = build._scheduler(parts["scheduler"])["schedule"]
         if make:
             steps = {"total_steps": 20} if parts["scheduler"]["interval"] == "step" else {}
-            make(optimizer, **steps).step()
+            assert make(optimizer, **steps).get_last_lr()[0] > 0
 
 
 @pytest.mark.parametrize(
