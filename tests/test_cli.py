@@ -78,7 +78,7 @@ def test_a_run_leaves_everything_in_its_folder(run):
     versions = json.loads((run / "run/versions.json").read_text())
     assert torch.__version__.startswith(versions["torch"])
     header = (run / "run/csv/metrics.csv").read_text().splitlines()[0]
-    assert {"train/loss_step", "val/acc", "test/acc"} <= set(header.split(","))
+    assert {"train/loss_epoch", "val/acc", "test/acc"} <= set(header.split(","))
 
 
 def test_eval_agrees_with_the_test_of_the_run(run):
