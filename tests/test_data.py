@@ -119,7 +119,7 @@ def test_image_folder_says_what_is_wrong(tmp_path):
     [
         ("path,label\na,b\n", "lacks the column"),
         ("path,label,split\na.png,angry,train\nb.png,x,train\n", "label 'x'"),
-        ("path,label,split\na.png,sad,dev\n", "unknown split"),
+        ("path,label,split\na.png,sad,dev\n", "line 2 has the label 'sad' and the split 'dev'"),
         ("path,label,split\n", "no images"),
     ],
 )

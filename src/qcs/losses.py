@@ -27,7 +27,7 @@ def role_cross_entropy(
 
     Args:
         logits: (B, R, K).
-        labels: (B, R), class indices.
+        labels: (B, R), class indices, or (B, R, K), probabilities.
         label_smoothing: in [0, 1).
         class_weights: (K,); each role's mean is then the weighted one, as in torch.
 
@@ -111,7 +111,7 @@ class QCSLoss(nn.Module):
 
         Args:
             out: of `QCSNetwork.compare`.
-            labels: (B, R), class indices.
+            labels: (B, R), class indices, or (B, R, K), probabilities.
         """
         options = (labels, self.label_smoothing, self.class_weights)
         parts = {"loss_base": role_cross_entropy(out.base_logits, *options)}

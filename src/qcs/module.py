@@ -138,7 +138,7 @@ class QCSModule(LightningModule):
     def _backward(self, batch: Batch, share: int) -> tuple[Comparison, dict[str, Tensor]]:
         """Add the gradient of 1/share of the batch's loss."""
         out = self.network.compare(batch["images"])
-        parts = self.loss(out, batch["labels"])
+        parts = self.loss(out, batch.get("targets", batch["labels"]))
         self.manual_backward(parts["loss"] / share)
         return out, parts
 

@@ -4,23 +4,22 @@ A manifest's CSV has the columns `path,label,split`: a path relative to the CSV'
 `root`), a class name, and one of train, val, test.
 """
 
-import csv
-import os
-import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from qcs.data.images import BROKEN, Images, decode, images_of
+from qcs.data.tables import Row, present, read_csv, slashes, unique
 
 SPLITS = ("train", "val", "test")
 
 
-def require(path: str | None, name: str, hint: str) -> Path:
-    """Return the path of a data set that the user holds.
+def require(path: str | None, name: str, hint: str, files: Sequence[str] = ()) -> Path:
+    """Return the path of a data set that the user holds: a folder, or a file of these suffixes.
 
     Raises:
         FileNotFoundError: it was not given, or nothing is there; says what is expected.
@@ -28,7 +27,7 @@ def require(path: str | None, name: str, hint: str) -> Path:
     if path is None:
         raise FileNotFoundError(f"dataset.path is not set: {name} is read from {hint}")
     found = Path(path).expanduser()
-    if not (found.is_dir() or (found.is_file() and found.suffix == ".zip")):
+    if not (found.is_dir() or (found.is_file() and found.suffix.lower() in files)):
         raise FileNotFoundError(f"nothing to read at dataset.path={path}: {name} is {hint}")
     return found
 
@@ -38,11 +37,14 @@ class Manifest:
     """A table of N images.
 
     Args:
-        root: folder or .zip file that the paths are relative to.
+        root: folder or .zip file that the paths are relative to, or a .csv of pixels.
         paths: (N,) str.
         labels: (N,) int64, indices into `class_names`.
         splits: (N,) str, each one of train, val, test.
         class_names: K names; their order is the model's.
+        boxes: (N, 4) int, left, top, right, bottom of the face in pixels; None for whole images.
+        targets: (N, K) float32, a probability for each class to train on, `labels` being their
+            largest; None to train on the labels.
 
     Raises:
         ValueError: no rows, columns of different lengths, a label out of range, an unknown split,
@@ -54,11 +56,13 @@ class Manifest:
     labels: np.ndarray
     splits: np.ndarray
     class_names: tuple[str, ...]
+    boxes: np.ndarray | None = None
+    targets: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         where, names = f"data set {self.root}", self.class_names
-        if not len(self.paths) == len(self.labels) == len(self.splits):
-            raise ValueError(f"{where}: paths, labels and splits differ in length")
+        if any(len(column) != len(self.paths) for column in self._columns().values()):
+            raise ValueError(f"{where}: its columns differ in length")
         if len(self.paths) == 0:
             raise ValueError(f"{where}: holds no images")
         if len(names) < 2 or len(set(names)) != len(names):
@@ -75,11 +79,13 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def _columns(self) -> dict[str, np.ndarray]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: v for name, v in values.items() if isinstance(v, np.ndarray)}
+
     def select(self, rows: np.ndarray) -> "Manifest":
         """Return the manifest of these rows (a mask or indices)."""
-        return replace(
-            self, paths=self.paths[rows], labels=self.labels[rows], splits=self.splits[rows]
-        )
+        return replace(self, **{name: column[rows] for name, column in self._columns().items()})
 
     def split(self, name: str) -> "Manifest":
         """Return the rows of one split.
@@ -118,20 +124,22 @@ class Manifest:
         return replace(self, splits=splits)
 
     @cached_property
-    def _images(self) -> "FolderImages | ZipImages":
-        return ZipImages(self.root) if self.root.suffix == ".zip" else FolderImages(self.root)
+    def images(self) -> Images:
+        """The reader of the files."""
+        return images_of(self.root)
 
     def image(self, row: int) -> Image.Image:
-        """Decode one image as RGB.
+        """Decode one image as upright RGB, cut to its box.
 
         Raises:
             ValueError: it is missing or cannot be decoded; the sentence names the file.
         """
         path = str(self.paths[row])
         try:
-            with self._images.open(path) as file, Image.open(file) as image:
-                return image.convert("RGB")
-        except (OSError, KeyError, UnidentifiedImageError, zipfile.BadZipFile) as error:
+            with self.images.open(path) as file:
+                image = decode(file)
+            return image if self.boxes is None else _cut(image, self.boxes[row].tolist())
+        except BROKEN as error:
             raise ValueError(
                 f"cannot read image {path} of {self.root} ({error}); repair or remove the file"
             ) from error
@@ -140,17 +148,21 @@ class Manifest:
     def build(
         cls,
         root: Path,
-        rows: Sequence[tuple[str, int, str]],
+        rows: Sequence[tuple],
         class_names: Sequence[str],
+        boxes: np.ndarray | None = None,
+        targets: np.ndarray | None = None,
     ) -> "Manifest":
-        """Make a manifest from rows of (path, label index, split)."""
-        paths, labels, splits = zip(*rows, strict=True) if rows else ((), (), ())
+        """Make a manifest from rows of (path, label index, split, ...)."""
+        paths, labels, splits = ([row[i] for row in rows] for i in range(3))
         return cls(
             root,
             np.array(paths, dtype=np.str_),
             np.array(labels, dtype=np.int64),
             np.array(splits, dtype=np.str_),
             tuple(class_names),
+            boxes,
+            targets,
         )
 
     @classmethod
@@ -168,51 +180,41 @@ class Manifest:
             class_names: the order of the classes; sorted names by default.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: a missing column, or a label that is not among `class_names`.
+            FileNotFoundError: no such file, or images that are not there.
+            ValueError: a missing column, an unknown split, a label that is not among
+                `class_names`, or an image listed twice with different ones.
         """
         if path is None:
             raise FileNotFoundError("dataset.path is not set: a CSV of path,label,split")
         path = Path(path).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"no manifest at {path}: expected a CSV of path,label,split")
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if missing := {"path", "label", "split"} - set(reader.fieldnames or ()):
-                raise ValueError(f"{path} lacks the column {sorted(missing)} (path,label,split)")
-            table = [(row["path"], row["label"], row["split"]) for row in reader]
-        names = tuple(class_names) or tuple(sorted({label for _, label, _ in table}))
+        lines, table = read_csv(path, ("path", "label", "split"))
+        names = tuple(class_names) or tuple(sorted(set(table["label"])))
         index = {name: i for i, name in enumerate(names)}
-        if unknown := {label for _, label, _ in table} - set(names):
-            raise ValueError(
-                f"{path} has the label {sorted(unknown)[0]!r}, expected one of {names}"
-            )
-        rows = [(image, index[label], split) for image, label, split in table]
-        return cls.build(Path(root).expanduser() if root else path.parent, rows, names)
+        rows = []
+        for line, image, label, split in zip(
+            lines, table["path"], table["label"], table["split"], strict=True
+        ):
+            if label not in index or split not in SPLITS:
+                expected = f"label of {', '.join(names)} and a split of {', '.join(SPLITS)}"
+                raise ValueError(
+                    f"{path} line {line} has the label {label!r} and the split {split!r}, "
+                    f"expected a {expected}; correct or remove the line"
+                )
+            rows.append(Row(slashes(image), index[label], split, line))
+        root = Path(root).expanduser() if root else path.parent
+        rows = unique(rows, path)
+        present(root, rows, path)
+        return cls.build(root, rows, names)
 
 
-class FolderImages:
-    """Files below a folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def open(self, path: str):
-        """Open one file for reading."""
-        return open(self.root / path, "rb")
-
-
-class ZipImages:
-    """Members of a zip file, read in place; each process opens its own handle."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self._pid, self._zip = root, -1, None
-
-    def open(self, path: str) -> BytesIO:
-        """Read one member into memory."""
-        if self._pid != os.getpid():  # a handle shared over a fork shares its file position
-            self._zip, self._pid = zipfile.ZipFile(self.root), os.getpid()
-        return BytesIO(self._zip.read(path))
-
-    def __getstate__(self) -> dict:
-        return {"root": self.root, "_pid": -1, "_zip": None}
+def _cut(image: Image.Image, box: list[int]) -> Image.Image:
+    left, top, right, bottom = box
+    box = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
+    if box[0] >= box[2] or box[1] >= box[3]:
+        raise ValueError(
+            f"its face box {left},{top},{right},{bottom} lies outside its "
+            f"{image.width}x{image.height} pixels"
+        )
+    return image.crop(box)

@@ -1,8 +1,9 @@
-"""FERPlus in the layout its owners publish: `data/FER2013{Train,Valid,Test}/` with votes and PNGs.
+"""FERPlus: the owners' `data/FER2013{Train,Valid,Test}/` with votes and PNGs, or Kaggle's pixels.
 
-The votes are read from each folder's `label.csv`, as the owners' own reader does;
+In the first layout the votes are read from each folder's `label.csv`, as the owners' own reader does;
 `fer2013new.csv` beside `data/` holds other votes for some images and gives 25,060 / 3,199 /
-3,153 images by the same rule, not the published 25,045 / 3,191 / 3,137.
+3,153 images by the same rule, not the published 25,045 / 3,191 / 3,137. Kaggle's table of pixels
+can only be joined with `fer2013new.csv`, line by line.
 
 Source: Barsoum et al., "Training Deep Networks for Facial Expression Recognition with
 Crowd-Sourced Label Distribution", ICMI 2016; github.com/microsoft/FERPlus.
@@ -12,10 +13,15 @@ import csv
 import io
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 
 from qcs.data.manifest import Manifest, require
+from qcs.data.sources import fer2013
+from qcs.data.tables import read_csv
+
+Rule = Literal["majority", "argmax", "probability"]
 
 # The order of the votes, and of the authors' lists.
 CLASS_NAMES = (
@@ -28,12 +34,14 @@ CLASS_NAMES = (
     "Fear",
     "Contempt",
 )
+VOTED = len(CLASS_NAMES) + 2  # unknown, not a face
 TABLE = "label.csv"
+VOTES = "fer2013new.csv"
 FOLDERS = {"FER2013Train": "train", "FER2013Valid": "val", "FER2013Test": "test"}
 HINT = (
     "a folder or a .zip with data/FER2013Train, FER2013Valid and FER2013Test, each holding "
     "label.csv (github.com/microsoft/FERPlus) and the PNGs that the owners' script makes from "
-    "Kaggle's fer2013.csv"
+    "Kaggle's fer2013.csv, or a folder with fer2013new.csv and Kaggle's fer2013.csv itself"
 )
 
 
@@ -53,53 +61,133 @@ def majority(votes: np.ndarray) -> np.ndarray:
     return np.where(wins & (winner < len(CLASS_NAMES)), winner, -1)
 
 
-def read(path: str | None = None, train_on_val: bool = False) -> Manifest:
-    """Read FERPlus with majority labels: 25,045 train, 3,191 val, 3,137 test images.
+def argmax(votes: np.ndarray) -> np.ndarray:
+    """The class with most votes, (N,): as `majority`, but without a share that it must reach."""
+    votes = np.where(votes > 1, votes, 0)
+    winner = votes.argmax(axis=1)
+    return np.where((votes.max(axis=1) > 0) & (winner < len(CLASS_NAMES)), winner, -1)
+
+
+def probability(votes: np.ndarray) -> np.ndarray:
+    """The owners' soft labels.
+
+    Single votes are dropped; classes are taken by their votes until three, or three quarters of
+    the rest, are reached, or unknown or not-a-face comes. What took half or less, or more than
+    three classes at a tie, is no face to learn from.
+
+    Args:
+        votes: (N, 10) counts.
+
+    Returns:
+        (N, 8) probabilities; rows of 0 where there are none.
+    """
+    soft = np.zeros((len(votes), VOTED))
+    for row, counts in zip(soft, np.where(votes > 1, votes, 0).tolist(), strict=True):
+        total, taken, valid = sum(counts), 0, True
+        while row.sum() < 0.75 * total and taken < 3 and valid:
+            top = max(counts)
+            for i, count in enumerate(counts):
+                if count != top:
+                    continue
+                row[i], counts[i], taken = top, 0, taken + 1
+                if i >= len(CLASS_NAMES):
+                    valid = False
+                    if row.sum() > top:  # an expression came first
+                        row[i], taken = 0, taken - 1
+                    break
+        if row.sum() <= 0.5 * total or taken > 3 or row.argmax() >= len(CLASS_NAMES):
+            row[:] = 0
+    soft = soft[:, : len(CLASS_NAMES)]
+    return soft / np.maximum(soft.sum(axis=1, keepdims=True), 1)
+
+
+def read(
+    path: str | None = None, train_on_val: bool = False, labels: Rule = "majority"
+) -> Manifest:
+    """Read FERPlus; by majority 25,045 train, 3,191 val, 3,137 test images.
 
     Args:
         path: the folder or .zip that holds it, directly or in one folder (images in a zip are
-            read in place).
+            read in place), or a folder with Kaggle's table and fer2013new.csv.
         train_on_val: count the validation images as training ones (28,236), as papers do.
+        labels: "majority" (papers), "argmax" or "probability" (soft targets to train on).
 
     Raises:
         FileNotFoundError: no path given, nothing there, or the table or images are missing.
-        ValueError: the table is not FERPlus's.
+        ValueError: a table is not FERPlus's, or the two tables do not belong together.
     """
-    root = require(path, "FERPlus", HINT)
+    root = require(path, "FERPlus", HINT, (".zip",))
+    if root.is_dir() and (table := fer2013.find_table(root)):
+        root, (names, splits, votes) = table, _kaggle(table)
+    else:
+        names, splits, votes = _owners(root)
+    soft = probability(votes) if labels == "probability" else None
+    rules = {"majority": majority, "argmax": argmax}
+    index = np.where(soft.any(1), soft.argmax(1), -1) if soft is not None else rules[labels](votes)
+    keep = np.flatnonzero((index >= 0) & (np.array(names) != ""))
+    splits = ["train" if s == "val" and train_on_val else s for s in splits]
+    rows = [(names[i], int(index[i]), splits[i]) for i in keep.tolist()]
+    targets = None if soft is None else soft[keep].astype(np.float32)
+    return Manifest.build(root, rows, CLASS_NAMES, targets=targets)
+
+
+def _owners(root: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """Paths (empty where there is no image), splits and votes (N, 10) of the three folders."""
     files = _files(root)
-    rows = []
+    names: list[str] = []
+    splits: list[str] = []
+    votes = []
     for folder, split in FOLDERS.items():
         table = next((f for f in files if PurePosixPath(f).parts[-2:] == (folder, TABLE)), None)
         if table is None:
             raise FileNotFoundError(f"no {folder}/{TABLE} in {root}; FERPlus is expected as {HINT}")
-        split = "train" if split == "val" and train_on_val else split
-        base = PurePosixPath(table).parent
-        rows += [(str(base / image), label, split) for image, label in _labels(root, table)]
-    if missing := [image for image, _, _ in rows if image not in files]:
+        file = zipfile.Path(root, table) if root.is_file() else root / table
+        rows = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8-sig"))))
+        votes.append(_numbers([row[2:] for row in rows], table, root))
+        base = str(PurePosixPath(table).parent)
+        names += [f"{base}/{row[0]}" if row[0] else "" for row in rows]
+        splits += [split] * len(rows)
+    if missing := [name for name in names if name and name not in files]:
         raise FileNotFoundError(
-            f"{len(missing)} of {len(rows)} images are not in {root}, the first is {missing[0]}; "
+            f"{len(missing)} of {len(names)} images are not in {root}, the first is {missing[0]}; "
             f"FERPlus is expected as {HINT}"
         )
-    return Manifest.build(root, rows, CLASS_NAMES)
+    return names, splits, np.concatenate(votes)
+
+
+def _kaggle(table: Path) -> tuple[list[str], list[str], np.ndarray]:
+    """As `_owners`, from Kaggle's pixels and fer2013new.csv beside them or one folder up."""
+    places = [folder / VOTES for folder in (table.parent, table.parent.parent)]
+    source = next((place for place in places if place.is_file()), places[0])
+    lines, columns = read_csv(source, ("Usage", "Image name"))
+    faces = fer2013.read_table(table)
+    usages = list(columns["Usage"])
+    pairs = zip(lines, usages, faces, strict=False)
+    wrong = next((line for line, usage, face in pairs if usage != face.usage), None)
+    if wrong or len(usages) != len(faces):
+        raise ValueError(
+            f"{source} ({len(usages)} rows) does not belong to {table} ({len(faces)} rows): they "
+            f"part at line {wrong or min(len(usages), len(faces)) + 2}; copy both again"
+        )
+    votes = zip(*list(columns.values())[2:], strict=True)
+    named = zip(faces, columns["Image name"], strict=True)
+    names = [f"line {face.line}" if name else "" for face, name in named]
+    splits = [fer2013.USAGES[usage] for usage in usages]
+    return names, splits, _numbers(list(votes), VOTES, source.parent)
 
 
 def _files(root: Path) -> set[str]:
     """Paths of all files below a folder or in a zip, relative, with forward slashes."""
-    if root.suffix == ".zip":
+    if root.is_file():
         with zipfile.ZipFile(root) as archive:
             return set(archive.namelist())
     return {f.relative_to(root).as_posix() for f in root.rglob("*") if f.suffix in (".csv", ".png")}
 
 
-def _labels(root: Path, table: str) -> list[tuple[str, int]]:
-    """(image name, label) of the rows that have an image and a majority."""
-    file = zipfile.Path(root, table) if root.suffix == ".zip" else root / table
-    rows = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8"))))
+def _numbers(rows: list, table: str, root: Path) -> np.ndarray:
     try:
-        votes = np.array([row[2:] for row in rows], dtype=int).reshape(len(rows), 10)
+        return np.array(rows, dtype=int).reshape(len(rows), VOTED)
     except ValueError as error:
         raise ValueError(
             f"{table} of {root} is not the owners' table of image, box and ten votes ({error})"
         ) from error
-    labels = majority(votes).tolist()
-    return [(row[0], y) for row, y in zip(rows, labels, strict=True) if y >= 0 and row[0]]

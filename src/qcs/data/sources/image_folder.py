@@ -28,20 +28,20 @@ def read(path: str | None = None, test_fraction: float = 0.2, seed: int = 0) -> 
         ValueError: a class of val or test that train lacks, or a fraction outside (0, 1).
     """
     root = require(path, "the image folder", HINT)
-    splits = {d.name: FOLDERS[d.name] for d in _folders(root) if d.name in FOLDERS}
+    splits = {d.name: FOLDERS[d.name] for d in folders(root) if d.name in FOLDERS}
     if "train" in splits.values():
         tables = [(root / name, split) for name, split in splits.items()]
-        names = [d.name for d in _folders(root / "train")]
+        names = [d.name for d in folders(root / "train")]
     else:
         tables = [(root, "train")]
-        names = [d.name for d in _folders(root)]
+        names = [d.name for d in folders(root)]
     rows = []
     for folder, split in tables:
-        for directory in _folders(folder):
+        for directory in folders(folder):
             if directory.name not in names:
                 raise ValueError(f"{directory} is a class that {root / 'train'} does not have")
             label = names.index(directory.name)
-            rows += [(f.relative_to(root).as_posix(), label, split) for f in _images(directory)]
+            rows += [(f.relative_to(root).as_posix(), label, split) for f in images(directory)]
     if not rows:
         raise FileNotFoundError(f"no images in {root}; expected {HINT}")
     manifest = Manifest.build(root, rows, names)
@@ -54,9 +54,11 @@ def _cut_test(manifest: Manifest, fraction: float, seed: int) -> Manifest:
     return Manifest(held.root, held.paths, held.labels, splits, held.class_names)
 
 
-def _folders(path: Path) -> list[Path]:
+def folders(path: Path) -> list[Path]:
+    """Visible folders in a folder, sorted."""
     return sorted(d for d in path.iterdir() if d.is_dir() and not d.name.startswith("."))
 
 
-def _images(path: Path) -> list[Path]:
+def images(path: Path) -> list[Path]:
+    """Image files anywhere below a folder, sorted."""
     return sorted(f for f in path.rglob("*") if f.suffix.lower() in EXTENSIONS and f.is_file())

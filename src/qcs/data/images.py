@@ -1,0 +1,137 @@
+"""Where the images of a data set lie, and how one becomes RGB."""
+
+import os
+import struct
+import zipfile
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# What Pillow and the readers below raise for a missing or broken file.
+BROKEN = (
+    OSError,
+    KeyError,
+    ValueError,
+    SyntaxError,
+    IndexError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+
+
+def decode(file: BinaryIO) -> Image.Image:
+    """Decode an image as upright RGB.
+
+    EXIF orientation is applied, 16-bit grey is scaled to 8, transparency is laid on white.
+
+    Raises:
+        One of `BROKEN`.
+    """
+    with Image.open(file) as image:
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("32-bit float pixels have no known range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow before 11 reads it as 32-bit
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError("integer pixels outside 0 to 65535; save it with 8 or 16 bits")
+        image = Image.fromarray((pixels / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+class FolderImages:
+    """Files below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def open(self, path: str) -> BinaryIO:
+        """Open one file for reading."""
+        return open(self.root / path, "rb")
+
+    def stamp(self, path: str) -> tuple[int, int]:
+        """Bytes and nanoseconds of the last change of what holds the image."""
+        stat = os.stat(os.path.join(self.root, path))
+        return stat.st_size, stat.st_mtime_ns
+
+
+class ZipImages:
+    """Members of a zip file, read in place; each process opens its own handle."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self._pid, self._zip = root, -1, None
+
+    def _archive(self) -> zipfile.ZipFile:
+        if self._pid != os.getpid():  # a handle shared over a fork shares its file position
+            self._zip, self._pid = zipfile.ZipFile(self.root), os.getpid()
+        return self._zip
+
+    def open(self, path: str) -> BinaryIO:
+        """Read one member into memory."""
+        return BytesIO(self._archive().read(path))
+
+    def stamp(self, path: str) -> tuple[int, int]:
+        """Bytes and checksum of the member."""
+        info = self._archive().getinfo(path)
+        return info.file_size, info.CRC
+
+    def __getstate__(self) -> dict:
+        return {"root": self.root, "_pid": -1, "_zip": None}
+
+
+class PixelTable:
+    """Kaggle's FER2013 tables: one 48x48 grey image a line, as a quoted list of 2,304 numbers.
+
+    The path of an image is "line 2" for the first below the header. Only where lines begin is
+    kept in memory.
+    """
+
+    SIDE = 48
+
+    def __init__(self, root: Path) -> None:
+        self.root, self._starts = root, None
+
+    def open(self, path: str) -> BinaryIO:
+        """Read one line's pixels, as a PGM file."""
+        if self._starts is None:
+            data = np.memmap(self.root, mode="r")
+            ends = [np.flatnonzero(data[i : i + (1 << 24)] == 10) + i
+                    for i in range(0, len(data), 1 << 24)]  # fmt: skip
+            self._starts = np.concatenate([[0], *(e + 1 for e in ends), [len(data)]])
+        line = int(path.removeprefix("line "))
+        with self.root.open("rb") as file:
+            file.seek(int(self._starts[line - 1]))
+            text = file.read(int(self._starts[line] - self._starts[line - 1]))
+        numbers = max(text.split(b","), key=len).strip(b' "\r\n')
+        pixels = np.array(numbers.split(), dtype=np.int64)
+        if len(pixels) != self.SIDE**2 or pixels.min() < 0 or pixels.max() > 255:
+            raise ValueError(f"{path} does not hold {self.SIDE**2} numbers from 0 to 255")
+        return BytesIO(b"P5 48 48 255\n" + pixels.astype(np.uint8).tobytes())
+
+    def stamp(self, path: str) -> tuple[int, int]:
+        """Bytes and nanoseconds of the last change of the table."""
+        stat = self.root.stat()
+        return stat.st_size, stat.st_mtime_ns
+
+
+Images = FolderImages | ZipImages | PixelTable
+
+
+def images_of(root: Path) -> Images:
+    """The reader for a folder, a .zip or a .csv of pixels."""
+    kind = {".zip": ZipImages, ".csv": PixelTable}.get(root.suffix.lower())
+    return kind(root) if kind and root.is_file() else FolderImages(root)

@@ -1,0 +1,131 @@
+"""AffectNet, manual annotations: the CSV release, or the newer one with numpy annotations.
+
+The owner's validation set (500 images a class) is the test set here, as in the literature; the
+owner's test set is not published.
+
+Source: Mollahosseini et al., "AffectNet", IEEE Transactions on Affective Computing 2019;
+mohammadmahoor.com/pages/databases/affectnet.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from qcs.data.manifest import Manifest, require
+from qcs.data.tables import Row, as_index, present, read_csv, read_text, slashes, unique
+
+# Labels 0 to 7; 8 to 10 (none, uncertain, no face) are dropped.
+CLASS_NAMES = (
+    "Neutral",
+    "Happiness",
+    "Sadness",
+    "Surprise",
+    "Fear",
+    "Disgust",
+    "Anger",
+    "Contempt",
+)
+LABELS = 11
+BOX = ("face_x", "face_y", "face_width", "face_height")
+COLUMNS = ("subDirectory_filePath", *BOX, "facial_landmarks", "expression", "valence", "arousal")
+TABLES = {"training.csv": "train", "validation.csv": "test"}
+FOLDERS = {"train_set": "train", "val_set": "test"}
+HINT = (
+    "a folder with training.csv, validation.csv (or Manually_Annotated_file_lists/ with them) and "
+    "Manually_Annotated_Images/, or with train_set/ and val_set/, each holding images/ and "
+    "annotations/*_exp.npy"
+)
+
+
+def read(path: str | None = None, classes: Literal[7, 8] = 7, crop: bool = True) -> Manifest:
+    """Read AffectNet with 7 (283,901 train, 3,500 test) or 8 classes (287,651 and 4,000).
+
+    Args:
+        path: the folder.
+        classes: 8 with contempt, 7 without.
+        crop: cut the CSV release's photographs to its face boxes; false where they are cut
+            already. The numpy release holds cut faces.
+
+    Raises:
+        FileNotFoundError: no path given, nothing there, or images or annotations are missing.
+        ValueError: a line of a table or an annotation is wrong; names it.
+    """
+    root, names = require(path, "AffectNet", HINT), CLASS_NAMES[:classes]
+    if (root / "train_set").is_dir():
+        rows = [row for folder, split in FOLDERS.items() for row in _numpy(root, folder, split)]
+        return Manifest.build(root, [row for row in rows if row[1] < classes], names)
+    lists = root / "Manually_Annotated_file_lists"
+    lists = lists if lists.is_dir() else root
+    if not (lists / "training.csv").is_file():
+        raise FileNotFoundError(f"no training.csv and no train_set/ in {root}; expected {HINT}")
+    rows, boxes = [], []
+    for table, split in TABLES.items():
+        more, cut = _table(root, lists / table, split, classes)
+        rows += more
+        boxes.append(cut)
+    return Manifest.build(root, rows, names, boxes=np.concatenate(boxes) if crop else None)
+
+
+def _image_folder(root: Path) -> str:
+    """Where the sub-folders of images are, relative to the root, with a slash."""
+    for folder in ("Manually_Annotated_Images/", "Manually_Annotated/Manually_Annotated_Images/"):
+        if (root / folder).is_dir():
+            return folder
+    return ""
+
+
+def _table(root: Path, table: Path, split: str, classes: int) -> tuple[list[Row], np.ndarray]:
+    """Rows and boxes (N, 4) of one CSV; some copies of validation.csv come without a header."""
+    text = read_text(table)
+    headed = text.split(",", 1)[0].strip() == COLUMNS[0]
+    first = 0 if headed else 1
+    if not headed:
+        text = ",".join(COLUMNS) + "\n" + text
+    lines, columns = read_csv(table, (COLUMNS[0], *BOX, "expression"), text)
+    names, labels = columns[COLUMNS[0]], columns["expression"]
+    corners = list(zip(*(columns[name] for name in BOX), strict=True))
+    folder, rows, boxes = _image_folder(root), [], {}
+    for line, name, label, box in zip(lines, names, labels, corners, strict=True):
+        where = f"{table} line {line - first}"
+        index = as_index(label, 0, LABELS, where)
+        if index >= classes:
+            continue
+        row = Row(folder + slashes(name), index, split, line - first)
+        rows.append(row)
+        try:
+            x, y, width, height = (round(float(number)) for number in box)
+        except ValueError as error:
+            raise ValueError(
+                f"{where} has the face box {','.join(box)}, expected four numbers; correct or "
+                "remove the line, or use dataset.crop=false for faces that are cut already"
+            ) from error
+        boxes.setdefault(row.path, (x, y, x + width, y + height))
+    rows = unique(rows, table)
+    present(root, rows, table)
+    cut = [boxes[row.path] for row in rows]
+    return rows, np.array(cut, dtype=np.int64).reshape(-1, 4)
+
+
+def _numpy(root: Path, folder: str, split: str) -> list[tuple[str, int, str]]:
+    """Rows of one set: images/N.jpg with annotations/N_exp.npy."""
+    images, notes = root / folder / "images", root / folder / "annotations"
+    if not (images.is_dir() and notes.is_dir()):
+        raise FileNotFoundError(f"no images/ and annotations/ in {root / folder}; expected {HINT}")
+    annotated = {f.name for f in notes.iterdir()}
+    rows = []
+    for image in sorted(f.name for f in images.iterdir() if f.suffix.lower() in (".jpg", ".png")):
+        note = f"{image.rpartition('.')[0]}_exp.npy"
+        if note not in annotated:
+            raise FileNotFoundError(f"{images / image} has no annotation {notes / note}; copy it")
+        label = as_index(_expression(notes / note), 0, LABELS, str(notes / note))
+        rows.append((f"{folder}/images/{image}", label, split))
+    return rows
+
+
+def _expression(note: Path) -> str:
+    """The label of an annotation: a single number, saved as text or as an integer."""
+    try:
+        return str(np.load(note, allow_pickle=False).reshape(-1)[0]).strip()
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise ValueError(f"{note} is not a numpy annotation ({error}); copy it again") from error

@@ -1,0 +1,55 @@
+"""Lists: an image folder and text files of `name label`, the format of the authors' code.
+
+Source: the data files of the published QCS code (train and test lists beside an image folder).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qcs.data.manifest import Manifest, require
+from qcs.data.tables import Row, as_index, present, read_pairs, unique
+
+HINT = "a folder of images, with lists of `name label` in it or at dataset.train, dataset.test"
+
+
+def read(
+    path: str | None = None,
+    train: str = "train.txt",
+    test: str = "test.txt",
+    val: str | None = None,
+    class_names: Sequence[str] = (),
+    label_base: int = 0,
+) -> Manifest:
+    """Read images listed in text files.
+
+    Args:
+        path: folder that the names are relative to.
+        train, test, val: the lists; looked for in `path` first, then from where you are.
+        class_names: the name of each label, in the order of the labels.
+        label_base: the first label: 0, or 1 where they count from one.
+
+    Raises:
+        FileNotFoundError: no path given, nothing there, or a list or images are missing.
+        ValueError: no class names, or a line that is wrong; names it.
+    """
+    root = require(path, "the image folder", HINT)
+    if len(class_names) < 2:
+        raise ValueError(
+            "dataset.class_names is not set: lists hold numbers, so name them in their order, "
+            "dataset.class_names=[Surprise,Fear,...]"
+        )
+    rows: list[Row] = []
+    for split, name in {"train": train, "val": val, "test": test}.items():
+        if name is None:
+            continue
+        table = root / name if (root / name).is_file() else Path(name).expanduser()
+        if not table.is_file():
+            raise FileNotFoundError(f"no list dataset.{split}={name} in {root}, nor at that path")
+        listed = []
+        for line, image, label in zip(*read_pairs(table), strict=True):
+            index = as_index(label, label_base, len(class_names), f"{table} line {line}")
+            listed.append(Row(image, index, split, line))
+        listed = unique(listed, table)
+        present(root, listed, table)
+        rows += listed
+    return Manifest.build(root, rows, class_names)
