@@ -1,7 +1,7 @@
 """FERPlus: the owners' `data/FER2013{Train,Valid,Test}/` with votes and PNGs, or Kaggle's pixels.
 
-In the first layout the votes are read from each folder's `label.csv`, as the owners' own reader does;
-`fer2013new.csv` beside `data/` holds other votes for some images and gives 25,060 / 3,199 /
+In the first layout the votes are read from each folder's `label.csv`, as the owners' own reader
+does; `fer2013new.csv` beside `data/` holds other votes for some images and gives 25,060 / 3,199 /
 3,153 images by the same rule, not the published 25,045 / 3,191 / 3,137. Kaggle's table of pixels
 can only be joined with `fer2013new.csv`, line by line.
 
@@ -118,22 +118,27 @@ def read(
     """
     root = require(path, "FERPlus", HINT, (".zip",))
     if root.is_dir() and (table := fer2013.find_table(root)):
-        root, (names, splits, votes) = table, _kaggle(table)
+        root, files, (names, splits, votes) = table, None, _kaggle(table)
     else:
-        names, splits, votes = _owners(root)
+        files = _files(root)
+        names, splits, votes = _owners(root, files)
     soft = probability(votes) if labels == "probability" else None
     rules = {"majority": majority, "argmax": argmax}
     index = np.where(soft.any(1), soft.argmax(1), -1) if soft is not None else rules[labels](votes)
     keep = np.flatnonzero((index >= 0) & (np.array(names) != ""))
     splits = ["train" if s == "val" and train_on_val else s for s in splits]
     rows = [(names[i], int(index[i]), splits[i]) for i in keep.tolist()]
+    if missing := files and [name for name, *_ in rows if name not in files]:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(rows)} images are not in {root}, the first is {missing[0]}; "
+            f"FERPlus is expected as {HINT}"
+        )
     targets = None if soft is None else soft[keep].astype(np.float32)
     return Manifest.build(root, rows, CLASS_NAMES, targets=targets)
 
 
-def _owners(root: Path) -> tuple[list[str], list[str], np.ndarray]:
+def _owners(root: Path, files: set[str]) -> tuple[list[str], list[str], np.ndarray]:
     """Paths (empty where there is no image), splits and votes (N, 10) of the three folders."""
-    files = _files(root)
     names: list[str] = []
     splits: list[str] = []
     votes = []
@@ -147,11 +152,6 @@ def _owners(root: Path) -> tuple[list[str], list[str], np.ndarray]:
         base = str(PurePosixPath(table).parent)
         names += [f"{base}/{row[0]}" if row[0] else "" for row in rows]
         splits += [split] * len(rows)
-    if missing := [name for name in names if name and name not in files]:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(names)} images are not in {root}, the first is {missing[0]}; "
-            f"FERPlus is expected as {HINT}"
-        )
     return names, splits, np.concatenate(votes)
 
 
