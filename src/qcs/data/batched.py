@@ -1,0 +1,199 @@
+"""Training augmentation of many images at once, each with its own random numbers.
+
+The distribution is that of `transforms.training` (torchvision v2): the same steps, ranges, random
+order of the colour changes and clamps; only its rounding to whole levels between steps is left
+out. On the CPU the work goes image by image through the processor's cache, on a device as one.
+
+Hue is turned without the way to HSV and back: with M, m and c the largest and smallest channel
+and their difference, the hue in sixths of a turn, times c, is copysign(M + g + b - r - 2 m, g - b),
+and a channel is M + c - d, kept between m and M, d its distance from that hue, times c.
+
+N images, S pixels as they come, P pixels of the result.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+GREY = (0.2989, 0.587, 0.114)  # torchvision's
+ERASE_TRIES, ERASE_RATIO = 10, (0.3, 3.3)  # torchvision's
+
+
+class Parameters(NamedTuple):
+    """The random numbers of N images."""
+
+    flip: Tensor  # (N,) bool
+    angle: Tensor  # (N,) degrees, counter-clockwise
+    corner: Tensor  # (N, 2) top and left of the crop
+    factors: Tensor  # (N, 4) brightness, contrast, saturation, turns of hue
+    order: Tensor  # (N, 4) of these
+    rectangle: Tensor  # (N, 4) top, left, bottom, right of what is erased; 0 for nothing
+
+    def rows(self, rows: slice) -> "Parameters":
+        """Those of some of the images."""
+        return Parameters(*(column[rows] for column in self))
+
+
+class BatchAugmentation:
+    """Takes images (N, 3, S, S) uint8 to (N, 3, P, P) float32.
+
+    Args:
+        resize: S.
+        size: P; the crop is random where they differ.
+        flip: probability of a horizontal flip.
+        rotation: degrees to either side.
+        jitter: brightness, contrast, saturation, hue; 0 switches one off.
+        erase: probability of erasing a rectangle.
+        erase_area: its share of the image, from and to.
+        mean, std: of the normalisation, for pixels in [0, 1].
+        on_device: whether the data module calls it on the training device, not in the workers.
+    """
+
+    def __init__(
+        self,
+        resize: int,
+        size: int,
+        flip: float,
+        rotation: float,
+        jitter: Sequence[float],
+        erase: float,
+        erase_area: Sequence[float],
+        mean: Sequence[float],
+        std: Sequence[float],
+        on_device: bool = False,
+    ) -> None:
+        self.resize, self.size, self.flip, self.rotation = resize, size, flip, rotation
+        self.jitter, self.erase, self.erase_area = tuple(jitter), erase, tuple(erase_area)
+        self.scale = [1 / (255 * s) for s in std]
+        self.shift = [-m / s for m, s in zip(mean, std, strict=True)]
+        self.on_device = on_device
+
+    def parameters(self, number: int, generator: torch.Generator) -> Parameters:
+        """Draw the random numbers of `number` images, on the CPU."""
+        uniform = lambda *shape: torch.rand(shape, generator=generator)  # noqa: E731
+        spread = torch.tensor(self.jitter)
+        low = torch.cat([(1 - spread[:3]).clamp(min=0), -spread[3:]])
+        high = torch.cat([1 + spread[:3], spread[3:]])
+        return Parameters(
+            flip=uniform(number) < self.flip,
+            angle=(2 * uniform(number) - 1) * self.rotation,
+            corner=(uniform(number, 2) * (self.resize - self.size + 1)).long(),
+            factors=low + uniform(number, 4) * (high - low),
+            order=uniform(number, 4).argsort(1),
+            rectangle=self._rectangles(number, uniform),
+        )
+
+    def _rectangles(self, number: int, uniform) -> Tensor:
+        low, high = self.erase_area
+        area = (low + uniform(number, ERASE_TRIES) * (high - low)) * self.size**2
+        low, high = (math.log(ratio) for ratio in ERASE_RATIO)
+        aspect = torch.exp(low + uniform(number, ERASE_TRIES) * (high - low))
+        sides = torch.stack([area * aspect, area / aspect], -1).sqrt().round().long()
+        fits = (sides < self.size).all(-1)
+        sides = sides[torch.arange(number), fits.long().argmax(1)]  # the first that fits
+        corner = (uniform(number, 2) * (self.size - sides + 1)).long()
+        erased = fits.any(1) & (uniform(number) < self.erase)
+        return torch.cat([corner, corner + sides], 1) * erased[:, None]
+
+    def __call__(self, images: Tensor, seed: int, out: Tensor | None = None) -> Tensor:
+        """Augment; the result depends on the images and the seed alone.
+
+        Args:
+            images: (N, 3, S, S) uint8.
+            seed: of the random numbers.
+            out: (N, 3, P, P) float32 to write to.
+        """
+        if images.shape[-2:] != (self.resize, self.resize):
+            raise ValueError(f"expected images of {self.resize} pixels, got {tuple(images.shape)}")
+        p = self.parameters(len(images), torch.Generator().manual_seed(seed))
+        if out is None:
+            out = images.new_empty((len(images), 3, self.size, self.size), dtype=torch.float32)
+        step = 1 if images.device.type == "cpu" else len(images)
+        for i in range(0, len(images), step):
+            rows = slice(i, i + step)
+            self._apply(images[rows], p.rows(rows), out[rows])
+        return out
+
+    def _apply(self, images: Tensor, p: Parameters, out: Tensor) -> None:
+        out.copy_(self._rotated(images, p) if self.rotation else self._cropped(images, p))
+        if any(self.jitter):
+            self._colours(out, p)
+        out.mul_(out.new_tensor(self.scale).view(3, 1, 1))
+        out.add_(out.new_tensor(self.shift).view(3, 1, 1))
+        for image, (top, left, bottom, right) in zip(out, p.rectangle.tolist(), strict=True):
+            image[:, top:bottom, left:right] = 0
+
+    def _cropped(self, images: Tensor, p: Parameters) -> Tensor:
+        cuts = []
+        for image, (top, left), flip in zip(images, p.corner.tolist(), p.flip, strict=True):
+            image = image.flip(-1) if flip else image
+            cuts.append(image[:, top : top + self.size, left : left + self.size])
+        return torch.stack(cuts) if len(cuts) > 1 else cuts[0][None]
+
+    def _rotated(self, images: Tensor, p: Parameters) -> Tensor:
+        """Flip, rotate about the centre and crop in one sampling, black outside."""
+        device, half = images.device, self.resize / 2
+        corner = p.corner.to(device)
+        line = torch.arange(self.size, device=device) + 0.5 - half
+        y = (corner[:, :1] + line)[:, :, None]  # (N, P, 1)
+        x = (corner[:, 1:] + line)[:, None]  # (N, 1, P)
+        angle = torch.deg2rad(p.angle).to(device)[:, None, None]
+        mirror = (1 - 2 * p.flip.float()).to(device)[:, None, None]
+        source_x = (angle.cos() * x - angle.sin() * y) * mirror
+        source_y = angle.sin() * x + angle.cos() * y
+        grid = torch.stack([source_x, source_y], -1) / half  # (N, P, P, 2)
+        planes = F.pad(images.float(), (0, 0, 0, 0, 0, 1), value=1.0)  # a fourth: inside or not
+        sampled = F.grid_sample(planes, grid, align_corners=False)
+        return sampled[:, :3].mul_(sampled[:, 3:])
+
+    def _colours(self, x: Tensor, p: Parameters) -> None:
+        """The four changes, in each image's own order; in place, levels 0 to 255."""
+        changes = (_brightness, _contrast, _saturation, _hue)
+        factors = p.factors.to(x.device)
+        for place in p.order.unbind(1):
+            for kind, change in enumerate(changes):
+                rows = (place == kind).nonzero().flatten()
+                if not self.jitter[kind] or not len(rows):
+                    continue
+                if len(rows) == len(x):
+                    change(x, factors[:, kind].view(-1, 1, 1, 1))
+                    continue
+                rows = rows.to(x.device)
+                some = x[rows]
+                change(some, factors[rows, kind].view(-1, 1, 1, 1))
+                x[rows] = some
+
+
+def _brightness(x: Tensor, factor: Tensor) -> None:
+    x.mul_(factor).clamp_(0, 255)
+
+
+def _contrast(x: Tensor, factor: Tensor) -> None:
+    grey = x.mean((2, 3)) @ x.new_tensor(GREY)  # (N,)
+    x.mul_(factor).add_((1 - factor) * grey.view(-1, 1, 1, 1)).clamp_(0, 255)
+
+
+def _saturation(x: Tensor, factor: Tensor) -> None:
+    red, green, blue = x.unbind(1)
+    grey = (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])[:, None]
+    x.mul_(factor).add_(grey.mul_(1 - factor)).clamp_(0, 255)
+
+
+def _hue(x: Tensor, turns: Tensor) -> None:
+    red, green, blue = x.unbind(1)  # each (N, P, P)
+    top = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    chroma = top - low
+    hue = (top + green).add_(blue).sub_(red).sub_(low, alpha=2)
+    hue = torch.copysign(hue, green - blue, out=hue)
+    hue.add_(chroma * (6 * turns[:, 0]))
+    circle, peak = chroma * 6, top + chroma
+    for channel, offset in zip((red, green, blue), (0, -2, 2), strict=True):
+        distance = torch.add(hue, chroma, alpha=offset).abs_()
+        around = torch.sub(circle, distance).abs_()
+        distance = torch.minimum(distance, around, out=around)
+        torch.clamp(torch.sub(peak, distance, out=distance), low, top, out=channel)
