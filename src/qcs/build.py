@@ -12,6 +12,7 @@ from torch import nn
 
 import qcs
 from qcs.config import instantiate
+from qcs.data import store
 from qcs.data.datamodule import FaceDataModule, Transform
 from qcs.data.manifest import Manifest
 from qcs.models import QCSNetwork
@@ -27,13 +28,31 @@ def datamodule(config: dict[str, Any]) -> FaceDataModule:
     """Read the data set and make its loaders."""
     return instantiate(
         config["loader"],
-        manifest=instantiate(config["dataset"]),
+        manifest=manifest(config["dataset"], list(config["augment"].values()), config["store"]),
         train_transform=instantiate(config["augment"]["train"]),
         eval_transform=instantiate(config["augment"]["eval"]),
         roles=config["model"]["roles"],
         select_on=config["select_on"],
         seed=config["seed"],
     )
+
+
+def manifest(
+    dataset: dict[str, Any], transforms: list[Any], folder: str | None = "auto"
+) -> Manifest:
+    """Read a data set, with its prepared images where they are there and current.
+
+    Args:
+        dataset: its source.
+        transforms: nodes with `resize` and `size`; what is prepared is of that size.
+        folder: of the stores: "auto" is in the user's cache folder; None uses none.
+    """
+    table = instantiate(dataset)
+    sizes = {t.get("resize") or t.get("size") for t in transforms if isinstance(t, dict)}
+    if folder is None or len(sizes) != 1 or None in sizes:
+        return table
+    found = store.find(table, sizes.pop(), store.base(folder))
+    return table if found is None else table.with_store(found)
 
 
 def recipe(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:

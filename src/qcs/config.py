@@ -74,6 +74,10 @@ class Settings(TypedDict):
     batch_size: int
     num_workers: int
     device: str | None
+    store: str | None
+    size: int
+    on_error: Literal["fail", "skip"]
+    sheet_faces: int
 
 
 def problem(value: Any, hint: Any, where: str) -> str | None:

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from qcs import build, report
-from qcs.config import CONF, instantiate, one_sentence, plain
+from qcs.config import CONF, one_sentence, plain
 from qcs.data.datamodule import Faces
-from qcs.data.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,8 @@ def evaluate(config: dict[str, Any]) -> dict[str, Any]:
     if config["ckpt"] is None:
         raise ValueError("ckpt is not set: write ckpt=runs/.../checkpoints/best.ckpt")
     checkpoint = build.load(config["ckpt"])
-    manifest: Manifest = instantiate(config.get("dataset") or checkpoint.recipe["dataset"])
+    dataset = config.get("dataset") or checkpoint.recipe["dataset"]
+    manifest = build.manifest(dataset, [checkpoint.recipe["transform"]], config["store"])
     if manifest.class_names != checkpoint.class_names:
         raise ValueError(
             f"the checkpoint knows {len(checkpoint.class_names)} classes "

@@ -1,8 +1,7 @@
 """Training augmentation of many images at once, each with its own random numbers.
 
 The distribution is that of `transforms.training` (torchvision v2): the same steps, ranges, random
-order of the colour changes and clamps; only its rounding to whole levels between steps is left
-out. On the CPU the work goes image by image through the processor's cache, on a device as one.
+order of the colour changes and clamps; only its rounding to whole levels is done once, at the end. On the CPU the work goes image by image through the processor's cache, on a device as one.
 
 Hue is turned without the way to HSV and back: with M, m and c the largest and smallest channel
 and their difference, the hue in sixths of a turn, times c, is copysign(M + g + b - r - 2 m, g - b),
@@ -99,33 +98,43 @@ class BatchAugmentation:
         erased = fits.any(1) & (uniform(number) < self.erase)
         return torch.cat([corner, corner + sides], 1) * erased[:, None]
 
-    def __call__(self, images: Tensor, seed: int, out: Tensor | None = None) -> Tensor:
-        """Augment; the result depends on the images and the seed alone.
+    def __call__(self, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Everything but erasing and normalising; depends on the images and the seed alone.
 
         Args:
             images: (N, 3, S, S) uint8.
             seed: of the random numbers.
-            out: (N, 3, P, P) float32 to write to.
+
+        Returns:
+            Images (N, 3, P, P) uint8, a quarter of the bytes that workers would otherwise hand
+            over, and rectangles (N, 4) for `finish`.
         """
         if images.shape[-2:] != (self.resize, self.resize):
             raise ValueError(f"expected images of {self.resize} pixels, got {tuple(images.shape)}")
         p = self.parameters(len(images), torch.Generator().manual_seed(seed))
-        if out is None:
-            out = images.new_empty((len(images), 3, self.size, self.size), dtype=torch.float32)
+        out = images.new_empty((len(images), 3, self.size, self.size))
         step = 1 if images.device.type == "cpu" else len(images)
         for i in range(0, len(images), step):
             rows = slice(i, i + step)
             self._apply(images[rows], p.rows(rows), out[rows])
+        return out, p.rectangle
+
+    def finish(self, images: Tensor, rectangle: Tensor) -> Tensor:
+        """Normalise images (..., 3, P, P) uint8 to float32 and erase the rectangles (..., 4)."""
+        scale = torch.tensor(self.scale, device=images.device).view(3, 1, 1)
+        shift = torch.tensor(self.shift, device=images.device).view(3, 1, 1)
+        out = torch.mul(images, scale).add_(shift)
+        faces = zip(out.flatten(0, -4), rectangle.flatten(0, -2).tolist(), strict=True)
+        for face, (top, left, bottom, right) in faces:
+            face[:, top:bottom, left:right] = 0
         return out
 
     def _apply(self, images: Tensor, p: Parameters, out: Tensor) -> None:
-        out.copy_(self._rotated(images, p) if self.rotation else self._cropped(images, p))
+        cut = self._rotated(images, p) if self.rotation else self._cropped(images, p)
         if any(self.jitter):
-            self._colours(out, p)
-        out.mul_(out.new_tensor(self.scale).view(3, 1, 1))
-        out.add_(out.new_tensor(self.shift).view(3, 1, 1))
-        for image, (top, left, bottom, right) in zip(out, p.rectangle.tolist(), strict=True):
-            image[:, top:bottom, left:right] = 0
+            cut = cut.float()
+            self._colours(cut, p)
+        out.copy_(cut.round_() if cut.is_floating_point() else cut)
 
     def _cropped(self, images: Tensor, p: Parameters) -> Tensor:
         cuts = []
@@ -152,7 +161,7 @@ class BatchAugmentation:
 
     def _colours(self, x: Tensor, p: Parameters) -> None:
         """The four changes, in each image's own order; in place, levels 0 to 255."""
-        changes = (_brightness, _contrast, _saturation, _hue)
+        changes = (_brightness, _contrast, _saturation, self._hue)
         factors = p.factors.to(x.device)
         for place in p.order.unbind(1):
             for kind, change in enumerate(changes):
@@ -166,6 +175,12 @@ class BatchAugmentation:
                 some = x[rows]
                 change(some, factors[rows, kind].view(-1, 1, 1, 1))
                 x[rows] = some
+
+    def _hue(self, x: Tensor, turns: Tensor) -> None:
+        """Turn the hue, by a sixth of a turn at a time at most."""
+        steps = max(1, math.ceil(6 * self.jitter[3]))
+        for _ in range(steps):
+            hue(x, turns / steps)
 
 
 def _brightness(x: Tensor, factor: Tensor) -> None:
@@ -183,17 +198,24 @@ def _saturation(x: Tensor, factor: Tensor) -> None:
     x.mul_(factor).add_(grey.mul_(1 - factor)).clamp_(0, 255)
 
 
-def _hue(x: Tensor, turns: Tensor) -> None:
+def hue(x: Tensor, turns: Tensor) -> None:
+    """Turn the hue of levels (N, 3, P, P) in place.
+
+    Args:
+        x: contiguous, of any range.
+        turns: (N, 1, 1, 1), from -1/6 to 1/6: no channel's hue then comes round the circle.
+    """
     red, green, blue = x.unbind(1)  # each (N, P, P)
     top = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     chroma = top - low
-    hue = (top + green).add_(blue).sub_(red).sub_(low, alpha=2)
-    hue = torch.copysign(hue, green - blue, out=hue)
-    hue.add_(chroma * (6 * turns[:, 0]))
-    circle, peak = chroma * 6, top + chroma
+    angle = (top + green).add_(blue).sub_(red).sub_(low, alpha=2)
+    angle = torch.copysign(angle, green - blue, out=angle)
+    angle.add_(chroma * (6 * turns[:, 0]))
+    near, far = top + chroma, top - 5 * chroma
     for channel, offset in zip((red, green, blue), (0, -2, 2), strict=True):
-        distance = torch.add(hue, chroma, alpha=offset).abs_()
-        around = torch.sub(circle, distance).abs_()
-        distance = torch.minimum(distance, around, out=around)
-        torch.clamp(torch.sub(peak, distance, out=distance), low, top, out=channel)
+        distance = torch.add(angle, chroma, alpha=offset).abs_()
+        level = near - distance
+        if offset:  # the other way round the circle
+            level = torch.maximum(level, distance.add_(far), out=level)
+        torch.maximum(torch.minimum(level, top, out=level), low, out=channel)

@@ -4,15 +4,18 @@ B batch, R roles [a, p, n, n2], H and W pixels.
 """
 
 import logging
+import sys
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from qcs.data.batched import BatchAugmentation
 from qcs.data.manifest import SPLITS, Manifest
 from qcs.data.quadruplets import (
     Anchors,
@@ -21,10 +24,12 @@ from qcs.data.quadruplets import (
     QuadrupletDraw,
     draw_generator,
 )
+from qcs.data.transforms import pixels
 
 log = logging.getLogger(__name__)
+_LINUX = sys.platform == "linux"
 
-Transform = Callable[[Image], Tensor]
+Transform = Callable[[Image | Tensor], Tensor]
 Selection = Literal["val", "test", "last"]
 
 
@@ -35,20 +40,60 @@ class Groups(Dataset):
         self, manifest: Manifest, draw: QuadrupletDraw, transform: Transform, seed: int
     ) -> None:
         self.manifest, self.draw, self.transform, self.seed = manifest, draw, transform, seed
-        self.labels = torch.from_numpy(manifest.labels)
 
     def __len__(self) -> int:
         return len(self.manifest)
 
+    def truth(self, rows: Any) -> dict[str, Tensor]:
+        """Labels, and targets where the data set has them, in the shape of the rows."""
+        found = {"labels": torch.from_numpy(self.manifest.labels[rows])}
+        if self.manifest.targets is not None:
+            found["targets"] = torch.from_numpy(self.manifest.targets[rows])
+        return found
+
     def __getitem__(self, item: tuple[int, int, int]) -> dict[str, Tensor]:
-        """Return images (R, 3, H, W) and labels (R,)."""
+        """Return images (R, 3, H, W), labels (R,) and, if any, targets (R, K)."""
         epoch, index, anchor = item
         rng = draw_generator(self.seed, epoch, index)
         rows = self.draw(anchor, rng)
         with torch.random.fork_rng(devices=[]):  # the loop's own random numbers stay untouched
             torch.default_generator.manual_seed(rng.getrandbits(63))
-            images = torch.stack([self.transform(self.manifest.image(row)) for row in rows])
-        return {"images": images, "labels": self.labels[rows]}
+            images = torch.stack([self.transform(pixels(self.manifest, row)) for row in rows])
+        return {"images": images, **self.truth(rows)}
+
+
+class GroupBatches(Groups):
+    """Whole batches of groups; `FaceDataModule.on_after_batch_transfer` finishes them."""
+
+    transform: BatchAugmentation
+
+    def __getitems__(self, items: list[tuple[int, int, int]]) -> dict[str, Tensor]:
+        """Return images (B, R, 3, P, P) uint8, labels, targets, and rectangles (B, R, 4) to erase.
+
+        For augmentation on the device: images (B, R, 3, S, S) uint8 as they are, and its seed.
+        """
+        groups, seed = [], 0
+        for epoch, index, anchor in items:
+            rng = draw_generator(self.seed, epoch, index)
+            groups.append(self.draw(anchor, rng))
+            seed ^= rng.getrandbits(63)
+        rows = np.array(groups)
+        images, shape = self._images(rows.ravel()), rows.shape
+        batch = self.truth(rows)
+        if self.transform.on_device:
+            return {"images": images.unflatten(0, shape), "seed": torch.tensor(seed), **batch}
+        images, rectangle = self.transform(images, seed)
+        return {
+            "images": images.unflatten(0, shape),
+            "erase": rectangle.unflatten(0, shape),
+            **batch,
+        }
+
+    def _images(self, rows: np.ndarray) -> Tensor:
+        manifest = self.manifest
+        if manifest.store is not None:
+            return torch.from_numpy(manifest.store.images[manifest.stored[rows]])
+        return torch.stack([pixels(manifest, row, self.transform.resize) for row in rows])
 
 
 class Faces(Dataset):
@@ -62,8 +107,12 @@ class Faces(Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Tensor | int]:
         """Return image (3, H, W) and label."""
-        image = self.transform(self.manifest.image(row))
+        image = self.transform(pixels(self.manifest, row))
         return {"images": image, "labels": int(self.manifest.labels[row])}
+
+
+def _same(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch
 
 
 class FaceDataModule(LightningDataModule):
@@ -71,7 +120,8 @@ class FaceDataModule(LightningDataModule):
 
     Args:
         manifest: the data set.
-        train_transform, eval_transform: PIL image to (3, H, W).
+        train_transform, eval_transform: an image to (3, H, W) float32; or, to train, a
+            `BatchAugmentation`.
         roles: images of a group: 1, 2 or 4.
         batch_size: groups of a training batch.
         eval_batch_size: images of an evaluation batch.
@@ -92,7 +142,7 @@ class FaceDataModule(LightningDataModule):
     def __init__(
         self,
         manifest: Manifest,
-        train_transform: Transform,
+        train_transform: Transform | BatchAugmentation,
         eval_transform: Transform,
         roles: int = 4,
         batch_size: int = 24,
@@ -120,7 +170,9 @@ class FaceDataModule(LightningDataModule):
         self.eval_transform = eval_transform
         self.train = manifest.split("train")
         draw = QuadrupletDraw(self.train.labels, roles, negatives, manifest.class_names)
-        self.groups = Groups(self.train, draw, train_transform, seed)
+        self.whole = train_transform if isinstance(train_transform, BatchAugmentation) else None
+        groups = GroupBatches if self.whole else Groups
+        self.groups = groups(self.train, draw, train_transform, seed)
         self.sampler = AnchorSampler(self.train.labels, anchors, samples_per_epoch, seed)
         sizes = {s: int((manifest.splits == s).sum()) for s in SPLITS}
         log.info("%s: %s; classes %s", manifest.root, sizes, ", ".join(manifest.class_names))
@@ -130,6 +182,8 @@ class FaceDataModule(LightningDataModule):
             dataset,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            # Workers share the tables instead of being sent copies.
+            multiprocessing_context="fork" if self.num_workers and _LINUX else None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.seed),  # not the loop's
             **options,
@@ -137,7 +191,20 @@ class FaceDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Batches of images (B, R, 3, H, W) and labels (B, R); the last partial one is kept."""
-        return self._loader(self.groups, batch_size=self.batch_size, sampler=self.sampler)
+        options = {"batch_size": self.batch_size, "sampler": self.sampler}
+        if self.whole:
+            options["collate_fn"] = _same
+        return self._loader(self.groups, **options)
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int = 0) -> dict:
+        """Finish a training batch of `GroupBatches`, on the device: images float32."""
+        if "seed" in batch:
+            images, shape = batch["images"], batch["images"].shape[:2]
+            images, rectangle = self.whole(images.flatten(0, 1), int(batch.pop("seed")))
+            batch |= {"images": images.unflatten(0, shape), "erase": rectangle.unflatten(0, shape)}
+        if "erase" in batch:
+            batch["images"] = self.whole.finish(batch["images"], batch.pop("erase"))
+        return batch
 
     def eval_dataloader(self, split: str) -> DataLoader:
         """Batches of images (B, 3, H, W) and labels (B,) of one split, in its order."""

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from qcs.data.images import BROKEN, Images, decode, images_of
 from qcs.data.tables import Row, present, read_csv, slashes, unique
+
+if TYPE_CHECKING:
+    from qcs.data.store import Store
 
 SPLITS = ("train", "val", "test")
 
@@ -45,6 +49,8 @@ class Manifest:
         boxes: (N, 4) int, left, top, right, bottom of the face in pixels; None for whole images.
         targets: (N, K) float32, a probability for each class to train on, `labels` being their
             largest; None to train on the labels.
+        store: prepared images, see `with_store`.
+        stored: (N,) their rows in it.
 
     Raises:
         ValueError: no rows, columns of different lengths, a label out of range, an unknown split,
@@ -58,6 +64,8 @@ class Manifest:
     class_names: tuple[str, ...]
     boxes: np.ndarray | None = None
     targets: np.ndarray | None = None
+    store: "Store | None" = None
+    stored: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         where, names = f"data set {self.root}", self.class_names
@@ -143,6 +151,10 @@ class Manifest:
             raise ValueError(
                 f"cannot read image {path} of {self.root} ({error}); repair or remove the file"
             ) from error
+
+    def with_store(self, store: "Store") -> "Manifest":
+        """This whole manifest with prepared images, less those that could not be prepared."""
+        return replace(self.select(store.kept), store=store, stored=store.kept)
 
     @classmethod
     def build(

@@ -58,8 +58,10 @@ def _open(folder: Path, shape: tuple[int, ...], kept: np.ndarray) -> Store:
     return Store(folder, np.memmap(folder / "images.u8", np.uint8, "r", shape=shape), kept)
 
 
-def default_folder() -> Path:
-    """Where stores are kept: qcs/prepared in the user's cache folder."""
+def base(folder: str | Path) -> Path:
+    """Where stores are kept: a folder, or for "auto" qcs/prepared in the user's cache folder."""
+    if folder != "auto":
+        return Path(folder).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "qcs" / "prepared"
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from qcs.data.batched import BatchAugmentation
+from qcs.data.manifest import Manifest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,6 +22,20 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def resized(image: Image, size: int) -> Tensor:
     """The first step of every transform: a PIL image as (3, size, size) uint8."""
     return v2.functional.resize(v2.functional.pil_to_tensor(image), [size, size], antialias=True)
+
+
+def pixels(manifest: Manifest, row: int, size: int | None = None) -> Tensor:
+    """One image of a manifest, (3, H, W) uint8, prepared where it has a store.
+
+    Args:
+        manifest: of the image.
+        row: its row.
+        size: H and W, where it is not prepared; None for the file's own.
+    """
+    if manifest.store is not None:
+        return torch.from_numpy(manifest.store[manifest.stored[row]])
+    image = manifest.image(row)
+    return v2.functional.pil_to_tensor(image) if size is None else resized(image, size)
 
 
 def evaluation(
@@ -67,8 +82,8 @@ def training(
         erase: probability of erasing a rectangle.
         erase_area: its share of the image, from and to.
         mean, std: of the normalisation, for pixels in [0, 1].
-        by: "image" with torchvision v2; "batch" does whole batches in the workers, with the same
-            distribution and several times faster where there is colour jitter; "device" does
+        by: "image" with torchvision v2; "batch" takes whole batches in the workers, with the
+            same distribution, faster where there is colour jitter or rotation; "device" takes
             them on the training device.
 
     Raises:

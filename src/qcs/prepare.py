@@ -1,0 +1,43 @@
+"""Decode and resize every image of a data set once: `python -m qcs.prepare dataset=...`."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from qcs.config import CONF, instantiate, one_sentence, plain
+from qcs.data import store
+
+log = logging.getLogger(__name__)
+
+
+def prepare(config: dict[str, Any]) -> Path:
+    """Make the store that training looks for, or go on making it; return its folder.
+
+    Args:
+        config: plain and checked, of conf/prepare.yaml.
+    """
+    if config["store"] is None:
+        raise ValueError("store=null has no place to write to: store=auto, or a folder")
+    manifest, base = instantiate(config["dataset"]), store.base(config["store"])
+    options = {"on_error": config["on_error"], "num_workers": config["num_workers"]}
+    folder = store.prepare(manifest, config["size"], base, **options)
+    skipped = store.skipped_images(folder)
+    for image in skipped:
+        log.warning("left out: %s", image["error"])
+    number, total = len(manifest) - len(skipped), len(manifest)
+    log.info("%d of %d images of %d pixels in %s", number, total, config["size"], folder)
+    return folder
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="prepare")
+@one_sentence
+def main(cfg: DictConfig) -> None:
+    """Compose, check, prepare."""
+    prepare(plain(cfg))
+
+
+if __name__ == "__main__":
+    main()
