@@ -1,7 +1,9 @@
 """Training augmentation of many images at once, each with its own random numbers.
 
 The distribution is that of `transforms.training` (torchvision v2): the same steps, ranges, random
-order of the colour changes and clamps; only its rounding to whole levels is done once, at the end. On the CPU the work goes image by image through the processor's cache, on a device as one.
+order of the colour changes and clamps; only its rounding to whole levels after each step is done
+once, at the end. On the CPU the work goes image by image through the processor's cache, on a
+device as one.
 
 Hue is turned without the way to HSV and back: with M, m and c the largest and smallest channel
 and their difference, the hue in sixths of a turn, times c, is copysign(M + g + b - r - 2 m, g - b),
@@ -123,9 +125,14 @@ class BatchAugmentation:
         """Normalise images (..., 3, P, P) uint8 to float32 and erase the rectangles (..., 4)."""
         scale = torch.tensor(self.scale, device=images.device).view(3, 1, 1)
         shift = torch.tensor(self.shift, device=images.device).view(3, 1, 1)
-        out = torch.mul(images, scale).add_(shift)
-        faces = zip(out.flatten(0, -4), rectangle.flatten(0, -2).tolist(), strict=True)
-        for face, (top, left, bottom, right) in faces:
+        out = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+        if images.device.type != "cpu":
+            torch.mul(images, scale, out=out).add_(shift)
+        faces = zip(out.flatten(0, -4), images.flatten(0, -4), strict=True)
+        corners = rectangle.flatten(0, -2).tolist()
+        for (face, levels), (top, left, bottom, right) in zip(faces, corners, strict=True):
+            if images.device.type == "cpu":  # in the cache
+                face.copy_(levels).mul_(scale).add_(shift)
             face[:, top:bottom, left:right] = 0
         return out
 
@@ -134,7 +141,9 @@ class BatchAugmentation:
         if any(self.jitter):
             cut = cut.float()
             self._colours(cut, p)
-        out.copy_(cut.round_() if cut.is_floating_point() else cut)
+        if cut.is_floating_point():
+            cut = cut.round_().short()  # from float to uint8 at once is slower
+        out.copy_(cut)
 
     def _cropped(self, images: Tensor, p: Parameters) -> Tensor:
         cuts = []

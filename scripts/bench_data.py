@@ -1,0 +1,171 @@
+"""How fast data is read: quadruplets and draws a second, and memory, side by side in one run.
+
+python scripts/bench_data.py [--images 12271] [--batches 40] [--folder /tmp/bench]
+
+The data set has the size of RAF-DB: drawn noise as 100x100 JPEGs, 12,271 of them, seven classes;
+the transforms are the paper's at 224 pixels. Tables of 283,901 rows have the size of AffectNet.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from qcs.data import store, transforms
+from qcs.data.datamodule import FaceDataModule
+from qcs.data.manifest import Manifest
+from qcs.data.quadruplets import AnchorSampler, QuadrupletDraw, draw_generator
+
+RAFDB, AFFECTNET = 12_271, 283_901
+SIZE, BATCH = 224, 24
+NAMES = ("Surprise", "Fear", "Disgust", "Happiness", "Sadness", "Anger", "Neutral")
+
+
+def make_images(folder: Path, number: int) -> Path:
+    """Write smooth noise as JPEGs and a manifest.csv."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    lines = ["path,label,split"]
+    for i in range(number):
+        small = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+        path = folder / f"images/{i:05d}.jpg"
+        if not path.is_file():
+            small.resize((100, 100), Image.Resampling.BICUBIC).save(path, quality=90)
+        split = "train" if i % 50 else "test"
+        lines.append(f"images/{i:05d}.jpg,{NAMES[rng.integers(7)]},{split}")
+    (folder / "manifest.csv").write_text("\n".join(lines))
+    return folder / "manifest.csv"
+
+
+def memory(pid: int) -> float:
+    """Megabytes of a process, shared pages divided among those who share them (PSS)."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return float("nan")
+    return next(int(x.split()[1]) for x in text.splitlines() if x.startswith("Pss:")) / 1000
+
+
+def family() -> float:
+    """Megabytes of this process and its workers."""
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    pids = [os.getpid(), *map(int, children.read_text().split())] if children.is_file() else []
+    return sum(memory(pid) for pid in pids)
+
+
+def quadruplets(manifest: Manifest, by: str, workers: int, batches: int) -> tuple[float, float]:
+    """Quadruplets a second, to normalised float32 batches, and the peak memory in MB."""
+    train = transforms.training(SIZE, by=by)
+    data = FaceDataModule(
+        manifest,
+        train,
+        transforms.evaluation(SIZE),
+        batch_size=BATCH,
+        num_workers=workers,
+        select_on="last",
+    )
+    torch.set_num_threads(1 if workers else os.cpu_count())
+    peak, seen, start = 0.0, -5, 0.0
+    for batch in data.train_dataloader():
+        data.on_after_batch_transfer(batch)
+        seen += 1
+        if seen == 0:  # workers have started
+            start = time.perf_counter()
+        if seen % 10 == 0:
+            peak = max(peak, family())
+        if seen == batches:
+            break
+    return batches * BATCH / (time.perf_counter() - start), peak
+
+
+def once(action: Callable[[], object], number: int) -> float:
+    """Microseconds of one of `number` calls."""
+    start = time.perf_counter()
+    for _ in range(number):
+        action()
+    return (time.perf_counter() - start) / number * 1e6
+
+
+def bench_loading(table: Path, batches: int) -> Table:
+    """Quadruplets a second with and without the store, by worker count."""
+    plain = Manifest.from_csv(table, class_names=NAMES)
+    start = time.perf_counter()
+    folder = store.prepare(plain, SIZE, table.parent / "prepared", num_workers=os.cpu_count())
+    seconds = time.perf_counter() - start
+    size = sum(f.stat().st_size for f in folder.iterdir()) / 1e9
+    found = store.find(plain, SIZE, table.parent / "prepared")
+    out = Table(
+        "images",
+        "augmentation",
+        "workers",
+        "quadruplets/s",
+        "times the first",
+        "peak MB",
+        title=f"{len(plain)} JPEGs of 100 pixels, the paper's transforms at {SIZE} pixels",
+        caption=f"preparing took {seconds:.0f} s and {size:.2f} GB (0 s where it was there)",
+    )
+    base = None
+    cases = [(name, by, w) for name in ("decoded", "prepared") for by in ("image", "batch")
+             for w in sorted({2, 1, 0, os.cpu_count()}, reverse=True)]  # fmt: skip
+    for name, by, workers in cases:
+        manifest = plain if name == "decoded" else plain.with_store(found)
+        rate, peak = quadruplets(manifest, by, workers, batches)
+        base = base or rate
+        row = (name, by, str(workers), f"{rate:.0f}", f"{rate / base:.2f}", f"{peak:.0f}")
+        out.add_row(*row)
+        print(*row, file=sys.stderr)
+    return out
+
+
+def bench_draws(folder: Path) -> Table:
+    """A draw of four, an epoch's order and opening the table, at two sizes."""
+    out = Table(
+        "rows", "draw of four, us", "epoch of anchors, ms", "open manifest, s", title="tables"
+    )
+    for rows in (RAFDB, AFFECTNET):
+        labels = np.random.default_rng(0).integers(0, 7, rows)
+        draw, sampler = QuadrupletDraw(labels, 4), AnchorSampler(labels)
+        anchors = iter(sampler)
+        cost = once(lambda: draw(7, draw_generator(0, 0, 7)), 20_000)  # noqa: B023
+        order = once(lambda: next(iter(sampler)), 5) / 1000  # noqa: B023
+        del anchors
+        images = folder / f"table-{rows}"
+        images.mkdir(exist_ok=True)
+        for i in range(rows):
+            (images / f"{i:06d}.jpg").touch()
+        table = folder / f"table-{rows}.csv"
+        lines = [f"table-{rows}/{i:06d}.jpg,{NAMES[y]},train" for i, y in enumerate(labels)]
+        table.write_text("path,label,split\n" + "\n".join(lines))
+        opening = once(lambda: Manifest.from_csv(table, class_names=NAMES), 1) / 1e6  # noqa: B023
+        out.add_row(f"{rows:,}", f"{cost:.1f}", f"{order:.1f}", f"{opening:.2f}")
+    return out
+
+
+def main() -> None:
+    """Measure and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=RAFDB)
+    parser.add_argument("--batches", type=int, default=40, help="timed batches a row")
+    parser.add_argument("--folder", type=Path, help="kept between runs; temporary by default")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp())
+    try:
+        Console().print(bench_draws(folder))
+        Console().print(bench_loading(make_images(folder, options.images), options.batches))
+    finally:
+        if not options.folder:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
