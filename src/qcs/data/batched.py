@@ -215,16 +215,20 @@ def hue(x: Tensor, turns: Tensor) -> None:
         turns: (N, 1, 1, 1), from -1/6 to 1/6: no channel's hue then comes round the circle.
     """
     red, green, blue = x.unbind(1)  # each (N, P, P)
-    top = torch.maximum(torch.maximum(red, green), blue)
-    low = torch.minimum(torch.minimum(red, green), blue)
-    chroma = top - low
-    angle = (top + green).add_(blue).sub_(red).sub_(low, alpha=2)
-    angle = torch.copysign(angle, green - blue, out=angle)
-    angle.add_(chroma * (6 * turns[:, 0]))
-    near, far = top + chroma, top - 5 * chroma
+    shape = (7, *red.shape)
+    top, low, chroma, angle, distance, near, far = x.new_empty(shape).unbind()  # one allocation
+    torch.maximum(torch.maximum(red, green, out=top), blue, out=top)
+    torch.minimum(torch.minimum(red, green, out=low), blue, out=low)
+    torch.sub(top, low, out=chroma)
+    torch.sub(green, blue, out=distance)
+    torch.add(top, green, out=angle).add_(blue).sub_(red).sub_(low, alpha=2)
+    torch.copysign(angle, distance, out=angle)
+    angle.add_(torch.mul(chroma, 6 * turns[:, 0], out=distance))
+    torch.add(top, chroma, out=near)
+    torch.sub(top, chroma, alpha=5, out=far)
     for channel, offset in zip((red, green, blue), (0, -2, 2), strict=True):
-        distance = torch.add(angle, chroma, alpha=offset).abs_()
-        level = near - distance
+        torch.add(angle, chroma, alpha=offset, out=distance).abs_()
+        torch.sub(near, distance, out=channel)
         if offset:  # the other way round the circle
-            level = torch.maximum(level, distance.add_(far), out=level)
-        torch.maximum(torch.minimum(level, top, out=level), low, out=channel)
+            torch.maximum(channel, distance.add_(far), out=channel)
+        torch.maximum(torch.minimum(channel, top, out=channel), low, out=channel)

@@ -4,6 +4,7 @@ A manifest's CSV has the columns `path,label,split`: a path relative to the CSV'
 `root`), a class name, and one of train, val, test.
 """
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -188,7 +189,8 @@ class Manifest:
 
         Args:
             path: the CSV file.
-            root: folder that the paths are relative to; the CSV's own by default.
+            root: folder, .zip or .csv of pixels that the paths are relative to; the CSV's own
+                folder by default.
             class_names: the order of the classes; sorted names by default.
 
         Raises:
@@ -217,8 +219,17 @@ class Manifest:
             rows.append(Row(slashes(image), index[label], split, line))
         root = Path(root).expanduser() if root else path.parent
         rows = unique(rows, path)
-        present(root, rows, path)
+        if root.is_dir():
+            present(root, rows, path)
         return cls.build(root, rows, names)
+
+    def to_csv(self, path: Path) -> None:
+        """Write what `from_csv` reads: paths, class names and splits."""
+        names = np.array(self.class_names)[self.labels].tolist()
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("path", "label", "split"))
+            writer.writerows(zip(self.paths.tolist(), names, self.splits.tolist(), strict=True))
 
 
 def _cut(image: Image.Image, box: list[int]) -> Image.Image:

@@ -5,6 +5,7 @@ Tables may begin with a byte order mark, end lines with CR LF, and write paths w
 
 import csv
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -155,8 +156,10 @@ def present(root: Path, rows: Sequence[Row], table: Path) -> None:
     for row in rows:
         folder, _, name = row.path.rpartition("/")
         if folder not in listed:
-            directory = root / folder
-            listed[folder] = {f.name for f in directory.iterdir()} if directory.is_dir() else set()
+            try:
+                listed[folder] = set(os.listdir(os.path.join(root, folder)))
+            except (FileNotFoundError, NotADirectoryError):
+                listed[folder] = set()
         if name not in listed[folder]:
             missing.append(row)
     if missing:

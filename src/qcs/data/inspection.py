@@ -1,0 +1,131 @@
+"""What is in a data set: counts, sizes, unreadable files, and images that appear more than once."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from qcs.data.images import BROKEN
+from qcs.data.manifest import SPLITS, Manifest
+
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Args:
+        counts: (3, K) images by split (train, val, test) and class.
+        sizes: how often each (width, height) occurs.
+        unreadable: the sentence of each image that cannot be decoded, by row.
+        groups: rows of equal pixels, two or more each.
+    """
+
+    manifest: Manifest
+    counts: np.ndarray
+    sizes: Counter
+    unreadable: dict[int, str]
+    groups: list[list[int]]
+
+    @property
+    def across(self) -> list[list[int]]:
+        """Groups of equal images that lie in more than one split."""
+        splits = self.manifest.splits
+        return [g for g in self.groups if len({str(splits[row]) for row in g}) > 1]
+
+    def leaked(self) -> list[int]:
+        """Rows to drop for honest results: of train where val or test, of val where test has it."""
+        splits = self.manifest.splits
+        rank = {split: i for i, split in enumerate(SPLITS)}
+        rows = []
+        for group in self.across:
+            last = max(rank[str(splits[row])] for row in group)
+            rows += [row for row in group if rank[str(splits[row])] < last]
+        return sorted(rows)
+
+    @property
+    def contradicting(self) -> list[list[int]]:
+        """Groups of equal images with more than one label."""
+        labels = self.manifest.labels
+        return [g for g in self.groups if len({int(labels[row]) for row in g}) > 1]
+
+    @property
+    def small_classes(self) -> list[str]:
+        """Classes with fewer than two training images, which have no positive to be paired with."""
+        names = self.manifest.class_names
+        return [name for name, n in zip(names, self.counts[0], strict=True) if n < 2]
+
+    def problems(self) -> list[str]:
+        """One sentence for each kind of fault that was found."""
+        found = []
+        if self.unreadable:
+            found.append(
+                f"{len(self.unreadable)} images cannot be decoded: repair them, or prepare with "
+                "on_error=skip"
+            )
+        if self.across:
+            found.append(
+                f"{len(self.across)} images appear in more than one split: results on the test "
+                "set are too good (clean.csv leaves them out of train)"
+            )
+        if self.contradicting:
+            found.append(f"{len(self.contradicting)} images appear with more than one label")
+        if self.small_classes:
+            names = ", ".join(self.small_classes)
+            found.append(f"fewer than two training images: {names}; add some or drop the class")
+        return found
+
+
+class _Hashed(Dataset):
+    """Size and hash of the decoded pixels of each image, or its error."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, row: int) -> tuple[tuple[int, int], bytes] | str:
+        try:
+            image = self.manifest.image(row)
+        except BROKEN as error:
+            return str(error)
+        return image.size, blake2b(image.tobytes(), digest_size=16).digest()
+
+
+def _same(batch: list) -> list:
+    return batch
+
+
+def inspect(manifest: Manifest, num_workers: int = 2, progress: bool = True) -> Inspection:
+    """Decode every image once and compare them by their pixels.
+
+    Args:
+        manifest: all splits.
+        num_workers: processes that decode; 0 decodes in this one.
+        progress: whether to show a bar.
+    """
+    counts = np.stack([_counts(manifest, split) for split in SPLITS])
+    options = {"batch_size": CHUNK, "num_workers": num_workers, "collate_fn": _same}
+    loader = DataLoader(_Hashed(manifest), **options)
+    sizes, unreadable, rows_of = Counter(), {}, defaultdict(list)
+    for i, batch in enumerate(
+        track(loader, "reading", len(loader), disable=not progress, transient=True)
+    ):
+        for row, found in enumerate(batch, i * CHUNK):
+            if isinstance(found, str):
+                unreadable[row] = found
+                continue
+            sizes[found[0]] += 1
+            rows_of[found].append(row)
+    groups = [rows for rows in rows_of.values() if len(rows) > 1]
+    return Inspection(manifest, counts, sizes, unreadable, groups)
+
+
+def _counts(manifest: Manifest, split: str) -> np.ndarray:
+    labels = manifest.labels[manifest.splits == split]
+    return np.bincount(labels, minlength=len(manifest.class_names))
