@@ -173,3 +173,53 @@ def test_a_corrupt_image_is_named(run, tmp_path):
     data = [f"dataset.path={tmp_path / 'faces'}", "trainer.max_epochs=1", "loader.num_workers=2"]
     done = qcs("train", *SMALL[:-2], *data, cwd=tmp_path, ok=False)
     assert f"error: ValueError: cannot read image images/train/{victim.name}" in done.stderr
+
+
+def test_prepare_then_train_reads_the_prepared_images(run):
+    data = [f"dataset.path={run / 'faces'}", "store=stores"]
+    size = ["augment.size=32", "augment.resize=36"]
+    done = qcs("prepare", *data, *size, "num_workers=2", cwd=run)
+    assert "112 of 112 images of 36 pixels" in done.stdout
+    common = [*SMALL, "trainer.max_epochs=1", "scheduler=exponential", "test=false"]
+    common += ["augment.train.by=batch", "augment.train.jitter=[0.2,0.2,0.2,0.1]"]
+    logs = []
+    for name, folder in {"with": "stores", "without": "null"}.items():
+        options = [*common, data[0], f"store={folder}", f"hydra.run.dir={name}"]
+        logs.append(qcs("train", *options, cwd=run).stdout)
+    assert "prepared images: stores" in logs[0] and "prepared images" not in logs[1]
+    one, other = (
+        torch.load(run / d / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for d in ("with", "without")
+    )
+    for key, value in one.items():
+        torch.testing.assert_close(other[key], value, atol=0, rtol=0)
+
+
+def test_check_writes_a_report_a_sheet_and_a_clean_manifest(run, tmp_path):
+    synthetic.make(tmp_path / "faces", size=32, train=2, val=1, test=1, workers=1)
+    train, test = (sorted((tmp_path / f"faces/images/{s}").iterdir()) for s in ("train", "test"))
+    test[0].write_bytes(train[0].read_bytes())
+    train[2].write_bytes(b"not an image")
+    done = qcs("check", f"dataset.path={tmp_path / 'faces'}", "hydra.run.dir=out", cwd=tmp_path)
+    assert "1 images appear in more than one split" in done.stdout
+    assert f"cannot read image images/train/{train[2].name}" in done.stdout
+    report = json.loads((tmp_path / "out/check.json").read_text())
+    assert report["counts"]["test"] == dict.fromkeys(synthetic.EXPRESSIONS, 1)
+    assert len(report["duplicates_across_splits"]) == len(report["unreadable"]) == 1
+    assert (tmp_path / "out/faces.png").is_file()
+    data = ["dataset=csv", "dataset.path=out/clean.csv", f"dataset.root={tmp_path / 'faces'}"]
+    again = qcs("check", *data, "hydra.run.dir=again", cwd=tmp_path)
+    assert "26 images" in again.stdout and "no faults found" in again.stdout
+
+
+def test_soft_labels_train(tmp_path):
+    from test_sources import kaggle_ferplus
+
+    root = kaggle_ferplus(tmp_path / "data")
+    for table in (root / "fer2013.csv", root / "fer2013new.csv"):
+        head, *rows = table.read_text().splitlines()
+        table.write_text("\n".join([head, *sorted(rows * 4)]))
+    options = ["dataset=ferplus", f"dataset.path={root}", "dataset.labels=probability"]
+    options += ["select_on=last", "test=false", "trainer.max_epochs=1", "model=base"]
+    qcs("train", *SMALL, *options, "hydra.run.dir=soft", cwd=tmp_path)
+    assert (tmp_path / "soft/checkpoints/last.ckpt").is_file()

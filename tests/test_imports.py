@@ -11,9 +11,9 @@ PLAIN = [
     *SOURCE.glob("data/drawing/*.py"),
     *SOURCE.glob("data/sources/*.py"),
     *(SOURCE / f for f in ("losses.py", "sam.py", "metrics.py", "convert.py", "plots.py")),
-    *(SOURCE / "data" / f for f in ("manifest.py", "quadruplets.py", "transforms.py")),
+    *(f for f in SOURCE.glob("data/*.py") if f.name != "datamodule.py"),
 ]
-ENTRIES = {"qcs.train", "qcs.eval"}
+ENTRIES = {"qcs.train", "qcs.eval", "qcs.prepare", "qcs.check"}
 
 
 def imports(path: Path) -> set[str]:
