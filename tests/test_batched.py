@@ -62,7 +62,7 @@ def test_a_whole_pipeline_is_torchvisions_but_for_rounding():
     assert len({tuple(order) for order in p.order.tolist()}) > 10
     for i in range(40):
         difference = (got[i].int() - _reference(x[i], p, i, 16).int()).abs()
-        assert difference.float().mean() < 1.5 and difference.max() <= 12
+        assert difference.float().mean() < 2 and difference.max() <= 6
     mean, std = (
         torch.tensor(v).view(3, 1, 1) for v in (transforms.IMAGENET_MEAN, transforms.IMAGENET_STD)
     )

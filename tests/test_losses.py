@@ -36,6 +36,15 @@ def test_default_is_the_mean_of_all_cross_entropies():
     assert parts["loss_base"].item() == pytest.approx(base, rel=1e-5)
 
 
+def test_soft_targets_are_labels_where_they_are_certain():
+    out, certain = comparison(), F.one_hot(LABELS, 3).float()
+    torch.testing.assert_close(QCSLoss()(out, certain)["loss"], QCSLoss()(out, LABELS)["loss"])
+    half = 0.5 * certain + 0.5 * certain.roll(1, -1)
+    other = QCSLoss()(out, (LABELS + 1) % 3)["loss"]
+    expected = 0.5 * QCSLoss()(out, LABELS)["loss"] + 0.5 * other
+    torch.testing.assert_close(QCSLoss()(out, half)["loss"], expected)
+
+
 def test_only_the_ratio_of_the_halves_matters():
     out = comparison()
     parts = QCSLoss(base_weight=6, cross_weight=2)(out, LABELS)

@@ -7,6 +7,8 @@ from typing import Any
 import hydra
 import lightning
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from qcs import build, provenance, report
@@ -81,8 +83,16 @@ def _millions(module: torch.nn.Module) -> float:
 def main(cfg: DictConfig) -> float | None:
     """Compose, check, train; return the metric that a sweep optimises."""
     config = plain(cfg)
-    metrics = train(config)
     name = config["optimized_metric"]
+    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if name and name.startswith("val/") and config["select_on"] == "last":
+        if sweep:
+            raise ValueError(
+                f"optimized_metric={name} is never measured with select_on=last, and a sweep "
+                "needs it: write select_on=val"
+            )
+        name = None
+    metrics = train(config)
     if name and name not in metrics:
         raise ValueError(f"optimized_metric={name} is not logged; choose of {sorted(metrics)}")
     return metrics[name] if name else None
