@@ -100,12 +100,13 @@ class BatchAugmentation:
         erased = fits.any(1) & (uniform(number) < self.erase)
         return torch.cat([corner, corner + sides], 1) * erased[:, None]
 
-    def __call__(self, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, seed: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Everything but erasing and normalising; depends on the images and the seed alone.
 
         Args:
             images: (N, 3, S, S) uint8.
             seed: of the random numbers.
+            out: (N, 3, P, P) uint8 to write to.
 
         Returns:
             Images (N, 3, P, P) uint8, a quarter of the bytes that workers would otherwise hand
@@ -114,7 +115,8 @@ class BatchAugmentation:
         if images.shape[-2:] != (self.resize, self.resize):
             raise ValueError(f"expected images of {self.resize} pixels, got {tuple(images.shape)}")
         p = self.parameters(len(images), torch.Generator().manual_seed(seed))
-        out = images.new_empty((len(images), 3, self.size, self.size))
+        if out is None:
+            out = images.new_empty((len(images), 3, self.size, self.size))
         step = 1 if images.device.type == "cpu" else len(images)
         for i in range(0, len(images), step):
             rows = slice(i, i + step)
@@ -172,17 +174,16 @@ class BatchAugmentation:
         """The four changes, in each image's own order; in place, levels 0 to 255."""
         changes = (_brightness, _contrast, _saturation, self._hue)
         factors = p.factors.to(x.device)
-        for place in p.order.unbind(1):
-            for kind, change in enumerate(changes):
-                rows = (place == kind).nonzero().flatten()
-                if not self.jitter[kind] or not len(rows):
+        for place in zip(*p.order.tolist(), strict=True):
+            for kind in set(place):
+                if not self.jitter[kind]:
                     continue
+                rows = [i for i, other in enumerate(place) if other == kind]
                 if len(rows) == len(x):
-                    change(x, factors[:, kind].view(-1, 1, 1, 1))
+                    changes[kind](x, factors[:, kind].view(-1, 1, 1, 1))
                     continue
-                rows = rows.to(x.device)
                 some = x[rows]
-                change(some, factors[rows, kind].view(-1, 1, 1, 1))
+                changes[kind](some, factors[rows, kind].view(-1, 1, 1, 1))
                 x[rows] = some
 
     def _hue(self, x: Tensor, turns: Tensor) -> None:

@@ -13,7 +13,7 @@ import torch
 from lightning import LightningDataModule
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from qcs.data.batched import BatchAugmentation
 from qcs.data.manifest import SPLITS, Manifest
@@ -82,7 +82,11 @@ class GroupBatches(Groups):
         batch = self.truth(rows)
         if self.transform.on_device:
             return {"images": images.unflatten(0, shape), "seed": torch.tensor(seed), **batch}
-        images, rectangle = self.transform(images, seed)
+        out = None
+        if get_worker_info():  # where the other process reads it, as torch's default_collate does
+            shared = images.untyped_storage()._new_shared(len(images) * 3 * self.transform.size**2)
+            out = images.new_empty(0).set_(shared).view(len(images), 3, *[self.transform.size] * 2)
+        images, rectangle = self.transform(images, seed, out)
         return {
             "images": images.unflatten(0, shape),
             "erase": rectangle.unflatten(0, shape),
