@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import DataLoader, Dataset
 
 from qcs.data import store, transforms
 from qcs.data.datamodule import FaceDataModule
@@ -47,20 +48,48 @@ def make_images(folder: Path, number: int) -> Path:
     return folder / "manifest.csv"
 
 
-def memory(pid: int) -> float:
-    """Megabytes of a process, shared pages divided among those who share them (PSS)."""
+def memory(pid: int, *kinds: str) -> float:
+    """Megabytes of a process by the kernel's kinds; NaN where it has no /proc."""
     try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return float("nan")
-    return next(int(x.split()[1]) for x in text.splitlines() if x.startswith("Pss:")) / 1000
+    return sum(int(line.split()[1]) for line in lines if line.split(":")[0] in kinds) / 1000
+
+
+def children() -> list[int]:
+    """Process numbers of the workers."""
+    listed = Path(f"/proc/self/task/{os.getpid()}/children")
+    return [int(pid) for pid in listed.read_text().split()] if listed.is_file() else []
 
 
 def family() -> float:
-    """Megabytes of this process and its workers."""
-    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
-    pids = [os.getpid(), *map(int, children.read_text().split())] if children.is_file() else []
-    return sum(memory(pid) for pid in pids)
+    """Megabytes of this process and its workers, but for the pages of the mapped store."""
+    return sum(memory(pid, "Pss_Anon", "Pss_Shmem") for pid in (os.getpid(), *children()))
+
+
+class Draws(Dataset):
+    """What a worker does with its tables, and nothing else."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest, self.draw = manifest, QuadrupletDraw(manifest.labels, 4)
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, row: int) -> list[str]:
+        rows = self.draw(row, draw_generator(0, 0, row))
+        return [str(self.manifest.paths[r]) for r in rows]
+
+
+def own_memory(manifest: Manifest) -> float:
+    """Megabytes that a worker does not share with its parent, once it has drawn every row."""
+    context = "fork" if sys.platform == "linux" else None
+    loader = DataLoader(Draws(manifest), 512, num_workers=1, multiprocessing_context=context)
+    for i, _ in enumerate(loader):
+        if i == len(loader) - 3:
+            return memory(children()[-1], "Private_Clean", "Private_Dirty")
+    return float("nan")
 
 
 def quadruplets(manifest: Manifest, by: str, workers: int, batches: int) -> tuple[float, float]:
@@ -129,15 +158,19 @@ def bench_loading(table: Path, batches: int) -> Table:
 def bench_draws(folder: Path) -> Table:
     """A draw of four, an epoch's order and opening the table, at two sizes."""
     out = Table(
-        "rows", "draw of four, us", "epoch of anchors, ms", "open manifest, s", title="tables"
+        "rows",
+        "draw of four, us",
+        "epoch of anchors, ms",
+        "open manifest, s",
+        "table, MB",
+        "a worker's own MB",
+        title="tables",
     )
     for rows in (RAFDB, AFFECTNET):
         labels = np.random.default_rng(0).integers(0, 7, rows)
         draw, sampler = QuadrupletDraw(labels, 4), AnchorSampler(labels)
-        anchors = iter(sampler)
         cost = once(lambda: draw(7, draw_generator(0, 0, 7)), 20_000)  # noqa: B023
         order = once(lambda: next(iter(sampler)), 5) / 1000  # noqa: B023
-        del anchors
         images = folder / f"table-{rows}"
         images.mkdir(exist_ok=True)
         for i in range(rows):
@@ -146,7 +179,10 @@ def bench_draws(folder: Path) -> Table:
         lines = [f"table-{rows}/{i:06d}.jpg,{NAMES[y]},train" for i, y in enumerate(labels)]
         table.write_text("path,label,split\n" + "\n".join(lines))
         opening = once(lambda: Manifest.from_csv(table, class_names=NAMES), 1) / 1e6  # noqa: B023
-        out.add_row(f"{rows:,}", f"{cost:.1f}", f"{order:.1f}", f"{opening:.2f}")
+        manifest = Manifest.from_csv(table, class_names=NAMES)
+        size = sum(c.nbytes for c in (manifest.paths, manifest.labels, manifest.splits)) / 1e6
+        numbers = (f"{cost:.1f}", f"{order:.1f}", f"{opening:.2f}", f"{size:.0f}")
+        out.add_row(f"{rows:,}", *numbers, f"{own_memory(manifest):.0f}")
     return out
 
 

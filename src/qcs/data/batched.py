@@ -100,7 +100,9 @@ class BatchAugmentation:
         erased = fits.any(1) & (uniform(number) < self.erase)
         return torch.cat([corner, corner + sides], 1) * erased[:, None]
 
-    def __call__(self, images: Tensor, seed: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, seed: int, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Everything but erasing and normalising; depends on the images and the seed alone.
 
         Args:

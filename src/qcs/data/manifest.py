@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from qcs.data.images import BROKEN, Images, decode, images_of
-from qcs.data.tables import Row, present, read_csv, slashes, unique
+from qcs.data.tables import Row, collector_paused, present, read_csv, slashes, unique
 
 if TYPE_CHECKING:
     from qcs.data.store import Store
@@ -179,6 +179,7 @@ class Manifest:
         )
 
     @classmethod
+    @collector_paused()
     def from_csv(
         cls,
         path: str | Path | None,
@@ -206,17 +207,19 @@ class Manifest:
         lines, table = read_csv(path, ("path", "label", "split"))
         names = tuple(class_names) or tuple(sorted(set(table["label"])))
         index = {name: i for i, name in enumerate(names)}
-        rows = []
-        for line, image, label, split in zip(
-            lines, table["path"], table["label"], table["split"], strict=True
-        ):
-            if label not in index or split not in SPLITS:
-                expected = f"label of {', '.join(names)} and a split of {', '.join(SPLITS)}"
-                raise ValueError(
-                    f"{path} line {line} has the label {label!r} and the split {split!r}, "
-                    f"expected a {expected}; correct or remove the line"
-                )
-            rows.append(Row(slashes(image), index[label], split, line))
+        wrong = (
+            i
+            for i, (label, split) in enumerate(zip(table["label"], table["split"], strict=True))
+            if label not in index or split not in SPLITS
+        )
+        if (i := next(wrong, None)) is not None:
+            raise ValueError(
+                f"{path} line {lines[i]} has the label {table['label'][i]!r} and the split "
+                f"{table['split'][i]!r}, expected a label of {', '.join(names)} and a split of "
+                f"{', '.join(SPLITS)}; correct or remove the line"
+            )
+        labels = map(index.get, table["label"])
+        rows = list(map(Row, map(slashes, table["path"]), labels, table["split"], lines))
         root = Path(root).expanduser() if root else path.parent
         rows = unique(rows, path)
         if root.is_dir():

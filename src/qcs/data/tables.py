@@ -4,13 +4,27 @@ Tables may begin with a byte order mark, end lines with CR LF, and write paths w
 """
 
 import csv
+import gc
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause Python's garbage collector, which takes longer than reading a long table itself."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def read_text(path: Path) -> str:
@@ -132,6 +146,8 @@ def unique(rows: Sequence[Row], table: Path) -> list[Row]:
     Raises:
         ValueError: an image is listed twice with different labels or splits.
     """
+    if len({row.path for row in rows}) == len(rows):
+        return list(rows)
     first: dict[str, Row] = {}
     for row in rows:
         other = first.setdefault(row.path, row)
@@ -140,8 +156,7 @@ def unique(rows: Sequence[Row], table: Path) -> list[Row]:
                 f"{table} line {row.line} lists {row.path} with another label or split than "
                 f"line {other.line}; remove one of the two"
             )
-    if len(first) < len(rows):
-        log.warning("dropped %d repeated rows of %s", len(rows) - len(first), table)
+    log.warning("dropped %d repeated rows of %s", len(rows) - len(first), table)
     return list(first.values())
 
 

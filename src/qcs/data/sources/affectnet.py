@@ -13,7 +13,16 @@ from typing import Literal
 import numpy as np
 
 from qcs.data.manifest import Manifest, require
-from qcs.data.tables import Row, as_index, present, read_csv, read_text, slashes, unique
+from qcs.data.tables import (
+    Row,
+    as_index,
+    collector_paused,
+    present,
+    read_csv,
+    read_text,
+    slashes,
+    unique,
+)
 
 # Labels 0 to 7; 8 to 10 (none, uncertain, no face) are dropped.
 CLASS_NAMES = (
@@ -38,6 +47,7 @@ HINT = (
 )
 
 
+@collector_paused()
 def read(path: str | None = None, classes: Literal[7, 8] = 7, crop: bool = True) -> Manifest:
     """Read AffectNet with 7 (283,901 train, 3,500 test) or 8 classes (287,651 and 4,000).
 
