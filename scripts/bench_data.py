@@ -23,7 +23,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from qcs.data import store, transforms
-from qcs.data.datamodule import FaceDataModule
+from qcs.data.datamodule import FaceDataModule, keep_shared
 from qcs.data.manifest import Manifest
 from qcs.data.quadruplets import AnchorSampler, QuadrupletDraw, draw_generator
 
@@ -85,7 +85,8 @@ class Draws(Dataset):
 def own_memory(manifest: Manifest) -> float:
     """Megabytes that a worker does not share with its parent, once it has drawn every row."""
     context = "fork" if sys.platform == "linux" else None
-    loader = DataLoader(Draws(manifest), 512, num_workers=1, multiprocessing_context=context)
+    options = {"multiprocessing_context": context, "worker_init_fn": keep_shared}
+    loader = DataLoader(Draws(manifest), 512, num_workers=1, **options)
     for i, _ in enumerate(loader):
         if i == len(loader) - 3:
             return memory(children()[-1], "Private_Clean", "Private_Dirty")

@@ -3,6 +3,7 @@
 B batch, R roles [a, p, n, n2], H and W pixels.
 """
 
+import gc
 import logging
 import sys
 from collections.abc import Callable
@@ -115,6 +116,11 @@ class Faces(Dataset):
         return {"images": image, "labels": int(self.manifest.labels[row])}
 
 
+def keep_shared(worker: int) -> None:
+    """Keep a forked worker's garbage collector off the objects, so the pages, of its parent."""
+    gc.freeze()
+
+
 def _same(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
 
@@ -188,6 +194,7 @@ class FaceDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             # Workers share the tables instead of being sent copies.
             multiprocessing_context="fork" if self.num_workers and _LINUX else None,
+            worker_init_fn=keep_shared,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.seed),  # not the loop's
             **options,
