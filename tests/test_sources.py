@@ -198,6 +198,19 @@ def test_ferplus_from_kaggles_pixels(tmp_path):
     assert majority.image(1).size == (48, 48)
 
 
+def test_half_a_zip_is_one_sentence(tmp_path):
+    (tmp_path / "ferplus.zip").write_bytes(b"PK" + bytes(100))
+    with pytest.raises(ValueError, match="is not a whole zip file .*copy it again"):
+        ferplus.read(str(tmp_path / "ferplus.zip"))
+
+
+def test_a_pixel_table_with_an_endless_cell_is_one_sentence(tmp_path):
+    table = kaggle(tmp_path)
+    table.write_bytes(table.read_bytes() + b"1," + b"7 " * 100_000)
+    with pytest.raises(ValueError, match="line 6: field larger than field limit"):
+        fer2013.read(str(table))
+
+
 def test_ferplus_tables_that_do_not_belong_together(tmp_path):
     root = kaggle_ferplus(tmp_path)
     votes = root / ferplus.VOTES
@@ -337,6 +350,7 @@ def test_lists_with_backslashes_blanks_and_labels_from_one(tmp_path):
         (b"path,label,split\na.png,x,train\na.png,y,train\n", "line 3 lists a.png .* line 2"),
         (b"path,label,split\na.png,x,train\n\xff\xfe,y,train\n", "line 3 is not UTF-8"),
         (b"  \n", "is empty"),
+        (b"path,label,split\na.png,x,train\n" + b"x" * 200_000, "line 3 is not a line of a CSV"),
     ],
 )
 def test_a_users_table_names_the_line(content, sentence, tmp_path):

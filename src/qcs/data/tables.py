@@ -64,20 +64,26 @@ def read_csv(
             cells than the header.
     """
     reader = csv.reader((read_text(path) if text is None else text).splitlines())
-    header = [name.strip() for name in next(reader)]
+    try:
+        header, *table = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} line {reader.line_num} is not a line of a CSV ({error}); repair it"
+        ) from error
+    header = [name.strip() for name in header[1]]
     if missing := [name for name in columns if name not in header]:
         raise ValueError(
             f"{path} line 1 lacks the column {missing[0]!r}: it has {','.join(header)} and "
             f"{','.join(columns)} are needed; add it to the header"
         )
     lines, rows, width = [], [], len(header)
-    for row in reader:
+    for line, row in table:
         if len(row) == width:
-            lines.append(reader.line_num)
+            lines.append(line)
             rows.append(row)
         elif row:
             raise ValueError(
-                f"{path} line {reader.line_num} has {len(row)} cells and the header {width}; "
+                f"{path} line {line} has {len(row)} cells and the header {width}; "
                 "repair or remove the line"
             )
     columns_read = zip(*rows, strict=True) if rows else [()] * width

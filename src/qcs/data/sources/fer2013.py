@@ -5,6 +5,7 @@ of that name (fer2013.csv, icml_face_data.csv).
 """
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ def read_table(table: Path) -> list[Face]:
             )
         emotion, usage = header.index("emotion"), header.index("usage")
         faces = []
-        for row in reader:
+        for row in _whole(reader, table):
             if not row:
                 continue
             if len(row) != 3 or row[usage].strip() not in USAGES:
@@ -65,6 +66,14 @@ def read_table(table: Path) -> list[Face]:
                 )
             faces.append(Face(reader.line_num, row[emotion], row[usage].strip()))
     return faces
+
+
+def _whole(reader, table: Path) -> Iterator[list[str]]:
+    """The rows, or one sentence for what csv refuses."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(f"{table} line {reader.line_num}: {error}; copy the file again") from error
 
 
 def read(path: str | None = None) -> Manifest:

@@ -179,8 +179,11 @@ def _kaggle(table: Path) -> tuple[list[str], list[str], np.ndarray]:
 def _files(root: Path) -> set[str]:
     """Paths of all files below a folder or in a zip, relative, with forward slashes."""
     if root.is_file():
-        with zipfile.ZipFile(root) as archive:
-            return set(archive.namelist())
+        try:
+            with zipfile.ZipFile(root) as archive:
+                return set(archive.namelist())
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{root} is not a whole zip file ({error}); copy it again") from error
     return {f.relative_to(root).as_posix() for f in root.rglob("*") if f.suffix in (".csv", ".png")}
 
 
