@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
-from qcs.data import store, transforms
+from qcs.data import preparation, store, transforms
 from qcs.data.datamodule import FaceDataModule, keep_shared
 from qcs.data.manifest import Manifest
 from qcs.data.quadruplets import AnchorSampler, QuadrupletDraw, draw_generator
@@ -129,7 +129,7 @@ def bench_loading(table: Path, batches: int) -> Table:
     """Quadruplets a second with and without the store, by worker count."""
     plain = Manifest.from_csv(table, class_names=NAMES)
     start = time.perf_counter()
-    folder = store.prepare(plain, SIZE, table.parent / "prepared", num_workers=os.cpu_count())
+    folder = preparation.prepare(plain, SIZE, table.parent / "prepared", num_workers=os.cpu_count())
     seconds = time.perf_counter() - start
     size = sum(f.stat().st_size for f in folder.iterdir()) / 1e9
     found = store.find(plain, SIZE, table.parent / "prepared")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from qcs.data import store, transforms
+from qcs.data import preparation, store, transforms
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import pixels, resized
@@ -21,7 +21,7 @@ OPTIONS = {"num_workers": 0, "progress": False}
 
 
 def prepared(faces: Manifest, tmp_path: Path, **options) -> store.Store:
-    store.prepare(faces, 16, tmp_path / "stores", **OPTIONS | options)
+    preparation.prepare(faces, 16, tmp_path / "stores", **OPTIONS | options)
     return store.find(faces, 16, tmp_path / "stores")
 
 
@@ -82,7 +82,7 @@ def test_an_undecodable_image_fails_or_is_left_out_and_listed(faces, tmp_path, c
     bad = str(faces.paths[7])
     (faces.root / bad).write_bytes(b"nothing")
     with pytest.raises(ValueError, match=f"cannot read image {bad} .* on_error=skip"):
-        store.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
+        preparation.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
     assert store.find(faces, 16, tmp_path / "stores") is None
     found = prepared(faces, tmp_path, on_error="skip")
     listed = store.skipped_images(found.folder)
@@ -92,29 +92,29 @@ def test_an_undecodable_image_fails_or_is_left_out_and_listed(faces, tmp_path, c
     assert len(rest) == len(faces) - 1 and bad not in rest.paths
     torch.testing.assert_close(pixels(rest, 7), resized(faces.image(8), 16))
     with pytest.raises(ValueError, match="cannot read image"):  # asked to fail, it does
-        store.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
+        preparation.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
 
 
 def test_nothing_but_broken_images_is_an_error(faces, tmp_path):
     for path in faces.paths:
         (faces.root / path).write_bytes(b"")
     with pytest.raises(ValueError, match="no image of .* can be decoded"):
-        store.prepare(faces, 16, tmp_path / "stores", on_error="skip", **OPTIONS)
+        preparation.prepare(faces, 16, tmp_path / "stores", on_error="skip", **OPTIONS)
 
 
 SLOW = """
 import sys, time
 from pathlib import Path
-from qcs.data import store
+from qcs.data import preparation
 from qcs.data.manifest import Manifest
-decode = store.Decoded.__getitems__
+decode = preparation.Decoded.__getitems__
 def slow(self, rows):
     time.sleep(0.3)
     print("chunk", flush=True)
     return decode(self, rows)
-store.Decoded.__getitems__, store.CHUNK = slow, 6
+preparation.Decoded.__getitems__, preparation.CHUNK = slow, 6
 faces = Manifest.from_csv(sys.argv[1], class_names=("red", "green", "blue"))
-store.prepare(faces, 16, Path(sys.argv[2]), num_workers=0, progress=False)
+preparation.prepare(faces, 16, Path(sys.argv[2]), num_workers=0, progress=False)
 """
 
 
@@ -130,9 +130,11 @@ def test_a_killed_preparation_goes_on_where_it_was(faces, tmp_path, monkeypatch,
         process.send_signal(signal.SIGKILL)
     assert store.find(faces, 16, tmp_path / "stores") is None  # half is not whole
     decoded = []
-    decode = store.Decoded.__getitems__
+    decode = preparation.Decoded.__getitems__
     monkeypatch.setattr(
-        store.Decoded, "__getitems__", lambda self, rows: decoded.extend(rows) or decode(self, rows)
+        preparation.Decoded,
+        "__getitems__",
+        lambda self, rows: decoded.extend(rows) or decode(self, rows),
     )
     found = prepared(faces, tmp_path)
     assert 0 < len(decoded) <= len(faces) - 18  # three chunks of six were done
@@ -147,17 +149,19 @@ def test_two_preparations_of_the_same_images_are_kept_apart(faces, tmp_path):
     base.mkdir()
     lock = store.folder_of(faces, 16, base)
     with (
-        store._locked(lock.with_name(lock.name + ".lock")),
+        preparation._locked(lock.with_name(lock.name + ".lock")),
         pytest.raises(OSError, match="another process is preparing these images"),
     ):
-        store.prepare(faces, 16, base, **OPTIONS)
+        preparation.prepare(faces, 16, base, **OPTIONS)
     assert len(prepared(faces, tmp_path).images) == len(faces)
 
 
 def test_too_little_space_is_said_before_anything_is_written(faces, tmp_path, monkeypatch):
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10}))
+    monkeypatch.setattr(
+        preparation.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10})
+    )
     with pytest.raises(OSError, match="0.0 GB are needed and 0.0 GB are free"):
-        store.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
+        preparation.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
 
 
 def test_index_json_says_what_was_made(faces, tmp_path):

@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from qcs.config import CONF, instantiate, one_sentence, plain
-from qcs.data import store
+from qcs.data import preparation, store
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def prepare(config: dict[str, Any]) -> Path:
         raise ValueError("store=null has no place to write to: store=auto, or a folder")
     manifest, base = instantiate(config["dataset"]), store.base(config["store"])
     options = {"on_error": config["on_error"], "num_workers": config["num_workers"]}
-    folder = store.prepare(manifest, config["size"], base, **options)
+    folder = preparation.prepare(manifest, config["size"], base, **options)
     skipped = store.skipped_images(folder)
     for image in skipped:
         log.warning("left out: %s", image["error"])
