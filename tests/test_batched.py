@@ -139,7 +139,7 @@ def test_batches_are_the_same_for_any_number_of_workers(by, faces):
         )
         loader = data.train_dataloader()
         for epoch in (0, 1):
-            loader.sampler.set_epoch(epoch)
+            loader.batch_sampler.sampler.set_epoch(epoch)
             batches = [data.on_after_batch_transfer(batch) for batch in loader]
             assert batches[0]["images"].shape == (8, 4, 3, 12, 12)
             assert set(batches[0]) == {"images", "labels"}

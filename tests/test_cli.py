@@ -95,7 +95,7 @@ def test_eval_agrees_with_the_test_of_the_run(run):
 def test_a_run_resumes_and_repeats_the_uninterrupted_one(run):
     common = [*SMALL, f"dataset.path={run / 'faces'}", "scheduler=exponential", "test=false"]
     qcs("train", *common, "trainer.max_epochs=2", "hydra.run.dir=whole", cwd=run)
-    last = "resume=run/checkpoints/last.ckpt"
+    last = "ckpt=run/checkpoints/last.ckpt"
     qcs("train", *common, "trainer.max_epochs=2", last, "hydra.run.dir=resumed", cwd=run)
     whole, resumed = (
         torch.load(run / d / "checkpoints/last.ckpt", weights_only=True)

@@ -182,7 +182,7 @@ def test_batches_are_the_same_for_any_number_of_workers(faces):
     for workers in (0, 2):
         loader = module(faces, num_workers=workers).train_dataloader()
         for epoch in (0, 1):
-            loader.sampler.set_epoch(epoch)
+            loader.batch_sampler.sampler.set_epoch(epoch)
             seen.append(torch.cat([b["images"] for b in loader]))
     torch.testing.assert_close(seen[0], seen[2], atol=0, rtol=0)
     torch.testing.assert_close(seen[1], seen[3], atol=0, rtol=0)

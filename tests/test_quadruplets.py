@@ -67,16 +67,16 @@ def test_one_class_alone_has_no_negatives():
 def test_shuffled_anchors_visit_each_image_once_and_anew_each_epoch():
     sampler = AnchorSampler(LABELS, seed=1)
     first = list(sampler)
-    assert sorted(row for _, _, row in first) == list(range(20))
+    assert sorted(a.row for a in first) == list(range(20))
     assert first == list(sampler)
     sampler.set_epoch(1)
-    assert [row for *_, row in sampler] != [row for *_, row in first]
-    assert {epoch for epoch, *_ in sampler} == {1}
+    assert [a.row for a in sampler] != [a.row for a in first]
+    assert {a.epoch for a in sampler} == {1}
 
 
 def test_balanced_anchors_are_uniform_over_classes():
     sampler = AnchorSampler(LABELS, "balanced", 6000)
-    counts = np.bincount(LABELS[[row for *_, row in sampler]])
+    counts = np.bincount(LABELS[[a.row for a in sampler]])
     assert len(list(sampler)) == len(sampler) == 6000
     np.testing.assert_allclose(counts / 6000, 1 / 3, atol=0.03)
 

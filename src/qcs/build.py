@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 import qcs
+from qcs.checkpoints import AtomicCheckpointIO
 from qcs.config import instantiate
 from qcs.data import store
 from qcs.data.datamodule import FaceDataModule, Transform
@@ -129,12 +130,15 @@ def trainer(config: dict[str, Any], folder: Path) -> Trainer:
             raise ValueError(f"trainer.{key} is {ours} at the top level here: write {ours}=...")
     parts = [c for c in (config["callbacks"] or {}).values() if c]
     if config["select_on"] == "last":  # nothing is validated, so nothing can be monitored
+        if (config["callbacks"] or {}).get("early_stopping"):
+            raise ValueError("early_stopping watches validation: write select_on=val, not last")
         parts = [c for c in parts if "monitor" not in c]
     callbacks: list[Callback] = [instantiate(c) for c in parts]
     loggers: list[Logger] = [instantiate(c) for c in (config["logger"] or {}).values() if c]
-    return instantiate(
-        config["trainer"], callbacks=callbacks, logger=loggers, default_root_dir=str(folder)
-    )
+    ours = {"callbacks": callbacks, "logger": loggers, "plugins": [AtomicCheckpointIO()]}
+    # The data module shards its samplers itself.
+    ours |= {"default_root_dir": str(folder), "use_distributed_sampler": False}
+    return instantiate(config["trainer"], **ours)
 
 
 class Checkpoint(NamedTuple):

@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 class EpochLog(Callback):
     """Writes one line an epoch to the run's log, readable after the progress bar is gone."""
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._start = time.monotonic()
 
@@ -30,3 +30,4 @@ class EpochLog(Callback):
             values,
             seconds,
         )
+        self._start = time.monotonic()

@@ -37,6 +37,7 @@ class SAMOptions(TypedDict, total=False):
     rho: float
     adaptive: bool
     update_bn_twice: bool  # BatchNorm's running statistics move in the second pass too
+    sync_first: bool  # several processes perturb alike, by the gradient of all
 
 
 class SchedulerOptions(TypedDict, total=False):
@@ -51,7 +52,6 @@ class Settings(TypedDict):
 
     seed: int
     select_on: Literal["val", "test", "last"]
-    resume: str | None
     test: bool
     optimized_metric: str | None
     accumulate_grad_batches: int

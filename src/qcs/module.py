@@ -9,12 +9,15 @@ B batch, R roles, K classes, H and W pixels.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
+from lightning.pytorch.strategies import ParallelStrategy
+from timm.utils import distribute_bn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -41,6 +44,21 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
+class NonFiniteLoss(ValueError):
+    """The training loss is NaN or infinite; `rows` (B, R) of the training split show where."""
+
+    def __init__(self, sentence: str, rows: np.ndarray) -> None:
+        super().__init__(sentence)
+        self.rows = rows
+
+
+class Flags(NamedTuple):
+    """What all processes must agree on, on its way to the host while the device works on."""
+
+    values: Tensor  # (2,) whether a loss is not finite, whether one was asked to stop
+    arrived: torch.cuda.Event | None
+
+
 class QCSModule(LightningModule):
     """Trains the network on groups of faces, validates and tests its base branch.
 
@@ -54,7 +72,9 @@ class QCSModule(LightningModule):
         sam: see `SAMOptions`; the defaults are the paper's.
         accumulate_grad_batches: batches of one optimiser step; SAM takes both gradients over all.
         gradient_clip_norm: largest norm of the gradient that the optimiser sees; None for any.
-        seed: of dropout, anew each epoch, so that a resumed run repeats the uninterrupted one.
+        seed: of dropout, anew each batch, so that a resumed run repeats the uninterrupted one.
+        recomputes: whether the backbone runs again in the backward pass (gradient checkpointing),
+            where BatchNorm's running statistics must not move again.
         recipe: plain values that rebuild the network from a checkpoint, see `qcs.build`.
 
     Raises:
@@ -72,6 +92,7 @@ class QCSModule(LightningModule):
         accumulate_grad_batches: int = 1,
         gradient_clip_norm: float | None = None,
         seed: int = 0,
+        recomputes: bool = False,
         recipe: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -79,9 +100,11 @@ class QCSModule(LightningModule):
         self.network, self.loss = network, loss
         self.make_optimizer, self.scheduler = optimizer, scheduler or {}
         self.class_names, self.recipe, self.seed = tuple(class_names), recipe, seed
+        self.recomputes = recomputes
         sam = sam or {}
         self.rho, self.adaptive = sam.get("rho", 0.05), sam.get("adaptive", False)
         self.update_bn_twice = sam.get("update_bn_twice", True)
+        self.sync_first = sam.get("sync_first", True)
         self.accumulate, self.clip_norm = accumulate_grad_batches, gradient_clip_norm
         clips_all = self.clip_norm is not None and self.clip_norm <= 0
         if self.rho < 0 or self.accumulate < 1 or clips_all:
@@ -91,8 +114,10 @@ class QCSModule(LightningModule):
                 f"got {self.rho}, {self.accumulate}, {self.clip_norm}"
             )
         self.window: list[Batch] = []
+        self.flags: list[Flags] = []
+        self.asked_to_stop = self.stopping = False  # this process was; all agree to
         self.val_confusion = MulticlassConfusionMatrix(len(class_names))
-        self.test_outputs: list[tuple[Tensor, Tensor]] = []
+        self.test_outputs: list[tuple[Tensor, ...]] = []
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images (B, 3, H, W) with the base branch: logits (B, K)."""
@@ -113,15 +138,16 @@ class QCSModule(LightningModule):
 
     # -- training ------------------------------------------------------------------------
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout."""
-        torch.manual_seed(hash((self.seed, self.current_epoch, self.global_rank)))
+        torch.manual_seed(hash((self.seed, self.current_epoch, batch_idx, self.global_rank)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Take one batch's gradient; at the end of its window, SAM's second one, and the step."""
         number, total = batch_idx % self.accumulate + 1, self.trainer.num_training_batches
         size = min(self.accumulate, total - (batch_idx - number + 1))  # the last may be shorter
-        self._log_training(batch, *self._backward(batch, size))
+        with self._synchronised(number == size and (self.sync_first or not self.rho)):
+            self._log_training(batch, *self._backward(batch, size))
         if self.rho:
             self.window.append(batch)
         if number < size:
@@ -130,6 +156,7 @@ class QCSModule(LightningModule):
         if self.rho and not self._overflow():
             self._second_gradient(optimizer)
         self.window.clear()
+        self._heed(batch, batch_idx)
         optimizer.step()
         optimizer.zero_grad()
         if self.scheduler.get("interval") == "step" and self.lr_schedulers():
@@ -139,22 +166,69 @@ class QCSModule(LightningModule):
         """Add the gradient of 1/share of the batch's loss."""
         out = self.network.compare(batch["images"])
         parts = self.loss(out, batch.get("targets", batch["labels"]))
-        self.manual_backward(parts["loss"] / share)
+        loss = parts["loss"] / share
+        if "share" in batch:  # of an epoch's last batch that the processes cannot divide evenly
+            loss = loss * batch["share"].flatten()[0]
+        self._announce(loss)
+        with frozen_statistics(self.network) if self.recomputes else nullcontext():
+            self.manual_backward(loss)
         return out, parts
+
+    def _synchronised(self, wanted: bool) -> AbstractContextManager:
+        """Where the gradients of all processes are averaged, or not."""
+        strategy = self.trainer.strategy
+        if wanted or not isinstance(strategy, ParallelStrategy):
+            return nullcontext()
+        return strategy.block_backward_sync()
 
     def _overflow(self) -> bool:
         """Whether 16-mixed overflowed in the first pass: the scaler then skips the step."""
         if getattr(self.trainer.precision_plugin, "scaler", None) is None:
             return False
-        return not gradient_norm(self.network.parameters()).isfinite()
+        bad = not gradient_norm(self.network.parameters()).isfinite()
+        return bad if self.sync_first else self.trainer.strategy.reduce_boolean_decision(bad, False)
+
+    def _announce(self, loss: Tensor) -> None:
+        """Tell all processes whether the loss is finite, without waiting for the device."""
+        stop = torch.full_like(loss, float(self.asked_to_stop))
+        values = torch.stack([(~loss.isfinite()).to(loss.dtype), stop]).detach()
+        if self.trainer.world_size > 1:
+            distributed.all_reduce(values, distributed.ReduceOp.MAX)
+        arrived = torch.cuda.Event() if values.is_cuda else None
+        values = values.to("cpu", non_blocking=True)
+        if arrived:
+            arrived.record()
+        self.flags.append(Flags(values, arrived))
+
+    def _heed(self, batch: Batch, batch_idx: int) -> None:
+        """Stop before the step where a loss is not finite.
+
+        Raises:
+            NonFiniteLoss: in all processes.
+        """
+        for values, arrived in self.flags:
+            if arrived:
+                arrived.synchronize()
+            bad, stop = values.tolist()
+            self.stopping = self.stopping or bool(stop)
+            if bad:
+                self.flags.clear()
+                raise NonFiniteLoss(
+                    f"the training loss is not finite at step {self.global_step} (epoch "
+                    f"{self.current_epoch}, batch {batch_idx}); lower optimizer.lr, or look at the "
+                    "images of the batch",
+                    batch["rows"].cpu().numpy() if "rows" in batch else np.empty((0, 0), int),
+                )
+        self.flags.clear()
 
     def _second_gradient(self, optimizer: Optimizer) -> None:
         """Replace the gradient at w by the one at SAM's perturbed weights."""
         statistics = nullcontext() if self.update_bn_twice else frozen_statistics(self.network)
         with perturbed(self.network.parameters(), self.rho, self.adaptive), statistics:
             optimizer.zero_grad()
-            for batch in self.window:
-                self._backward(batch, len(self.window))
+            for number, batch in enumerate(self.window, start=1):
+                with self._synchronised(number == len(self.window)):
+                    self._backward(batch, len(self.window))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Clip; Lightning has unscaled the gradient by now."""
@@ -163,6 +237,7 @@ class QCSModule(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Move a schedule of epochs."""
+        self._share_statistics()
         if self.scheduler.get("interval", "epoch") == "epoch" and self.lr_schedulers():
             self.lr_schedulers().step()
 
@@ -177,7 +252,16 @@ class QCSModule(LightningModule):
         self.log_dict(shown, prog_bar=True, **options)
         self.log_dict(values, **options)
 
+    def _share_statistics(self) -> None:
+        """Average BatchNorm's running statistics over the processes, which see other batches."""
+        if self.trainer.world_size > 1:
+            distribute_bn(self.network, self.trainer.world_size, reduce=True)
+
     # -- evaluation ----------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        """Let all processes validate the same network."""
+        self._share_statistics()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count hits and misses of the base branch."""
@@ -194,9 +278,20 @@ class QCSModule(LightningModule):
         self.test_outputs.clear()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the logits (B, K) and labels (B,) for the report."""
-        logits = self(batch["images"]).float().cpu()
-        self.test_outputs.append((logits, batch["labels"].cpu()))
+        """Keep the rows (B,), logits (B, K) and labels (B,) for the report."""
+        logits = self(batch["images"]).float()
+        self.test_outputs.append(tuple(x.cpu() for x in (batch["rows"], logits, batch["labels"])))
+
+    def on_test_epoch_end(self) -> None:
+        """Put what all processes saw into the order of the data set."""
+        parts = self.test_outputs
+        if self.trainer.world_size > 1:
+            gathered: list = [None] * self.trainer.world_size
+            distributed.all_gather_object(gathered, parts)
+            parts = [outputs for process in gathered for outputs in process]
+        rows, logits, labels = (torch.cat(x) for x in zip(*parts, strict=True))
+        order = rows.argsort()
+        self.test_outputs = [(rows[order], logits[order], labels[order])]
 
     # -- checkpoint ----------------------------------------------------------------------
 

@@ -9,9 +9,10 @@ import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
-from qcs import build, provenance, report
+from qcs import build, checkpoints, loggers, provenance, report
 from qcs.config import CONF, one_sentence, plain
 
 log = logging.getLogger(__name__)
@@ -27,11 +28,15 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         All metrics of the run by name ("val/acc", "test/acc", ...).
     """
     folder = Path(config["run_dir"])
+    ckpt = checkpoints.find(config["ckpt"], folder) if config["ckpt"] else None
+    if ckpt and ckpt.parents[1].resolve() == folder.resolve():
+        _continue(config, ckpt)
     lightning.seed_everything(config["seed"], verbose=False)
     data = build.datamodule(config)
     module = build.module(config, data)
     trainer = build.trainer(config, folder)
-    provenance.write(folder, config)
+    if trainer.is_global_zero:
+        provenance.write(folder, config)
     for logger in trainer.loggers:
         logger.log_hyperparams(config)
     if config["select_on"] == "test":
@@ -40,11 +45,24 @@ def train(config: dict[str, Any]) -> dict[str, float]:
             "the test accuracy below is biased upwards"
         )
     log.info("%.2f M parameters, run folder %s", _millions(module), folder)
-    trainer.fit(module, data, ckpt_path=config["resume"], weights_only=True)
+    if ckpt:
+        log.info("going on from %s", ckpt)
+    trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
     metrics = dict(trainer.callback_metrics)
     if config["test"] and not trainer.fast_dev_run:
         metrics |= test(config, trainer, module, data, folder)
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _continue(config: dict[str, Any], ckpt: Path) -> None:
+    """Let the loggers of a run go on where its checkpoint stands."""
+    state = checkpoints.state_of(ckpt)
+    nodes = [node for node in (config["logger"] or {}).values() if node]
+    for node in nodes:
+        if node["_target_"] == "qcs.loggers.CSVLogger" and rank_zero_only.rank == 0:
+            loggers.forget(Path(node["save_dir"]) / node["version"], state["step"])
+        if node["_target_"].endswith("WandbLogger") and state["wandb_id"]:
+            node["id"] = state["wandb_id"]
 
 
 def test(
@@ -58,7 +76,9 @@ def test(
     saved = trainer.checkpoint_callback  # the first: best.ckpt, or last.ckpt for select_on=last
     path = (saved and saved.best_model_path) or None
     trainer.test(module, data, ckpt_path=path, weights_only=True, verbose=False)
-    logits, labels = (torch.cat(x) for x in zip(*module.test_outputs, strict=True))
+    if not trainer.is_global_zero:
+        return {}
+    _, logits, labels = module.test_outputs[0]
     about = {
         "dataset": data.manifest.root.name,
         "split": "test",
@@ -82,6 +102,10 @@ def _millions(module: torch.nn.Module) -> float:
 @one_sentence
 def main(cfg: DictConfig) -> float | None:
     """Compose, check, train; return the metric that a sweep optimises."""
+    if rank_zero_only.rank:
+        logging.getLogger().setLevel(logging.WARNING)
+    if cfg.get("ckpt") == "last":  # goes on in the folder of that run
+        cfg.run_dir = str(checkpoints.find("last", Path(cfg.run_dir)).parents[1])
     config = plain(cfg)
     name = config["optimized_metric"]
     sweep = HydraConfig.get().mode == RunMode.MULTIRUN

@@ -5,9 +5,10 @@ B batch, R roles [a, p, n, n2], H and W pixels.
 
 import gc
 import logging
+import signal
 import sys
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from qcs.data.batched import BatchAugmentation
 from qcs.data.manifest import SPLITS, Manifest
 from qcs.data.quadruplets import (
+    Anchor,
+    AnchorBatches,
     Anchors,
     AnchorSampler,
     Negatives,
@@ -35,7 +38,7 @@ Selection = Literal["val", "test", "last"]
 
 
 class Groups(Dataset):
-    """Groups of R faces; an item is what `AnchorSampler` yields: (epoch, index, anchor row)."""
+    """Groups of R faces; an item is what `AnchorSampler` yields."""
 
     def __init__(
         self, manifest: Manifest, draw: QuadrupletDraw, transform: Transform, seed: int
@@ -45,22 +48,22 @@ class Groups(Dataset):
     def __len__(self) -> int:
         return len(self.manifest)
 
-    def truth(self, rows: Any) -> dict[str, Tensor]:
-        """Labels, and targets where the data set has them, in the shape of the rows."""
+    def truth(self, rows: np.ndarray, share: float) -> dict[str, Tensor]:
+        """Rows, labels, and targets where the data set has them, in the shape of the rows."""
         found = {"labels": torch.from_numpy(self.manifest.labels[rows])}
+        found |= {"rows": torch.from_numpy(rows), "share": torch.tensor(share)}
         if self.manifest.targets is not None:
             found["targets"] = torch.from_numpy(self.manifest.targets[rows])
         return found
 
-    def __getitem__(self, item: tuple[int, int, int]) -> dict[str, Tensor]:
-        """Return images (R, 3, H, W), labels (R,) and, if any, targets (R, K)."""
-        epoch, index, anchor = item
-        rng = draw_generator(self.seed, epoch, index)
-        rows = self.draw(anchor, rng)
+    def __getitem__(self, item: Anchor) -> dict[str, Tensor]:
+        """Return images (R, 3, H, W), labels and rows (R,), share (), maybe targets (R, K)."""
+        rng = draw_generator(self.seed, item.epoch, item.index)
+        rows = self.draw(item.row, rng)
         with torch.random.fork_rng(devices=[]):  # the loop's own random numbers stay untouched
             torch.default_generator.manual_seed(rng.getrandbits(63))
             images = torch.stack([self.transform(pixels(self.manifest, row)) for row in rows])
-        return {"images": images, **self.truth(rows)}
+        return {"images": images, **self.truth(np.array(rows), item.share)}
 
 
 class GroupBatches(Groups):
@@ -68,19 +71,19 @@ class GroupBatches(Groups):
 
     transform: BatchAugmentation
 
-    def __getitems__(self, items: list[tuple[int, int, int]]) -> dict[str, Tensor]:
-        """Return images (B, R, 3, P, P) uint8, labels, targets, and rectangles (B, R, 4) to erase.
+    def __getitems__(self, items: list[Anchor]) -> dict[str, Tensor]:
+        """Return images (B, R, 3, P, P) uint8, labels, ..., and rectangles (B, R, 4) to erase.
 
         For augmentation on the device: images (B, R, 3, S, S) uint8 as they are, and its seed.
         """
         groups, seed = [], 0
-        for epoch, index, anchor in items:
-            rng = draw_generator(self.seed, epoch, index)
-            groups.append(self.draw(anchor, rng))
+        for item in items:
+            rng = draw_generator(self.seed, item.epoch, item.index)
+            groups.append(self.draw(item.row, rng))
             seed ^= rng.getrandbits(63)
         rows = np.array(groups)
         images, shape = self._images(rows.ravel()), rows.shape
-        batch = self.truth(rows)
+        batch = self.truth(rows, items[0].share)
         if self.transform.on_device:
             return {"images": images.unflatten(0, shape), "seed": torch.tensor(seed), **batch}
         out = None
@@ -111,14 +114,39 @@ class Faces(Dataset):
         return len(self.manifest)
 
     def __getitem__(self, row: int) -> dict[str, Tensor | int]:
-        """Return image (3, H, W) and label."""
+        """Return image (3, H, W), label and row."""
         image = self.transform(pixels(self.manifest, row))
-        return {"images": image, "labels": int(self.manifest.labels[row])}
+        return {"images": image, "labels": int(self.manifest.labels[row]), "rows": row}
+
+
+class GroupLoader(DataLoader):
+    """Goes on within an epoch: Lightning stores how many batches were taken in its checkpoint."""
+
+    batch_sampler: AnchorBatches
+    taken = 0
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        self.taken = self.batch_sampler.skip
+        for batch in super().__iter__():
+            self.taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches of the epoch that are done; none once all are."""
+        return {"taken": self.taken % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next epoch begin behind them."""
+        self.batch_sampler.skip = state["taken"]
 
 
 def keep_shared(worker: int) -> None:
-    """Keep a forked worker's garbage collector off the objects, so the pages, of its parent."""
+    """Keep a forked worker's garbage collector off the objects, so the pages, of its parent.
+
+    SIGTERM, which SLURM sends to workers too, is the parent's to answer.
+    """
     gc.freeze()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _same(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -187,8 +215,10 @@ class FaceDataModule(LightningDataModule):
         sizes = {s: int((manifest.splits == s).sum()) for s in SPLITS}
         log.info("%s: %s; classes %s", manifest.root, sizes, ", ".join(manifest.class_names))
 
-    def _loader(self, dataset: Dataset, **options: object) -> DataLoader:
-        return DataLoader(
+    def _loader(
+        self, dataset: Dataset, kind: type[DataLoader] = DataLoader, **options: object
+    ) -> DataLoader:
+        return kind(
             dataset,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -200,12 +230,16 @@ class FaceDataModule(LightningDataModule):
             **options,
         )
 
-    def train_dataloader(self) -> DataLoader:
+    def _process(self) -> tuple[int, int]:
+        """Which process this is, and of how many."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_dataloader(self) -> GroupLoader:
         """Batches of images (B, R, 3, H, W) and labels (B, R); the last partial one is kept."""
-        options = {"batch_size": self.batch_size, "sampler": self.sampler}
+        options = {"batch_sampler": AnchorBatches(self.sampler, self.batch_size, *self._process())}
         if self.whole:
             options["collate_fn"] = _same
-        return self._loader(self.groups, **options)
+        return self._loader(self.groups, GroupLoader, **options)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int = 0) -> dict:
         """Finish a training batch of `GroupBatches`, on the device: images float32."""
@@ -218,9 +252,14 @@ class FaceDataModule(LightningDataModule):
         return batch
 
     def eval_dataloader(self, split: str) -> DataLoader:
-        """Batches of images (B, 3, H, W) and labels (B,) of one split, in its order."""
+        """Batches of images (B, 3, H, W) and labels (B,) of one split, in its order.
+
+        Of several processes each has its share of the images, none of them twice.
+        """
         faces = Faces(self.manifest.split(split), self.eval_transform)
-        return self._loader(faces, batch_size=self.eval_batch_size)
+        rank, world = self._process()
+        rows = range(rank, len(faces), world)
+        return self._loader(faces, batch_size=self.eval_batch_size, sampler=rows)
 
     def val_dataloader(self) -> DataLoader | list:
         """The split that `select_on` names; nothing for "last"."""

@@ -10,7 +10,7 @@ A draw depends on (seed, epoch, index) alone, so it is the same for any number o
 import logging
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -95,8 +95,17 @@ def draw_generator(seed: int, epoch: int, index: int) -> Random:
     return Random(f"{seed}/{epoch}/{index}")
 
 
-class AnchorSampler(Sampler[tuple[int, int, int]]):
-    """Yields (epoch, index, anchor row); the data set draws the rest of the group from them.
+class Anchor(NamedTuple):
+    """An anchor of an epoch; the data set draws the rest of its group from it."""
+
+    epoch: int
+    index: int
+    row: int
+    share: float = 1.0  # factor of its batch's loss, see `AnchorBatches`
+
+
+class AnchorSampler(Sampler[Anchor]):
+    """Yields the anchors of an epoch.
 
     Args:
         labels: (N,) class indices.
@@ -132,7 +141,7 @@ class AnchorSampler(Sampler[tuple[int, int, int]]):
     def __len__(self) -> int:
         return self.number
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+    def __iter__(self) -> Iterator[Anchor]:
         rng = np.random.default_rng([self.seed, self.epoch])
         if self.anchors == "balanced":
             weights = 1.0 / np.bincount(self.labels)[self.labels]
@@ -142,4 +151,37 @@ class AnchorSampler(Sampler[tuple[int, int, int]]):
         else:
             rows = rng.permutation(len(self.labels))[: self.number]
         for index, row in enumerate(rows.tolist()):
-            yield self.epoch, index, row
+            yield Anchor(self.epoch, index, row)
+
+
+class AnchorBatches(Sampler[list[Anchor]]):
+    """Cuts an epoch into the batches of one of `world` processes; nothing is lost or doubled.
+
+    All processes together see what one would with batches of `batch_size * world`. Where the last
+    one does not divide, `share` weighs the losses, so that the mean over the processes is the mean
+    over the batch. A process left without an anchor sees one with a share of 0.
+
+    Args:
+        sampler: of the whole epoch, the same in every process.
+        batch_size: anchors of a process's batch.
+        rank: which process.
+        world: number of processes.
+    """
+
+    def __init__(
+        self, sampler: AnchorSampler, batch_size: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.sampler, self.batch_size, self.rank, self.world = sampler, batch_size, rank, world
+        self.skip = 0  # batches that a resumed epoch has behind it; forgotten after one epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // (self.batch_size * self.world))
+
+    def __iter__(self) -> Iterator[list[Anchor]]:
+        skip, self.skip, size = self.skip, 0, self.batch_size * self.world
+        anchors = list(self.sampler)
+        for start in range(skip * size, len(anchors), size):
+            batch = anchors[start : start + size]
+            mine = batch[self.rank :: self.world]
+            share = len(mine) * self.world / len(batch)
+            yield [anchor._replace(share=share) for anchor in mine or batch[:1]]
