@@ -22,8 +22,7 @@ def tiny_network(roles: int = 4, num_classes: int = 3, **options) -> QCSNetwork:
     return QCSNetwork(backbone, num_classes, roles=roles, cross=cross, **sizes)
 
 
-@pytest.fixture
-def faces(tmp_path: Path) -> Manifest:
+def three_colours(folder: Path) -> Manifest:
     """36 train, 9 val and 9 test images of three colours that a classifier can tell apart."""
     rng, rows = np.random.default_rng(0), []
     for split, number in {"train": 12, "val": 3, "test": 3}.items():
@@ -31,6 +30,20 @@ def faces(tmp_path: Path) -> Manifest:
             pixels = rng.integers(0, 90, (20, 20, 3), dtype=np.uint8)
             pixels[..., label] += 150
             name = f"{split}-{label}-{i}.png"
-            Image.fromarray(pixels).save(tmp_path / name)
+            Image.fromarray(pixels).save(folder / name)
             rows.append((name, label, split))
-    return Manifest.build(tmp_path, rows, ("red", "green", "blue"))
+    return Manifest.build(folder, rows, ("red", "green", "blue"))
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Manifest:
+    """Three colours in a folder of their own."""
+    return three_colours(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def faces_table(tmp_path_factory) -> Path:
+    """The CSV of such faces, for tests that share them."""
+    folder = tmp_path_factory.mktemp("faces")
+    three_colours(folder).to_csv(folder / "table.csv")
+    return folder / "table.csv"

@@ -142,7 +142,7 @@ def test_batches_are_the_same_for_any_number_of_workers(by, faces):
             loader.batch_sampler.sampler.set_epoch(epoch)
             batches = [data.on_after_batch_transfer(batch) for batch in loader]
             assert batches[0]["images"].shape == (8, 4, 3, 12, 12)
-            assert set(batches[0]) == {"images", "labels"}
+            assert set(batches[0]) == {"images", "labels", "rows", "share"}
             seen.append(torch.cat([batch["images"] for batch in batches]))
     assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
     assert not torch.equal(seen[0], seen[1])

@@ -200,7 +200,7 @@ class LastCheckpoint(Checkpoint):
         self._restore()
         if not isinstance(exception, NonFiniteLoss) or trainer.fast_dev_run:
             return
-        trainer.save_checkpoint(self.folder / "nonfinite.ckpt")
+        trainer.save_checkpoint(self.folder / "nonfinite.ckpt", weights_only=False)
         files = trainer.datamodule.train.paths[exception.rows] if trainer.datamodule else []
         content = {"sentence": str(exception), "files": [list(map(str, group)) for group in files]}
         path = self.folder / f"nonfinite.{trainer.global_rank}.json"
@@ -217,7 +217,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.fast_dev_run:
-            trainer.save_checkpoint(self.folder / LAST)
+            trainer.save_checkpoint(self.folder / LAST, weights_only=False)
         self._saved = time.monotonic()
         if pl_module.stopping:
             log.warning("stopped at step %d; go on with ckpt=last", trainer.global_step)

@@ -247,10 +247,14 @@ class QCSModule(LightningModule):
             if logits is not None:
                 hits = logits.detach().argmax(-1) == batch["labels"]
                 values[f"train/{name}"] = hits.float().mean()
-        shown = {k: values.pop(k) for k in ("train/loss", "train/acc")}
-        options = {"on_step": True, "on_epoch": True, "batch_size": len(batch["labels"])}
-        self.log_dict(shown, prog_bar=True, **options)
-        self.log_dict(values, **options)
+        # A step's values are of this process, an epoch's of all.
+        options = {"on_step": False, "on_epoch": True, "sync_dist": self.trainer.world_size > 1}
+        means = {f"{name}_epoch": value for name, value in values.items()}
+        self.log_dict(means, batch_size=len(batch["labels"]), **options)
+        shown = {f"{name}_step": values.pop(name) for name in ("train/loss", "train/acc")}
+        self.log_dict(shown, on_step=True, on_epoch=False, prog_bar=True)
+        others = {f"{name}_step": value for name, value in values.items()}
+        self.log_dict(others, on_step=True, on_epoch=False)
 
     def _share_statistics(self) -> None:
         """Average BatchNorm's running statistics over the processes, which see other batches."""
@@ -270,7 +274,8 @@ class QCSModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log val/acc, val/mean_acc and val/f1."""
         values = scores(self.val_confusion.compute())
-        self.log_dict({f"val/{k}": v.float() for k, v in values.items()}, prog_bar=True)
+        values = {f"val/{k}": v.float() for k, v in values.items()}
+        self.log_dict(values, prog_bar=True, sync_dist=self.trainer.world_size > 1)
         self.val_confusion.reset()
 
     def on_test_epoch_start(self) -> None:

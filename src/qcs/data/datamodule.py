@@ -249,6 +249,9 @@ class FaceDataModule(LightningDataModule):
             batch |= {"images": images.unflatten(0, shape), "erase": rectangle.unflatten(0, shape)}
         if "erase" in batch:
             batch["images"] = self.whole.finish(batch["images"], batch.pop("erase"))
+            if self.trainer:  # which converted the batch to 64-true or bf16-true before
+                images = batch["images"]
+                batch["images"] = self.trainer.precision_plugin.convert_input(images)
         return batch
 
     def eval_dataloader(self, split: str) -> DataLoader:
