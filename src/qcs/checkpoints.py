@@ -135,7 +135,8 @@ class LastCheckpoint(Checkpoint):
 
     On SIGTERM, which SLURM sends before it preempts, the batch (and its optimiser step) is
     finished, last.ckpt is written, and the process ends with status 143. A loss that is not finite
-    leaves nonfinite.ckpt and nonfinite.json behind.
+    leaves nonfinite.ckpt and nonfinite.json behind. A run that goes on within an epoch ends with
+    the same weights; that epoch's training means are over the rest of it.
 
     Lightning's `ModelCheckpoint` saves at one kind of interval only, and between the batches of an
     accumulated step.

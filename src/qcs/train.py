@@ -1,6 +1,7 @@
 """Train a network: `python -m qcs.train dataset=... model=... backbone=...`."""
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     log.info("%.2f M parameters, run folder %s", _millions(module), folder)
     if ckpt:
         log.info("going on from %s", ckpt)
+        warnings.filterwarnings("ignore", ".*your dataloader is not resumable")  # ours is
     trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
     metrics = dict(trainer.callback_metrics)
     if config["test"] and not trainer.fast_dev_run:

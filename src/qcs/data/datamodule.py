@@ -120,7 +120,7 @@ class Faces(Dataset):
 
 
 class GroupLoader(DataLoader):
-    """Goes on within an epoch: Lightning stores how many batches were taken in its checkpoint."""
+    """Counts the batches taken of the epoch."""
 
     batch_sampler: AnchorBatches
     taken = 0
@@ -130,14 +130,6 @@ class GroupLoader(DataLoader):
         for batch in super().__iter__():
             self.taken += 1
             yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Batches of the epoch that are done; none once all are."""
-        return {"taken": self.taken % len(self)}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next epoch begin behind them."""
-        self.batch_sampler.skip = state["taken"]
 
 
 def keep_shared(worker: int) -> None:
@@ -212,6 +204,8 @@ class FaceDataModule(LightningDataModule):
         groups = GroupBatches if self.whole else Groups
         self.groups = groups(self.train, draw, train_transform, seed)
         self.sampler = AnchorSampler(self.train.labels, anchors, samples_per_epoch, seed)
+        self.loader: GroupLoader | None = None
+        self.done = 0
         sizes = {s: int((manifest.splits == s).sum()) for s in SPLITS}
         log.info("%s: %s; classes %s", manifest.root, sizes, ", ".join(manifest.class_names))
 
@@ -236,10 +230,23 @@ class FaceDataModule(LightningDataModule):
 
     def train_dataloader(self) -> GroupLoader:
         """Batches of images (B, R, 3, H, W) and labels (B, R); the last partial one is kept."""
-        options = {"batch_sampler": AnchorBatches(self.sampler, self.batch_size, *self._process())}
-        if self.whole:
-            options["collate_fn"] = _same
-        return self._loader(self.groups, GroupLoader, **options)
+        batches = AnchorBatches(self.sampler, self.batch_size, *self._process())
+        batches.skip, self.done = self.done, 0
+        options = {"collate_fn": _same} if self.whole else {}
+        self.loader = self._loader(self.groups, GroupLoader, batch_sampler=batches, **options)
+        return self.loader
+
+    def state_dict(self) -> dict[str, int]:
+        """For a checkpoint: the batches of the epoch that are done; none once all are."""
+        return {"done": self.loader.taken % len(self.loader) if self.loader else 0}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next epoch begin behind them.
+
+        Not left to Lightning's own resumption of loaders, which passes over one that was made
+        before, for `estimated_stepping_batches`.
+        """
+        self.done = state["done"]
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int = 0) -> dict:
         """Finish a training batch of `GroupBatches`, on the device: images float32."""
