@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import qcs
 import two_processes
+from qcs import build
+from qcs.data import synthetic
 from qcs.data.quadruplets import AnchorBatches, AnchorSampler
+from test_cli import SMALL, qcs
 
 
 @pytest.mark.parametrize("anchors,number", [("shuffle", 30), ("shuffle", 31), ("balanced", 47)])
@@ -46,7 +48,7 @@ def ranks(tmp_path_factory, request):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [two_processes.__file__, str(faces), str(folder)]
     command += [json.dumps(list(two_processes.CASES))]
-    source = Path(qcs.__file__).parents[1]
+    source = Path(build.__file__).parents[1]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -69,3 +71,17 @@ def test_two_processes_agree_with_one_of_whole_batches(case, ranks):
         assert first[case]["metrics"][name] == pytest.approx(one["metrics"][name])
     for mine, whole in zip(first[case]["test"], one["test"], strict=True):
         torch.testing.assert_close(mine, whole, atol=1e-9, rtol=0)
+
+
+def test_the_command_line_trains_on_two_processes(tmp_path):
+    """Started by Lightning; one report of all test images, one table of metrics."""
+    synthetic.make(tmp_path / "faces", size=32, train=8, val=3, test=3, workers=1)
+    options = [*SMALL, f"dataset.path={tmp_path / 'faces'}", "trainer=ddp", "sam.rho=0.05"]
+    options += ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1"]
+    qcs("train", *options, "loader.num_workers=1", "hydra.run.dir=run", cwd=tmp_path)
+    report = json.loads((tmp_path / "run/test/metrics.json").read_text())
+    assert report["images"] == 21
+    qcs("eval", "ckpt=run/checkpoints/best.ckpt", "hydra.run.dir=eval", cwd=tmp_path)
+    again = json.loads((tmp_path / "eval/metrics.json").read_text())
+    assert again["classes"] == report["classes"]
+    assert (tmp_path / "run/csv/metrics.csv").read_text().count("\n") >= 3
