@@ -23,7 +23,8 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from qcs.data import preparation, store, transforms
-from qcs.data.datamodule import FaceDataModule, keep_shared
+from qcs.data.datamodule import FaceDataModule
+from qcs.data.groups import keep_shared
 from qcs.data.manifest import Manifest
 from qcs.data.quadruplets import AnchorSampler, QuadrupletDraw, draw_generator
 

@@ -19,7 +19,8 @@ from qcs.config import instantiate
 from qcs.data import synthetic, transforms
 from qcs.data.datamodule import FaceDataModule
 from qcs.losses import QCSLoss
-from qcs.module import NonFiniteLoss, QCSModule
+from qcs.module import QCSModule
+from qcs.watch import NonFiniteLoss
 from test_cli import SMALL, qcs
 
 RUN = [

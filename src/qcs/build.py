@@ -14,7 +14,8 @@ import qcs
 from qcs.checkpoints import AtomicCheckpointIO
 from qcs.config import instantiate
 from qcs.data import store
-from qcs.data.datamodule import FaceDataModule, Transform
+from qcs.data.datamodule import FaceDataModule
+from qcs.data.groups import Transform
 from qcs.data.manifest import Manifest
 from qcs.models import QCSNetwork
 from qcs.module import QCSModule

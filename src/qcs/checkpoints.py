@@ -20,7 +20,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from qcs.module import NonFiniteLoss
+from qcs.watch import NonFiniteLoss
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class LastCheckpoint(Checkpoint):
 
         def ask(*_: Any) -> None:
             log.warning("asked to stop (SIGTERM): finishing the step, then saving")
-            pl_module.asked_to_stop = True
+            pl_module.watch.asked_to_stop = True
 
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.signal(signal.SIGTERM, ask)
@@ -180,14 +180,15 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step == self._step or trainer.is_last_batch:
             return
         self._step = trainer.global_step
-        if self._due(trainer) or pl_module.stopping:
+        if self._due(trainer) or pl_module.watch.stopping:
             self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save."""
         self._step = trainer.global_step
-        asked = trainer.strategy.reduce_boolean_decision(pl_module.asked_to_stop, all=False)
-        pl_module.stopping = pl_module.stopping or asked
+        watch = pl_module.watch
+        asked = trainer.strategy.reduce_boolean_decision(watch.asked_to_stop, all=False)
+        watch.stopping = watch.stopping or asked
         self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -220,7 +221,7 @@ class LastCheckpoint(Checkpoint):
         if not trainer.fast_dev_run:
             trainer.save_checkpoint(self.folder / LAST, weights_only=False)
         self._saved = time.monotonic()
-        if pl_module.stopping:
+        if pl_module.watch.stopping:
             log.warning("stopped at step %d; go on with ckpt=last", trainer.global_step)
             raise SystemExit(STOPPED)
 

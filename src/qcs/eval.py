@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from qcs import build, report
 from qcs.config import CONF, one_sentence, plain
-from qcs.data.datamodule import Faces
+from qcs.data.groups import Faces
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ B batch, R roles, K classes, H and W pixels.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
@@ -27,6 +26,7 @@ from qcs.losses import QCSLoss
 from qcs.metrics import scores
 from qcs.models import Comparison, QCSNetwork
 from qcs.sam import gradient_norm, perturbed
+from qcs.watch import Watch
 
 Batch = dict[str, Tensor]
 
@@ -42,21 +42,6 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
-
-
-class NonFiniteLoss(ValueError):
-    """The training loss is NaN or infinite; `rows` (B, R) of the training split show where."""
-
-    def __init__(self, sentence: str, rows: np.ndarray) -> None:
-        super().__init__(sentence)
-        self.rows = rows
-
-
-class Flags(NamedTuple):
-    """What all processes must agree on, on its way to the host while the device works on."""
-
-    values: Tensor  # (2,) whether a loss is not finite, whether one was asked to stop
-    arrived: torch.cuda.Event | None
 
 
 class QCSModule(LightningModule):
@@ -114,8 +99,7 @@ class QCSModule(LightningModule):
                 f"got {self.rho}, {self.accumulate}, {self.clip_norm}"
             )
         self.window: list[Batch] = []
-        self.flags: list[Flags] = []
-        self.asked_to_stop = self.stopping = False  # this process was; all agree to
+        self.watch = Watch()
         self.val_confusion = MulticlassConfusionMatrix(len(class_names))
         self.test_outputs: list[tuple[Tensor, ...]] = []
 
@@ -156,7 +140,7 @@ class QCSModule(LightningModule):
         if self.rho and not self._overflow():
             self._second_gradient(optimizer)
         self.window.clear()
-        self._heed(batch, batch_idx)
+        self.watch.heed(batch, f"step {self.global_step} (epoch {self.current_epoch})")
         optimizer.step()
         optimizer.zero_grad()
         if self.scheduler.get("interval") == "step" and self.lr_schedulers():
@@ -169,7 +153,7 @@ class QCSModule(LightningModule):
         loss = parts["loss"] / share
         if "share" in batch:  # of an epoch's last batch that the processes cannot divide evenly
             loss = loss * batch["share"].flatten()[0]
-        self._announce(loss)
+        self.watch.announce(loss, self.trainer.world_size)
         with frozen_statistics(self.network) if self.recomputes else nullcontext():
             self.manual_backward(loss)
         return out, parts
@@ -187,39 +171,6 @@ class QCSModule(LightningModule):
             return False
         bad = not gradient_norm(self.network.parameters()).isfinite()
         return bad if self.sync_first else self.trainer.strategy.reduce_boolean_decision(bad, False)
-
-    def _announce(self, loss: Tensor) -> None:
-        """Tell all processes whether the loss is finite, without waiting for the device."""
-        stop = torch.full_like(loss, float(self.asked_to_stop))
-        values = torch.stack([(~loss.isfinite()).to(loss.dtype), stop]).detach()
-        if self.trainer.world_size > 1:
-            distributed.all_reduce(values, distributed.ReduceOp.MAX)
-        arrived = torch.cuda.Event() if values.is_cuda else None
-        values = values.to("cpu", non_blocking=True)
-        if arrived:
-            arrived.record()
-        self.flags.append(Flags(values, arrived))
-
-    def _heed(self, batch: Batch, batch_idx: int) -> None:
-        """Stop before the step where a loss is not finite.
-
-        Raises:
-            NonFiniteLoss: in all processes.
-        """
-        for values, arrived in self.flags:
-            if arrived:
-                arrived.synchronize()
-            bad, stop = values.tolist()
-            self.stopping = self.stopping or bool(stop)
-            if bad:
-                self.flags.clear()
-                raise NonFiniteLoss(
-                    f"the training loss is not finite at step {self.global_step} (epoch "
-                    f"{self.current_epoch}, batch {batch_idx}); lower optimizer.lr, or look at the "
-                    "images of the batch",
-                    batch["rows"].cpu().numpy() if "rows" in batch else np.empty((0, 0), int),
-                )
-        self.flags.clear()
 
     def _second_gradient(self, optimizer: Optimizer) -> None:
         """Replace the gradient at w by the one at SAM's perturbed weights."""

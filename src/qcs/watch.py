@@ -1,0 +1,72 @@
+"""What all processes of a run agree on before an optimiser step, without stalling the device.
+
+A loss that is not finite must end the run before it spoils the weights; a request to stop must end
+it everywhere after the same step.
+
+B batch, R roles.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+
+class NonFiniteLoss(ValueError):
+    """The training loss is NaN or infinite; `rows` (B, R) of the training split show where."""
+
+    def __init__(self, sentence: str, rows: np.ndarray) -> None:
+        super().__init__(sentence)
+        self.rows = rows
+
+
+class Flags(NamedTuple):
+    """On their way to the host while the device works on."""
+
+    values: Tensor  # (2,) whether the loss is not finite, whether a process was asked to stop
+    arrived: torch.cuda.Event | None
+
+
+class Watch:
+    """Gathers flags with each loss and reads them before the step."""
+
+    def __init__(self) -> None:
+        self.asked_to_stop = False  # this process was
+        self.stopping = False  # all agree to
+        self._flags: list[Flags] = []
+
+    def announce(self, loss: Tensor, processes: int) -> None:
+        """Tell all processes whether a loss () is finite; waits for nothing."""
+        stop = torch.full_like(loss, float(self.asked_to_stop))
+        values = torch.stack([(~loss.isfinite()).to(loss.dtype), stop]).detach()
+        if processes > 1:
+            distributed.all_reduce(values, distributed.ReduceOp.MAX)
+        arrived = torch.cuda.Event() if values.is_cuda else None
+        values = values.to("cpu", non_blocking=True)
+        if arrived:
+            arrived.record()
+        self._flags.append(Flags(values, arrived))
+
+    def heed(self, batch: dict[str, Tensor], where: str) -> None:
+        """Read what was announced; by now the device is busy with the backward passes.
+
+        Args:
+            batch: the last one, whose "rows" are named.
+            where: the step, for the sentence.
+
+        Raises:
+            NonFiniteLoss: in all processes alike.
+        """
+        flags, self._flags = self._flags, []
+        for values, arrived in flags:
+            if arrived:
+                arrived.synchronize()
+            bad, stop = values.tolist()
+            self.stopping = self.stopping or bool(stop)
+            if bad:
+                raise NonFiniteLoss(
+                    f"the training loss is not finite at {where}; lower optimizer.lr, or look at "
+                    "the images of the batch",
+                    batch["rows"].cpu().numpy() if "rows" in batch else np.empty((0, 0), int),
+                )
