@@ -8,8 +8,8 @@ B batch, R roles, K classes, H and W pixels.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from lightning import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
 from timm.utils import distribute_bn
 from torch import Tensor, distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -25,23 +24,10 @@ from qcs.config import SAMOptions, SchedulerOptions
 from qcs.losses import QCSLoss
 from qcs.metrics import scores
 from qcs.models import Comparison, QCSNetwork
-from qcs.sam import gradient_norm, perturbed
+from qcs.sam import frozen_statistics, gradient_norm, perturbed
 from qcs.watch import Watch
 
 Batch = dict[str, Tensor]
-
-
-@contextmanager
-def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Let BatchNorm normalise by the batch without moving its running statistics."""
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
 
 
 class QCSModule(LightningModule):
