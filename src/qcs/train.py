@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from qcs import build, provenance, report
+from qcs import build, loggers, provenance, report
 from qcs.config import CONF, one_sentence, plain
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ def test(
     }
     result = report.write(folder / "test", logits, labels, data.manifest.split("test"), about)
     values = {f"test/{k}": result[k] for k in ("acc", "mean_acc", "f1")}
+    loggers.log_report(trainer.loggers, folder / "test", result, trainer.global_step)
     for logger in trainer.loggers:
         logger.log_metrics(values, step=trainer.global_step)
         logger.save()
