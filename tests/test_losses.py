@@ -66,7 +66,9 @@ def test_smoothing_and_class_weights_are_those_of_torch():
 
 def test_without_a_cross_module_the_loss_is_the_base_half():
     parts = QCSLoss(logit_weight=1.0, feature_weight=1.0)(comparison(False), LABELS)
-    assert set(parts) == {"loss", "loss_base"}
+    by_role = {f"loss_base_{role}" for role in ("a", "p", "n", "n2")}
+    assert set(parts) == {"loss", "loss_base"} | by_role
+    assert not any(parts[name].requires_grad for name in by_role)
 
 
 def test_logit_distillation_is_the_divergence_times_temperature_squared():

@@ -1,11 +1,23 @@
-"""Loggers that Lightning does not have."""
+"""Loggers that go on with a resumed run, and how pictures and tables reach those that take them.
+
+A picture is a file in the run's folder first, and loggers are given the file: W&B, TensorBoard
+and a run without either have the same ones.
+"""
 
 import csv
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from PIL import Image
+
+REPORT_PICTURES = ("confusion", "faces", "hardest")
 
 
 class CSVLogger(LightningCSVLogger):
@@ -49,3 +61,47 @@ def forget(folder: Path, step: int) -> None:
         writer.writeheader()
         writer.writerows(rows)
     part.replace(file(folder))
+
+
+def tensorboard(save_dir: str, version: str = "tensorboard") -> TensorBoardLogger:
+    """Make the logger that writes into `save_dir/version`.
+
+    Raises:
+        ImportError: TensorBoard is not installed.
+    """
+    if find_spec("tensorboard") is None:
+        raise ImportError("logger=tensorboard needs TensorBoard: pip install 'qcs[tensorboard]'")
+    return TensorBoardLogger(save_dir, name=None, version=version, default_hp_metric=False)
+
+
+def show(loggers: Iterable[Logger], pictures: dict[str, Path], step: int) -> None:
+    """Give PNG files, by name, to every logger that takes images."""
+    for logger in loggers:
+        for name, path in pictures.items():
+            if isinstance(logger, TensorBoardLogger):
+                pixels = np.asarray(Image.open(path).convert("RGB"))
+                logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+            elif hasattr(logger, "log_image"):
+                logger.log_image(name, [str(path)], step=step)
+
+
+def log_report(loggers: Iterable[Logger], folder: Path, result: dict[str, Any], step: int) -> None:
+    """Give the pictures and the table by class of a report to the loggers.
+
+    Args:
+        loggers: of the trainer.
+        folder: that `qcs.report.write` has written.
+        result: what it returned.
+        step: the trainer's.
+    """
+    loggers, split = list(loggers), result["split"]
+    show(loggers, {f"{split}/{n}": folder / f"{n}.png" for n in REPORT_PICTURES}, step)
+    columns = ["class", "support", "precision", "recall", "f1"]
+    rows = [[name, *(row[c] for c in columns[1:])] for name, row in result["classes"].items()]
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            lines = [columns, ["---"] * len(columns), *rows]
+            text = "\n".join("|".join(map(str, line)) for line in lines)
+            logger.experiment.add_text(f"{split}/classes", text, step)
+        elif hasattr(logger, "log_table"):
+            logger.log_table(f"{split}/classes", columns, rows, step=step)

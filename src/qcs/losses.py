@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qcs.models import Comparison
+from qcs.models import ROLES, Comparison
 
 
-def role_cross_entropy(
+def role_cross_entropies(
     logits: Tensor,
     labels: Tensor,
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> Tensor:
-    """Mean over the roles of each role's mean cross-entropy.
+    """Mean cross-entropy of each role.
 
     Args:
         logits: (B, R, K).
@@ -32,11 +32,11 @@ def role_cross_entropy(
         class_weights: (K,); each role's mean is then the weighted one, as in torch.
 
     Returns:
-        Scalar ().
+        (R,).
     """
     options = {"weight": class_weights, "label_smoothing": label_smoothing}
     roles = zip(logits.unbind(1), labels.unbind(1), strict=True)
-    return torch.stack([F.cross_entropy(x, y, **options) for x, y in roles]).mean()
+    return torch.stack([F.cross_entropy(x, y, **options) for x, y in roles])
 
 
 def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
@@ -57,6 +57,12 @@ def logit_distillation(student: Tensor, teacher: Tensor, temperature: float = 4.
 def feature_distillation(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean Euclidean distance () of features (..., C); no gradient flows into the teacher."""
     return torch.linalg.vector_norm(student - teacher.detach(), dim=-1).mean()
+
+
+def _by_role(name: str, values: Tensor) -> dict[str, Tensor]:
+    """The mean of a half's (R,) values and, detached, each of several."""
+    roles = zip(ROLES, values.detach(), strict=False) if len(values) > 1 else ()
+    return {name: values.mean(), **{f"{name}_{role}": value for role, value in roles}}
 
 
 class QCSLoss(nn.Module):
@@ -105,19 +111,19 @@ class QCSLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, out: Comparison, labels: Tensor) -> dict[str, Tensor]:
-        """Return scalars: "loss" to descend on, and its parts.
+        """Return scalars: "loss" to descend on, and its parts, by half and role ("loss_base_a").
 
-        Without a cross module the loss is the base half alone.
+        Without a cross module the loss is the base half alone. Parts by role have no gradient.
 
         Args:
             out: of `QCSNetwork.compare`.
             labels: (B, R), class indices, or (B, R, K), probabilities.
         """
         options = (labels, self.label_smoothing, self.class_weights)
-        parts = {"loss_base": role_cross_entropy(out.base_logits, *options)}
+        parts = _by_role("loss_base", role_cross_entropies(out.base_logits, *options))
         if out.cross_logits is None:
             return {"loss": parts["loss_base"], **parts}
-        parts["loss_cross"] = role_cross_entropy(out.cross_logits, *options)
+        parts |= _by_role("loss_cross", role_cross_entropies(out.cross_logits, *options))
         halves = self.base_weight * parts["loss_base"] + self.cross_weight * parts["loss_cross"]
         loss = halves / (self.base_weight + self.cross_weight)
         if self.logit_weight:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL.Image import Image
 from torch import Tensor
@@ -65,6 +66,56 @@ def face_sheet(
         axes.set_title(title, fontsize=7.5, color="black" if good else "crimson")
     figure.tight_layout()
     _save(figure, path)
+
+
+def attention_sheet(
+    images: Tensor, attention: Tensor, titles: Sequence[str], path: Path, heading: str = ""
+) -> None:
+    """Draw the faces of a group in columns; below each, its attention at every level.
+
+    Args:
+        images: (R, 3, H, W), pixels in [0, 1].
+        attention: (R, L, N), N a square; rows sum to 1. It is drawn as multiples of 1 / N, what
+            an even gaze would give; a level has one scale for all faces.
+        titles: R short texts.
+        path: PNG file to write.
+        heading: above the sheet.
+    """
+    grid = int(attention.shape[-1] ** 0.5)
+    levels = (attention * attention.shape[-1]).unflatten(-1, (grid, grid)).transpose(0, 1)
+    rows, columns = len(levels) + 1, len(images)
+    figure = Figure(figsize=(1.9 * columns + 0.9, 2.0 * rows + 0.5), layout="constrained")
+    figure.suptitle(heading, fontsize=11)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax, image, title in zip(axes[0], images, titles, strict=True):
+        ax.imshow(image.permute(1, 2, 0).numpy())
+        ax.set_title(title, fontsize=8.5)
+    for number, (line, level) in enumerate(zip(axes[1:], levels, strict=True), start=1):
+        _attention_row(figure, line, images, level)
+        line[0].set_ylabel(f"level {number}", fontsize=10)
+    axes[0, 0].set_ylabel("input", fontsize=10)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    _save(figure, path)
+
+
+def _attention_row(figure: Figure, line: np.ndarray, images: Tensor, level: Tensor) -> None:
+    """Lay (R, G, G) multiples of even attention over grey faces (R, 3, H, W), in R axes."""
+    norm = PowerNorm(0.5, vmin=0, vmax=level.max().item())  # or one peak hides all others
+    for ax, image, gaze in zip(line, images, level, strict=True):
+        height, width = image.shape[1:]
+        ax.imshow(image.mean(0).numpy(), cmap="gray", vmin=0, vmax=1)
+        shown = ax.imshow(
+            gaze.numpy(),
+            cmap="inferno",
+            norm=norm,
+            alpha=0.55,
+            interpolation="bilinear",
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        )
+    bar = figure.colorbar(shown, ax=line.tolist(), shrink=0.85, pad=0.01)
+    bar.set_label("times even attention", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
 
 
 def to_pixels(image: Image) -> Tensor:

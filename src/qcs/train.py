@@ -89,6 +89,7 @@ def test(
     }
     result = report.write(folder / "test", logits, labels, data.manifest.split("test"), about)
     values = {f"test/{k}": result[k] for k in ("acc", "mean_acc", "f1")}
+    loggers.log_report(trainer.loggers, folder / "test", result, trainer.global_step)
     for logger in trainer.loggers:
         logger.log_metrics(values, step=trainer.global_step)
         logger.save()

@@ -4,7 +4,7 @@ Source: the authors' pipelines (tests/fixtures/parity/RECIPES.md): resize both s
 [rotation, crop], colour jitter, ImageNet normalisation, random erasing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -107,6 +107,15 @@ def training(
     if erase:
         steps.append(v2.RandomErasing(erase, scale=tuple(erase_area)))
     return v2.Compose(steps)
+
+
+def unnormalised(images: Tensor, transform: Callable) -> Tensor:
+    """Undo the normalisation of `evaluation`, to look at images (..., 3, H, W): into [0, 1]."""
+    for step in reversed(getattr(transform, "transforms", [])):
+        if isinstance(step, v2.Normalize):
+            mean, std = (torch.tensor(x).view(3, 1, 1) for x in (step.mean, step.std))
+            images = images * std + mean
+    return images.clamp(0, 1)
 
 
 def _checked(size: int, resize: int | None) -> int:

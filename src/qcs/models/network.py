@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 from qcs.models.similarity import CrossSimilarityBlock, SimilarityOptions
 
+ROLES = ("a", "p", "n", "n2")  # anchor, positive, negative, another of the negative's class
+
 
 class EncoderOptions(TypedDict, total=False):
     """Arguments of `TokenEncoder` that are a choice."""
