@@ -11,8 +11,9 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 import qcs
+from qcs import weights
 from qcs.checkpoints import AtomicCheckpointIO
-from qcs.config import instantiate
+from qcs.config import BackboneOptions, instantiate
 from qcs.data import store
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.groups import Transform
@@ -59,7 +60,7 @@ def manifest(
 
 def recipe(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     """What a checkpoint carries to rebuild its network, data set and input: plain values."""
-    backbone = dict(config["backbone"])
+    backbone = _own(config["backbone"])
     if backbone.get("pretrained"):  # the checkpoint itself holds the weights
         backbone["pretrained"] = False
     return {
@@ -75,7 +76,12 @@ def recipe(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
 
 def network(parts: dict[str, Any]) -> QCSNetwork:
     """Build the network of a recipe."""
-    return instantiate(parts["model"], backbone=instantiate(parts["backbone"]))
+    return instantiate(parts["model"], backbone=instantiate(_own(parts["backbone"])))
+
+
+def _own(backbone: dict[str, Any]) -> dict[str, Any]:
+    """A backbone's node without what concerns training alone."""
+    return {k: v for k, v in backbone.items() if k not in BackboneOptions.__annotations__}
 
 
 def loss(config: dict[str, Any], manifest: Manifest) -> nn.Module:
@@ -87,19 +93,28 @@ def loss(config: dict[str, Any], manifest: Manifest) -> nn.Module:
             missing = manifest.class_names[int(counts.argmin())]
             raise ValueError(f"loss.class_weights=balanced: no training image of {missing}")
         options["class_weights"] = (len(manifest) / len(counts) / counts).tolist()
-    weights = options.get("class_weights")
-    if weights is not None and len(weights) != len(manifest.class_names):
+    numbers = options.get("class_weights")
+    if numbers is not None and len(numbers) != len(manifest.class_names):
         raise ValueError(
-            f"loss.class_weights has {len(weights)} numbers for {len(manifest.class_names)} classes"
+            f"loss.class_weights has {len(numbers)} numbers for {len(manifest.class_names)} classes"
         )
     return instantiate(options)
 
 
 def module(config: dict[str, Any], data: FaceDataModule) -> QCSModule:
-    """Build the LightningModule for a data set."""
-    parts = recipe(config, data.manifest)
+    """Build the LightningModule for a data set.
+
+    Raises:
+        ValueError: weights that do not fit, a network that cannot be built.
+    """
+    parts, options = recipe(config, data.manifest), config["backbone"]
+    net = network(parts)
+    if options.get("weights") and not config["ckpt"]:
+        weights.load_backbone(net.base.backbone, options["weights"])
+    if options.get("grad_checkpointing"):
+        net.base.backbone.set_grad_checkpointing()
     return QCSModule(
-        network=network(parts),
+        network=net,
         loss=loss(config, data.train),
         optimizer=instantiate(config["optimizer"]),
         class_names=data.manifest.class_names,
@@ -108,6 +123,7 @@ def module(config: dict[str, Any], data: FaceDataModule) -> QCSModule:
         accumulate_grad_batches=config["accumulate_grad_batches"],
         gradient_clip_norm=config["gradient_clip_norm"],
         seed=config["seed"],
+        recomputes=options.get("grad_checkpointing", False),
         recipe=parts,
     )
 
@@ -177,10 +193,10 @@ def load(path: str | Path) -> Checkpoint:
     _trust(parts, path)
     net = network(parts)
     prefix = "network."
-    weights = {
-        k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)
-    }
-    net.load_state_dict(weights)
+    state = content["state_dict"]
+    net.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    )
     transform = instantiate(parts["transform"])
     return Checkpoint(net.eval(), tuple(parts["class_names"]), transform, parts)
 

@@ -47,6 +47,13 @@ class SchedulerOptions(TypedDict, total=False):
     schedule: dict | Callable | None
 
 
+class BackboneOptions(TypedDict, total=False):
+    """What every backbone takes beside its own arguments."""
+
+    weights: str | None
+    grad_checkpointing: bool
+
+
 class Settings(TypedDict):
     """All keys of train.yaml and eval.yaml; groups are further checked by their own targets."""
 
@@ -185,7 +192,11 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if found := _mapping_problem(config, Settings, ""):
         raise ValueError(found)
-    check(config, "")
+    backbone = config.get("backbone") or {}
+    ours = {k: v for k, v in backbone.items() if k in BackboneOptions.__annotations__}
+    if found := _mapping_problem(ours, BackboneOptions, "backbone"):
+        raise ValueError(found)
+    check(config | {"backbone": {k: v for k, v in backbone.items() if k not in ours}}, "")
     return config
 
 

@@ -49,7 +49,12 @@ class Report(NamedTuple):
     dropped: list[str]  # official keys that influence nothing
 
 
-def _translate(key: str) -> str | None:
+def translate(key: str) -> str | None:
+    """Our name of an official key, None for what is dropped.
+
+    Raises:
+        KeyError: it is not in the table.
+    """
     for pattern, ours in OFFICIAL_KEYS:
         if match := re.fullmatch(pattern, key):
             return None if ours is None else match.expand(ours)
@@ -76,7 +81,7 @@ def from_official(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     for key, tensor in state_dict.items():
         name = key.removeprefix("module.")
         try:
-            target = _translate(name)
+            target = translate(name)
         except KeyError:
             unknown.append(key)
             continue

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from timm.models import FeatureInfo
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class IRUnit(nn.Module):
@@ -86,11 +87,22 @@ class IR(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        self.grad_checkpointing = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Store the input of each unit alone, and run the unit again in the backward pass.
+
+        Whoever does so must keep BatchNorm's running statistics still there
+        (`qcs.sam.frozen_statistics`), or they move twice.
+        """
+        self.grad_checkpointing = enable
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images (B, 3, H, W) to one map (B, C, H/2^i, W/2^i) a stage."""
         x, maps = self.stem(images), []
         for name in self.feature_info.module_name():
-            x = getattr(self, name)(x)
+            for unit in getattr(self, name):
+                again = self.grad_checkpointing and x.requires_grad
+                x = checkpoint(unit, x, use_reentrant=False) if again else unit(x)
             maps.append(x)
         return maps
