@@ -11,6 +11,7 @@ from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim import SGD
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from conftest import tiny_network
 from qcs import loggers, report
@@ -25,6 +26,15 @@ from test_cli import SMALL, qcs
 PICTURES = {"confusion.png", "attention.png"}
 NUMBERS = {"train/gradient_norm", "train/images_per_second", "train/groups_per_second"}
 NUMBERS |= {"train/theta_1", "train/theta_2"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Shown(CSVLogger):
@@ -173,8 +183,6 @@ def test_the_fixed_group_is_two_pairs_of_two_classes():
 
 def test_pictures_show_the_pixels_of_the_file(faces):
     transform = evaluation(20)
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
     image = faces.image(0)
     seen = unnormalised(transform(image), transform)
     torch.testing.assert_close(seen, pil_to_tensor(image) / 255, atol=1e-5, rtol=0)
