@@ -55,12 +55,13 @@ def perturbed(
 
 @contextmanager
 def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Let BatchNorm normalise by the batch without moving its running statistics."""
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    """Let BatchNorm normalise by the batch, and put its running statistics back afterwards."""
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
+    buffers = [buffer for norm in norms for buffer in norm.buffers()]
+    before = [buffer.clone() for buffer in buffers]
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)

@@ -9,6 +9,7 @@ import logging
 import pickle
 import re
 import zipfile
+from _compat_pickle import IMPORT_MAPPING
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def read(path: str | Path) -> dict[str, Any]:
             with torch.serialization.safe_globals(_stand_ins(path)):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is not a file of weights that can be read: {reason}") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         return dict(content)
@@ -80,7 +81,7 @@ def _stand_ins(path: Path) -> list[Any]:
     found: list[Any] = []
     for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
         module, _, attribute = name.rpartition(".")
-        top = module.split(".")[0]
+        top = IMPORT_MAPPING.get(module, module).split(".")[0]  # pickle writes Python 2's names
         short = name.removeprefix("numpy.").removeprefix("_core.").removeprefix("core.")
         if top == "numpy" and short in ARRAYS:
             parts = {"ndarray": np.ndarray, "dtype": np.dtype}
