@@ -151,6 +151,10 @@ def trainer(config: dict[str, Any], folder: Path) -> Trainer:
             raise ValueError("early_stopping watches validation: write select_on=val, not last")
         parts = [c for c in parts if "monitor" not in c]
     callbacks: list[Callback] = [instantiate(c) for c in parts]
+    if config["trial"] and isinstance(config["optimized_metric"], str):
+        from qcs.search import Pruning  # needs an extra
+
+        callbacks.append(Pruning(config["trial"], config["optimized_metric"]))
     loggers: list[Logger] = [instantiate(c) for c in (config["logger"] or {}).values() if c]
     ours = {"callbacks": callbacks, "logger": loggers, "plugins": [AtomicCheckpointIO()]}
     # The data module shards its samplers itself.

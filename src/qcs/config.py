@@ -23,7 +23,9 @@ from typing import (
 )
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -60,7 +62,8 @@ class Settings(TypedDict):
     seed: int
     select_on: Literal["val", "test", "last"]
     test: bool
-    optimized_metric: str | None
+    optimized_metric: str | list | None
+    trial: dict | None
     accumulate_grad_batches: int
     gradient_clip_norm: float | None
     sam: SAMOptions
@@ -218,8 +221,20 @@ def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
     return target(**extra)
 
 
+class Failed(float):
+    """What a job of a multirun returns that failed: not a number, and the sentence."""
+
+    def __new__(cls, sentence: str) -> "Failed":
+        self = super().__new__(cls, "nan")
+        self.sentence = sentence
+        return self
+
+    def __getnewargs__(self) -> tuple[str]:
+        return (self.sentence,)
+
+
 def one_sentence(main: Callable) -> Callable:
-    """Turn a user's mistake into one sentence and exit status 2.
+    """Turn a user's mistake into one sentence and exit status 2, or in a multirun `Failed`.
 
     QCS_TRACEBACK=1 shows where it came from instead.
     """
@@ -235,6 +250,8 @@ def one_sentence(main: Callable) -> Callable:
             if text.startswith("Caught "):  # a loader process sends its traceback along
                 text = text.splitlines()[-1]
             print(f"error: {text} (QCS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
+            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+                return Failed(text)  # the other jobs go on
             sys.exit(2)
 
     return wrapper

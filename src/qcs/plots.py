@@ -121,3 +121,47 @@ def _attention_row(figure: Figure, line: np.ndarray, images: Tensor, level: Tens
 def to_pixels(image: Image) -> Tensor:
     """Turn an RGB PIL image into (3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+
+
+def search_history(
+    points: Sequence[tuple[int, float | None]], path: Path, title: str = "", least: bool = False
+) -> None:
+    """Draw the value of each trial (None: pruned) and the best one so far.
+
+    Args:
+        points: number and value of each trial.
+        path: PNG file to write.
+        title: above the picture.
+        least: whether the least value is the best.
+    """
+    best = np.minimum if least else np.maximum
+    whole = [(n, v) for n, v in points if v is not None]
+    figure = Figure(figsize=(6.5, 4))
+    axes = figure.add_subplot()
+    if whole:
+        numbers, values = zip(*whole, strict=True)
+        axes.plot(numbers, values, "o", color="steelblue", label="trial")
+        axes.plot(numbers, best.accumulate(values), color="black", label="best so far")
+    pruned = [n for n, v in points if v is None]
+    floor = min((v for _, v in whole), default=0.0)
+    axes.plot(pruned, [floor] * len(pruned), "x", color="crimson", label="pruned")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="trial", ylabel="value", title=title)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def importance(shares: dict[str, float], path: Path, title: str = "") -> None:
+    """Draw how much of the spread of the values each option explains.
+
+    Args:
+        shares: in [0, 1] by option.
+        path: PNG file to write.
+        title: above the picture.
+    """
+    names = sorted(shares, key=shares.get)
+    figure = Figure(figsize=(6.5, 1 + 0.4 * len(names)))
+    axes = figure.add_subplot()
+    axes.barh(names, [shares[name] for name in names], color="steelblue")
+    axes.set(xlabel="importance", title=title)
+    _save(figure, path)

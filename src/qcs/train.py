@@ -8,8 +8,10 @@ from typing import Any
 import hydra
 import lightning
 import torch
+import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
@@ -101,28 +103,67 @@ def _millions(module: torch.nn.Module) -> float:
     return sum(p.numel() for p in module.parameters()) / 1e6
 
 
+def _sweep(config: dict[str, Any]) -> None:
+    """Prepare a job of a multirun.
+
+    Raises:
+        ValueError: the job would start processes, each of which would start the whole multirun
+            again; or what it optimises is never measured.
+    """
+    options = config["trainer"]
+    devices, number = options.get("devices", 1), options.get("num_nodes", 1)
+    if devices in ("auto", -1, "-1"):
+        on_gpu = options.get("accelerator", "auto") != "cpu"
+        devices = torch.cuda.device_count() if on_gpu else 1
+    number *= len(devices) if isinstance(devices, list) else int(devices)
+    outside = TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
+    if number > 1 and not outside:
+        raise ValueError(
+            "a multirun whose jobs start several processes would start itself again in each: "
+            "write trainer.devices=1 (jobs side by side: hydra/launcher=joblib), or let SLURM "
+            "(hydra/launcher=submitit_slurm) or Ray (hydra/launcher=ray) start them"
+        )
+    names = [config["optimized_metric"]]
+    names = names[0] if isinstance(names[0], list) else names
+    if config["select_on"] == "last" and any(n and n.startswith("val/") for n in names):
+        raise ValueError(
+            f"optimized_metric={config['optimized_metric']} is never measured with "
+            "select_on=last, and a sweep needs it: write select_on=val"
+        )
+    for node in (config["logger"] or {}).values():
+        if node and node["_target_"].endswith("WandbLogger"):
+            node["group"] = node.get("group") or Path(HydraConfig.get().sweep.dir).name
+
+
+def _optimized(config: dict[str, Any], metrics: dict[str, float]) -> float | list[float] | None:
+    """The metric, or metrics, that a sweep optimises."""
+    wanted = config["optimized_metric"]
+    names = wanted if isinstance(wanted, list) else [wanted] if wanted else []
+    if config["select_on"] == "last":  # nothing was validated
+        names = [n for n in names if not n.startswith("val/")]
+    if unknown := [n for n in names if n not in metrics]:
+        raise ValueError(f"optimized_metric={unknown[0]} is not logged: {sorted(metrics)} are")
+    values = [metrics[n] for n in names]
+    return values if isinstance(wanted, list) else values[0] if values else None
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 @one_sentence
-def main(cfg: DictConfig) -> float | None:
+def main(cfg: DictConfig) -> float | list[float] | None:
     """Compose, check, train; return the metric that a sweep optimises."""
     if rank_zero_only.rank:
         logging.getLogger().setLevel(logging.WARNING)
     if cfg.get("ckpt") == "last":  # goes on in the folder of that run
         cfg.run_dir = str(checkpoints.find("last", Path(cfg.run_dir)).parents[1])
     config = plain(cfg)
-    name = config["optimized_metric"]
-    sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    if name and name.startswith("val/") and config["select_on"] == "last":
-        if sweep:
-            raise ValueError(
-                f"optimized_metric={name} is never measured with select_on=last, and a sweep "
-                "needs it: write select_on=val"
-            )
-        name = None
-    metrics = train(config)
-    if name and name not in metrics:
-        raise ValueError(f"optimized_metric={name} is not logged; choose of {sorted(metrics)}")
-    return metrics[name] if name else None
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        _sweep(config)
+    try:
+        metrics = train(config)
+    finally:
+        if wandb.run is not None:  # the next job has a run of its own
+            wandb.finish()
+    return _optimized(config, metrics)
 
 
 if __name__ == "__main__":
