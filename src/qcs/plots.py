@@ -141,10 +141,11 @@ def search_history(
     if whole:
         numbers, values = zip(*whole, strict=True)
         axes.plot(numbers, values, "o", color="steelblue", label="trial")
-        axes.plot(numbers, best.accumulate(values), color="black", label="best so far")
+        axes.step(numbers, best.accumulate(values), "k", where="post", label="best so far")
     pruned = [n for n, v in points if v is None]
     floor = min((v for _, v in whole), default=0.0)
-    axes.plot(pruned, [floor] * len(pruned), "x", color="crimson", label="pruned")
+    if pruned:
+        axes.plot(pruned, [floor] * len(pruned), "x", color="crimson", label="pruned")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="trial", ylabel="value", title=title)
     axes.legend(frameon=False)
