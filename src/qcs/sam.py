@@ -55,12 +55,16 @@ def perturbed(
 
 @contextmanager
 def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Let BatchNorm normalise by the batch without moving its running statistics."""
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    """Let BatchNorm normalise by the batch, and put its running statistics back at the end.
+
+    They move inside: a unit that gradient checkpointing runs again has to store as many tensors as
+    the first time, which it does not with `track_running_stats` switched off in between.
+    """
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
+    buffers = [b for norm in norms for b in norm.buffers()]
+    kept = [b.clone() for b in buffers]
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)
