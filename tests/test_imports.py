@@ -10,7 +10,8 @@ PLAIN = [
     *SOURCE.glob("models/*.py"),
     *SOURCE.glob("data/drawing/*.py"),
     *SOURCE.glob("data/sources/*.py"),
-    *(SOURCE / f for f in ("losses.py", "sam.py", "metrics.py", "convert.py", "plots.py")),
+    *(SOURCE / f"{name}.py" for name in ("losses", "sam", "metrics", "convert", "plots")),
+    *(SOURCE / f"{name}.py" for name in ("weights", "matching")),
     *(f for f in SOURCE.glob("data/*.py") if f.name != "datamodule.py"),
 ]
 ENTRIES = {"qcs.train", "qcs.eval", "qcs.prepare", "qcs.check"}

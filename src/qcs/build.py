@@ -105,14 +105,16 @@ def module(config: dict[str, Any], data: FaceDataModule) -> QCSModule:
     """Build the LightningModule for a data set.
 
     Raises:
-        ValueError: weights that do not fit, a network that cannot be built.
+        FileNotFoundError, ValueError: weights that are not there or do not fit, a network that
+            cannot be built, or not be recomputed.
     """
     parts, options = recipe(config, data.manifest), config["backbone"]
-    net = network(parts)
-    if options.get("weights") and not config["ckpt"]:
+    resumes = bool(config["ckpt"])  # from there come all weights
+    net = network(parts if resumes else {**parts, "backbone": options})
+    if options.get("weights") and not resumes:
         weights.load_backbone(net.base.backbone, options["weights"])
     if options.get("grad_checkpointing"):
-        net.base.backbone.set_grad_checkpointing()
+        _recompute(net.base.backbone)
     return QCSModule(
         network=net,
         loss=loss(config, data.train),
@@ -126,6 +128,15 @@ def module(config: dict[str, Any], data: FaceDataModule) -> QCSModule:
         recomputes=options.get("grad_checkpointing", False),
         recipe=parts,
     )
+
+
+def _recompute(backbone: nn.Module) -> None:
+    if not hasattr(backbone, "set_grad_checkpointing"):
+        raise ValueError(
+            f"backbone.grad_checkpointing: {type(backbone).__name__} cannot be computed again "
+            "(no set_grad_checkpointing); leave it false"
+        )
+    backbone.set_grad_checkpointing()
 
 
 def _scheduler(options: dict[str, Any]) -> dict[str, Any]:

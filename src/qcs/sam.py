@@ -55,13 +55,16 @@ def perturbed(
 
 @contextmanager
 def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Let BatchNorm normalise by the batch, and put its running statistics back afterwards."""
+    """Let BatchNorm normalise by the batch, and put its running statistics back at the end.
+
+    They move inside: a unit that gradient checkpointing runs again has to store as many tensors as
+    the first time, which it does not with `track_running_stats` switched off in between.
+    """
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
-    buffers = [buffer for norm in norms for buffer in norm.buffers()]
-    before = [buffer.clone() for buffer in buffers]
+    buffers = [b for norm in norms for b in norm.buffers()]
+    kept = [b.clone() for b in buffers]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
+        for buffer, value in zip(buffers, kept, strict=True):
+            buffer.copy_(value)

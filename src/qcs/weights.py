@@ -1,147 +1,150 @@
-"""Weights from elsewhere: read without running anything, and the backbone taken out of them.
+"""Weights from files: read without running anything, and taken over by a backbone."""
 
-Files: safetensors, or what torch.save writes (a plain state dict, or one under "state_dict").
-Backbones: our checkpoints, the authors', ArcFace's IR files (face.evoLVe; ir50.pth), timm's.
-"""
-
+import _compat_pickle
 import importlib.util
 import logging
-import pickle
 import re
-import zipfile
-from _compat_pickle import IMPORT_MAPPING
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qcs.convert import translate
+from qcs.matching import match
 
 log = logging.getLogger(__name__)
 
-PREFIX = re.compile(r"^(module\.)?(network\.)?")
-ARCFACE = re.compile(r"(input_layer|body\d|output_layer)\.")
-SHOWN = 3  # keys of a sentence
-# They rebuild arrays and call nothing else.
-ARRAYS = {"multiarray._reconstruct", "multiarray.scalar", "ndarray", "dtype"}
+STATE_DICTS = ("state_dict", "model_state_dict", "model")  # where training files keep theirs
 
 
-class Inert:
-    """Stands in for an object of a class that does not exist here; holds nothing."""
+class Weights(NamedTuple):
+    """A file that was read."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Inert":
-        return super().__new__(cls)
+    state_dict: dict[str, Tensor]  # keys as in the file
+    content: Any  # everything in it
+
+
+class StandIn:
+    """In the place of an object whose class is not here: inert, it keeps what it is given."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
 
     def __setstate__(self, state: Any) -> None:
-        pass
+        self.state = state
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """Read a file of weights; objects of unknown classes become inert, nothing is run.
+def read_state_dict(path: str | Path) -> Weights:
+    """Read a file of weights on the CPU without running anything that it names.
 
-    Returns:
-        The content; a state dict alone comes under "state_dict".
+    Tensors, plain values and numpy arrays are read; objects of a training script's own classes
+    (`__main__`, or a module that is not installed here) become a `StandIn`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is not such a file, or names something that a pickle could call.
+        ValueError: not a file of weights, a broken one, or one that names other code.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}; check the path")
+        raise FileNotFoundError(f"no file of weights at {path}")
     try:
         if path.suffix == ".safetensors":
-            content = load_file(path)
+            content = safetensors.torch.load_file(path)
         else:
-            with torch.serialization.safe_globals(_stand_ins(path)):
+            with torch.serialization.safe_globals(_allowed(path)):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is not a file of weights that can be read: {reason}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        return dict(content)
-    if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path} holds no state dict; save model.state_dict()")
-    return {"state_dict": dict(content)}
+    except Exception as error:  # a broken pickle fails in any way
+        raise ValueError(f"{path} cannot be read as weights: {_reason(error)}") from error
+    found = content if isinstance(content, Mapping) else {}
+    found = next((found[k] for k in STATE_DICTS if isinstance(found.get(k), Mapping)), found)
+    tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f"{path} holds no tensors by name, neither at its top nor under {list(STATE_DICTS)}"
+        )
+    return Weights(tensors, content)
 
 
-def _stand_ins(path: Path) -> list[Any]:
-    """What the file names beside tensors: arrays as they are, unknown classes inert.
+def _allowed(path: Path) -> list[tuple[Any, str]]:
+    """What a pickle names besides tensors and plain values, with what is put in its place.
 
     Raises:
-        ValueError: something else, which exists here and could be called.
+        ValueError: a name that is neither numpy's arrays nor unknown here.
     """
-    if not zipfile.is_zipfile(path):  # torch's old format: plain weights or nothing
-        return []
-    found: list[Any] = []
-    for name in torch.serialization.get_unsafe_globals_in_checkpoint(path):
-        module, _, attribute = name.rpartition(".")
-        top = IMPORT_MAPPING.get(module, module).split(".")[0]  # pickle writes Python 2's names
-        short = name.removeprefix("numpy.").removeprefix("_core.").removeprefix("core.")
-        if top == "numpy" and short in ARRAYS:
-            parts = {"ndarray": np.ndarray, "dtype": np.dtype}
-            found.append((parts.get(short) or getattr(np._core.multiarray, attribute), name))
-        elif top == "numpy" and module == "numpy.dtypes":
-            found.append(getattr(np.dtypes, attribute))
-        elif top == "__main__" or importlib.util.find_spec(top) is None:
-            found.append((type(attribute, (Inert,), {}), name))
-        else:
-            raise ValueError(f"{path} names {name}, which weights do not need; not read")
-    if any(isinstance(f, tuple) and f[1].startswith("numpy") for f in found):
-        found += [getattr(np.dtypes, n) for n in np.dtypes.__all__]
-    return found
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":  # torch's format before 1.6: torch alone refuses all names
+            return []
+    rebuild, scalar = (x.__reduce__()[0] for x in (np.zeros(0), np.float64(0)))
+    known = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+    for core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # numpy 1 and 2
+        known |= {f"{core}._reconstruct": rebuild, f"{core}.scalar": scalar}
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    known |= {name: StandIn for name in names if _foreign(name)}
+    if refused := [name for name in names if name not in known]:
+        raise ValueError(f"it names {', '.join(refused)}, which is not run here")
+    # torch sets the state of a dtype only where its class is allowed as well.
+    kinds = [(getattr(np.dtypes, k), f"numpy.dtypes.{k}") for k in np.dtypes.__all__]
+    return [(known[name], name) for name in names] + (kinds if names else [])
 
 
-def _own_name(key: str, units: list[int]) -> str:
-    """The name that a file's key has in a backbone of ours with these units a stage."""
-    key = PREFIX.sub("", key)
-    if flat := re.match(r"body\.(\d+)\.(.+)", key):  # one sequence over all stages
-        unit, stage = int(flat[1]), 0
-        while stage < len(units) and unit >= units[stage]:
-            unit, stage = unit - units[stage], stage + 1
-        key = f"body{stage + 1}.{unit}.{flat[2]}"
-    if ARCFACE.match(key):
-        key = f"ir_back.{key}"
-    if key.startswith("ir_back."):
-        key = translate(key) or key
-    return key.removeprefix("base.backbone.")
+def _foreign(name: str) -> bool:
+    """Whether a dotted name is a training script's, or of a module that is not installed."""
+    top = name.split(".")[0]
+    if top in _compat_pickle.IMPORT_MAPPING:  # Python 2's name of a module that is here
+        return False
+    return top == "__main__" or importlib.util.find_spec(top) is None
+
+
+def _reason(error: Exception) -> str:
+    """One line of an error; torch's own begins with how to read the file unsafely."""
+    text = str(error).strip()
+    if named := re.search(r"GLOBAL (\S+)", text):
+        return f"it names {named[1]}, which is not run here"
+    text = text.partition("WeightsUnpickler error: ")[2] or text
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def load_backbone(backbone: nn.Module, path: str | Path) -> None:
-    """Take a backbone's weights out of a file; what does not match is said.
+    """Start a backbone from a file; other parts of the file are left out.
+
+    What the file lacks, or has in another shape, keeps its values and is named in a warning.
+
+    Args:
+        backbone: as `qcs.models.BaseBranch` holds it.
+        path: safetensors or torch's format, a layout of `qcs.matching`.
 
     Raises:
-        FileNotFoundError, ValueError: as `read`; fewer than half of the backbone's tensors match.
+        FileNotFoundError, ValueError: as `read_state_dict`; ValueError as well where less than
+            half of the backbone's tensors are in the file.
     """
-    units = [len(m) for name, m in backbone.named_children() if re.fullmatch(r"stage\d", name)]
-    given = {_own_name(k, units): v for k, v in read(path)["state_dict"].items()}
-    wanted = backbone.state_dict()
-    wrong = [k for k in wanted if k in given and given[k].shape != wanted[k].shape]
-    taken = {k: given[k] for k in wanted if k in given and k not in wrong}
-    counted = [k for k in wanted if not k.endswith("num_batches_tracked")]
-    missing = [k for k in counted if k not in taken and k not in wrong]
-    others = sorted(set(given) - set(wanted))
-    if sum(k in taken for k in counted) * 2 < len(counted):
+    if not Path(path).expanduser().is_file():
+        raise FileNotFoundError(f"no file at backbone.weights={path}; write the path of yours")
+    tensors = read_state_dict(path).state_dict
+    own = backbone.state_dict()
+    found = match(backbone, tensors)
+    if 2 * len(found.fits) < len(own):
+        taken = set(found.fits.values())
+        ours = [key for key in own if key not in found.fits][:3]
+        theirs = [key for key in tensors if key not in taken][:3]
         raise ValueError(
-            f"backbone.weights={path} matches {sum(k in taken for k in counted)} of the backbone's "
-            f"{len(counted)} tensors: it wants {', '.join([*wrong, *missing][:SHOWN])} and the "
-            f"file has {', '.join(others[:SHOWN])}; is it of another backbone?"
+            f"backbone.weights={path} fits {len(found.fits)} of the backbone's {len(own)} tensors: "
+            f"without a partner are the backbone's {', '.join(ours)} and the file's "
+            f"{', '.join(theirs)}; choose the backbone that the file was made for"
         )
-    for key in wrong:
-        shapes = f"{tuple(given[key].shape)}, not {tuple(wanted[key].shape)}"
-        log.warning("backbone.weights: %s is %s: left as initialised", key, shapes)
-    for key in missing:
-        log.warning("backbone.weights: %s is not in the file: left as initialised", key)
-    backbone.load_state_dict(taken, strict=False)
+    backbone.load_state_dict({o: tensors[k] for o, k in found.fits.items()}, strict=False)
+    for what, keys in {
+        "not in the file, kept as they were": found.missing,
+        "of another shape in the file, kept as they were": found.shapes,
+        "in the file alone": found.inside,
+    }.items():
+        if keys:
+            names = ", ".join(keys)
+            log.warning("backbone.weights=%s: %d tensors %s: %s", path, len(keys), what, names)
+    taken = f"took {len(found.fits)} of {len(own)} tensors"
     log.info(
-        "backbone.weights: took %d of %d tensors from %s; %d others are of no use to the backbone",
-        sum(k in taken for k in counted),
-        len(counted),
-        path,
-        len(others),
+        "backbone.weights=%s: %s, left out %d of other parts of the file (heads, later stages)",
+        *(path, taken, found.extras),
     )
