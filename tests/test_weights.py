@@ -160,6 +160,9 @@ def test_a_file_of_another_network_is_refused(tmp_path):
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet.pth")
     with pytest.raises(ValueError, match=r"fits 0 of .* stem.0.weight.* conv1.weight"):
         load_backbone(backbone(), tmp_path / "resnet.pth")
+    torch.save(IR(UNITS, (4, 6, 8)).state_dict(), tmp_path / "narrow.pth")
+    with pytest.raises(ValueError, match=r"stem.0.weight \(8, 3, 3, 3\) is \(4, 3, 3, 3\) there"):
+        load_backbone(backbone(), tmp_path / "narrow.pth")
 
 
 # -- reading -----------------------------------------------------------------------------

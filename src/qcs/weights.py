@@ -127,12 +127,12 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     found = match(backbone, tensors)
     if 2 * len(found.fits) < len(own):
         taken = set(found.fits.values())
-        ours = [key for key in own if key not in found.fits][:3]
+        ours = [*found.shapes, *found.missing][:3]
         theirs = [key for key in tensors if key not in taken][:3]
         raise ValueError(
             f"backbone.weights={path} fits {len(found.fits)} of the backbone's {len(own)} tensors: "
-            f"without a partner are the backbone's {', '.join(ours)} and the file's "
-            f"{', '.join(theirs)}; choose the backbone that the file was made for"
+            f"without a partner are the backbone's {'; '.join(ours)} and the file's "
+            f"{', '.join(theirs) or 'none'}; choose the backbone that the file was made for"
         )
     backbone.load_state_dict({o: tensors[k] for o, k in found.fits.items()}, strict=False)
     for what, keys in {
