@@ -1,12 +1,9 @@
-"""Where conf/ is, what a value in it may be, and one sentence for what is wrong.
+"""Where conf/ is, and what a value in it may be.
 
 Values are checked against the signature of what they configure, before anything is built: an
 unknown key or a wrong type names the key, what came and what is expected.
 """
 
-import functools
-import os
-import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, isclass, signature
@@ -23,11 +20,8 @@ from typing import (
 )
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
-from hydra.types import RunMode
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 _PACKAGE = Path(__file__).parent
 CONF = next(d for d in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if d.is_dir())
@@ -219,39 +213,3 @@ def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
             raise error.__cause__ from None
         raise ValueError(f"{node.get('_target_')} cannot be built: {error.__cause__}") from error
     return target(**extra)
-
-
-class Failed(float):
-    """What a job of a multirun returns that failed: not a number, and the sentence."""
-
-    def __new__(cls, sentence: str) -> "Failed":
-        self = super().__new__(cls, "nan")
-        self.sentence = sentence
-        return self
-
-    def __getnewargs__(self) -> tuple[str]:
-        return (self.sentence,)
-
-
-def one_sentence(main: Callable) -> Callable:
-    """Turn a user's mistake into one sentence and exit status 2, or in a multirun `Failed`.
-
-    QCS_TRACEBACK=1 shows where it came from instead.
-    """
-
-    @functools.wraps(main)
-    def wrapper(cfg: DictConfig) -> Any:
-        try:
-            return main(cfg)
-        except (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException) as error:
-            if os.environ.get("QCS_TRACEBACK"):
-                raise
-            text = str(error).strip()
-            if text.startswith("Caught "):  # a loader process sends its traceback along
-                text = text.splitlines()[-1]
-            print(f"error: {text} (QCS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
-            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-                return Failed(text)  # the other jobs go on
-            sys.exit(2)
-
-    return wrapper

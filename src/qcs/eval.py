@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from qcs import build, report
-from qcs.config import CONF, one_sentence, plain
+from qcs.config import CONF, plain
 from qcs.data.groups import Faces
+from qcs.mistakes import one_sentence
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from qcs.config import CONF, instantiate, one_sentence, plain
+from qcs.config import CONF, instantiate, plain
 from qcs.data import preparation, store
+from qcs.mistakes import one_sentence
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from qcs import plots
-from qcs.config import Failed
+from qcs.mistakes import Failed
 from qcs.summary import PRUNED
 
 try:

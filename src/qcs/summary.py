@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from qcs.config import Failed
+from qcs.mistakes import Failed
 
 RESULT, PRUNED = "result.json", "pruned"
 

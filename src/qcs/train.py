@@ -16,7 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from qcs import build, checkpoints, loggers, provenance, report
-from qcs.config import CONF, one_sentence, plain
+from qcs.config import CONF, plain
+from qcs.mistakes import one_sentence
 
 log = logging.getLogger(__name__)
 
