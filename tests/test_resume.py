@@ -216,3 +216,15 @@ def test_early_stopping_stops_and_needs_validation(tmp_path):
     assert state["epoch"] == 1
     done = qcs("train", *options, "select_on=last", cwd=tmp_path, ok=False)
     assert "early_stopping watches validation" in done.stderr
+
+
+def test_a_run_of_wandb_goes_on_under_its_id(tmp_path):
+    synthetic.make(tmp_path / "faces", size=32, train=4, val=2, test=2, workers=1)
+    options = [*SMALL, f"dataset.path={tmp_path / 'faces'}", "logger=wandb", "test=false"]
+    options += ["hydra.run.dir=run", "scheduler=none"]
+    for epochs, more in ((1, []), (2, ["ckpt=last"])):
+        qcs("train", *options, f"trainer.max_epochs={epochs}", *more, cwd=tmp_path)
+    runs = sorted(p.name for p in (tmp_path / "run/wandb").glob("offline-run-*"))
+    assert len(runs) == 2 and len({name.rsplit("-", 1)[1] for name in runs}) == 1
+    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert runs[0].endswith(state["wandb_id"])
