@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	@echo "checkpoint $(DEMO)/checkpoints/best.ckpt, pictures and numbers in $(DEMO)/eval"
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m 'not slow'
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Small things that several tests share."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image
 from qcs.data.manifest import Manifest
 from qcs.models import IR, QCSNetwork
 
-torch.set_num_threads(2)
+# Two workers of pytest-xdist on two cores: a thread each.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 def tiny_network(roles: int = 4, num_classes: int = 3, **options) -> QCSNetwork:
