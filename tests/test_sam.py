@@ -227,3 +227,15 @@ def test_steps_of_a_schedule_are_counted_in_windows(tmp_path):
     schedule = trainer.lr_scheduler_configs[0].scheduler
     assert schedule.total_steps == 6
     assert schedule.last_epoch == 6
+
+
+def test_a_schedule_of_steps_cannot_be_lengthened(tmp_path):
+    schedule = {
+        "interval": "step",
+        "schedule": lambda o, total_steps: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps),
+    }
+    file, data = tmp_path / "one.ckpt", batches(3)
+    momentum = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)  # noqa: E731
+    fit(Linear(), data, tmp_path, momentum, 1, scheduler=schedule).save_checkpoint(file)
+    with pytest.raises(ValueError, match="scheduled for 3 steps and now has 6"):
+        fit(Linear(), data, tmp_path, momentum, 2, file, scheduler=schedule)

@@ -16,7 +16,7 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
 from timm.utils import distribute_bn
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -25,7 +25,7 @@ from qcs.losses import QCSLoss
 from qcs.metrics import scores
 from qcs.models import Comparison, QCSNetwork
 from qcs.sam import frozen_statistics, gradient_norm, perturbed
-from qcs.watch import Watch
+from qcs.watch import Watch, in_order
 
 Batch = dict[str, Tensor]
 
@@ -86,6 +86,7 @@ class QCSModule(LightningModule):
             )
         self.window: list[Batch] = []
         self.watch = Watch()
+        self.steps = 0  # of a schedule of steps
         self.val_confusion = MulticlassConfusionMatrix(len(class_names))
         self.test_outputs: list[tuple[Tensor, ...]] = []
 
@@ -103,8 +104,22 @@ class QCSModule(LightningModule):
             return [optimizer], [schedule(optimizer)]
         batches = self.trainer.estimated_stepping_batches  # of accumulate_grad_batches=1
         epochs = max(self.trainer.max_epochs, 1)
-        steps = math.ceil(batches / epochs / self.accumulate) * epochs
-        return [optimizer], [schedule(optimizer, total_steps=steps)]
+        self.steps = math.ceil(batches / epochs / self.accumulate) * epochs
+        return [optimizer], [schedule(optimizer, total_steps=self.steps)]
+
+    def on_train_start(self) -> None:
+        """Refuse to lengthen a schedule of steps, which a resumed run brings along.
+
+        Raises:
+            ValueError: it ends before the run does.
+        """
+        total = getattr(self.lr_schedulers(), "total_steps", None)
+        if total is not None and total < self.steps:
+            raise ValueError(
+                f"the run that goes on was scheduled for {total} steps and now has {self.steps}: "
+                "keep trainer.max_epochs and the batch size, or start anew from its "
+                "backbone.weights"
+            )
 
     # -- training ------------------------------------------------------------------------
 
@@ -226,14 +241,7 @@ class QCSModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Put what all processes saw into the order of the data set."""
-        parts = self.test_outputs
-        if self.trainer.world_size > 1:
-            gathered: list = [None] * self.trainer.world_size
-            distributed.all_gather_object(gathered, parts)
-            parts = [outputs for process in gathered for outputs in process]
-        rows, logits, labels = (torch.cat(x) for x in zip(*parts, strict=True))
-        order = rows.argsort()
-        self.test_outputs = [(rows[order], logits[order], labels[order])]
+        self.test_outputs = [in_order(self.test_outputs, self.trainer.world_size)]
 
     # -- checkpoint ----------------------------------------------------------------------
 

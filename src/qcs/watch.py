@@ -1,4 +1,4 @@
-"""What all processes of a run agree on before an optimiser step, without stalling the device.
+"""What the processes of a run tell each other: before an optimiser step, and after a test.
 
 A loss that is not finite must end the run before it spoils the weights; a request to stop must end
 it everywhere after the same step.
@@ -70,3 +70,19 @@ class Watch:
                     "the images of the batch",
                     batch["rows"].cpu().numpy() if "rows" in batch else np.empty((0, 0), int),
                 )
+
+
+def in_order(batches: list[tuple[Tensor, ...]], processes: int) -> tuple[Tensor, ...]:
+    """Join what all processes saw, in the order of the data set.
+
+    Args:
+        batches: of this process, each of rows (B,) and tensors (B, ...), on the CPU.
+        processes: how many there are.
+    """
+    if processes > 1:
+        gathered: list = [None] * processes
+        distributed.all_gather_object(gathered, batches)
+        batches = [batch for process in gathered for batch in process]
+    columns = [torch.cat(column) for column in zip(*batches, strict=True)]
+    order = columns[0].argsort()
+    return tuple(column[order] for column in columns)
