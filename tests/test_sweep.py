@@ -133,6 +133,14 @@ def test_a_grid_runs_side_by_side_as_one_after_the_other(data, tmp_path):
         assert len(list((tmp_path / folder / "wandb").glob("offline-run-*"))) == 1
 
 
+def test_jobs_of_several_models_share_a_folder(data, tmp_path):
+    grid = ["-m", *FEW, data, "trainer.max_epochs=1", "ablation=none,base", "debug=fast"]
+    qcs("train", *grid, "optimized_metric=null", cwd=tmp_path)
+    (found,) = tmp_path.glob("runs/sweeps/*/summary.csv")
+    with found.open() as file:
+        assert [row["ablation"] for row in csv.DictReader(file)] == ["none", "base"]
+
+
 def test_a_failing_job_is_in_the_table_and_the_others_go_on(data, tmp_path):
     grid = ["-m", *FEW, data, "trainer.max_epochs=1", "sam.rho=0.0,-1.0", "hydra.sweep.dir=sweep"]
     done = qcs("train", *grid, cwd=tmp_path, ok=False)
