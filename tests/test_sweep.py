@@ -53,6 +53,7 @@ def test_a_search_is_summed_up_and_goes_on(data, tmp_path):
     done = qcs("train", *options, "hydra.sweeper.n_trials=4", cwd=tmp_path)
     trials = study(tmp_path).trials
     assert len(trials) == 4 and [t.params for t in trials[:2]] == [t.params for t in first]
+    assert len({t.params["optimizer.lr"] for t in trials}) == 4
     assert "best: trial" in done.stdout
     rows = table(tmp_path)
     assert [row["job"] for row in rows] == ["0", "1", "2", "3"]
@@ -100,12 +101,12 @@ def test_bad_trials_are_pruned_and_failing_ones_recorded(data, tmp_path):
     assert table(tmp_path)[-1]["state"] == "pruned"
 
 
-def test_a_search_whose_trials_all_fail_says_why(data, tmp_path):
-    options = [*SEARCH, data, "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2", "sam.rho=-1"]
+def test_a_search_whose_trials_fail_says_why_and_gives_up(data, tmp_path):
+    options = [*SEARCH, data, "hydra.sweeper.n_trials=9", "hydra.sweeper.n_jobs=2", "sam.rho=-1"]
     done = qcs("train", *options, cwd=tmp_path, ok=False)
-    assert "every trial failed; the first said: sam.rho must be 0 or more" in done.stderr
+    assert "4 trials in a row failed; the last said: sam.rho must be 0 or more" in done.stderr
     assert "Traceback" not in done.stderr
-    assert [t.state for t in study(tmp_path).trials] == [TrialState.FAIL] * 2
+    assert [t.state for t in study(tmp_path).trials] == [TrialState.FAIL] * 4
 
 
 def test_several_metrics_and_what_makes_no_sense(data, tmp_path):

@@ -38,6 +38,7 @@ except ImportError as error:
 
 log = logging.getLogger(__name__)
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+MAX_FAILURES = 4  # trials in a row, and the search gives up
 
 
 def open_storage(path: str | Path) -> JournalStorage:
@@ -88,14 +89,17 @@ def _study(options: dict[str, Any]) -> optuna.Study:
     for key, known in {"sampler": samplers, "pruner": pruners}.items():
         if options[key] not in known:
             raise ValueError(f"hydra.sweeper.{key}={options[key]} is not one of {list(known)}")
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=open_storage(options["storage"]),
         study_name=options["study_name"],
-        sampler=samplers[options["sampler"]](seed=options["seed"]),
         pruner=pruners[options["pruner"]](),
         directions=directions,
         load_if_exists=True,
     )
+    # A search that goes on must not draw the first values again.
+    seed = options["seed"] + len(study.get_trials(deepcopy=False))
+    study.sampler = samplers[options["sampler"]](seed=seed)
+    return study
 
 
 def _alive(trial: optuna.trial.FrozenTrial) -> bool:
@@ -125,7 +129,7 @@ def run(
     """Run trials until the study has `n_trials`; draw what it learned.
 
     Raises:
-        ValueError: a space or an option that makes no sense, or every trial failed.
+        ValueError: a space or an option that makes no sense, or trials that fail in a row.
     """
     overrides = OverridesParser.create().parse_overrides(list(arguments))
     fixed = [o for o in overrides if not o.is_sweep_override()]
@@ -141,6 +145,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")
     _requeue(study)
+    errors: list[str] = []  # in a row
     while missing := options["n_trials"] - len(study.get_trials(deepcopy=False, states=DONE)):
         if missing < 0:
             break
@@ -148,9 +153,11 @@ def run(
         lines = [o.input_line for o in fixed]
         jobs = [lines + _overrides(trial, options) for trial in trials]
         results = launcher.launch(jobs, initial_job_idx=trials[0].number)
-        failed = [_tell(study, *pair) for pair in zip(trials, results, strict=True)]
-        if all(failed) and not study.get_trials(deepcopy=False, states=DONE):
-            raise ValueError(f"every trial failed; the first said: {failed[0]}")
+        for pair in zip(trials, results, strict=True):
+            error = _tell(study, *pair)
+            errors = [*errors, error] if error else []
+        if len(errors) >= MAX_FAILURES:
+            raise ValueError(f"{len(errors)} trials in a row failed; the last said: {errors[-1]}")
     _report(study, folder, several)
     return study
 
