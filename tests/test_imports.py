@@ -10,11 +10,11 @@ PLAIN = [
     *SOURCE.glob("models/*.py"),
     *SOURCE.glob("data/drawing/*.py"),
     *SOURCE.glob("data/sources/*.py"),
-    *(SOURCE / f"{name}.py" for name in ("losses", "sam", "metrics", "convert", "plots")),
+    *(SOURCE / f"{name}.py" for name in ("losses", "sam", "metrics", "official", "plots")),
     *(SOURCE / f"{name}.py" for name in ("weights", "matching")),
     *(f for f in SOURCE.glob("data/*.py") if f.name != "datamodule.py"),
 ]
-ENTRIES = {"qcs.train", "qcs.eval", "qcs.prepare", "qcs.check"}
+ENTRIES = {"qcs.train", "qcs.eval", "qcs.prepare", "qcs.check", "qcs.convert"}
 
 
 def imports(path: Path) -> set[str]:

@@ -16,11 +16,11 @@ import torch
 from lightning import Trainer
 from torch.nn import functional as F
 
-from qcs.convert import from_official
 from qcs.losses import QCSLoss
 from qcs.models import IR, QCSNetwork
 from qcs.models.similarity import cross_similarity
 from qcs.module import QCSModule
+from qcs.official import from_official
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 spec = importlib.util.spec_from_file_location("recipe", PARITY / "recipe.py")

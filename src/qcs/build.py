@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ def manifest(
     return table if found is None else table.with_store(found)
 
 
-def recipe(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+def recipe(config: dict[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
     """What a checkpoint carries to rebuild its network, data set and input: plain values."""
     backbone = _own(config["backbone"])
     if backbone.get("pretrained"):  # the checkpoint itself holds the weights
@@ -66,8 +67,8 @@ def recipe(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     return {
         "qcs_version": qcs.__version__,
         "backbone": backbone,
-        "model": {**config["model"], "num_classes": len(manifest.class_names)},
-        "class_names": list(manifest.class_names),
+        "model": {**config["model"], "num_classes": len(class_names)},
+        "class_names": list(class_names),
         "dataset": config["dataset"],
         "transform": config["augment"]["eval"],
         "select_on": config["select_on"],
@@ -108,7 +109,7 @@ def module(config: dict[str, Any], data: FaceDataModule) -> QCSModule:
         FileNotFoundError, ValueError: weights that are not there or do not fit, a network that
             cannot be built, or not be recomputed.
     """
-    parts, options = recipe(config, data.manifest), config["backbone"]
+    parts, options = recipe(config, data.manifest.class_names), config["backbone"]
     resumes = bool(config["ckpt"])  # from there come all weights
     net = network(parts if resumes else {**parts, "backbone": options})
     if options.get("weights") and not resumes:
@@ -203,7 +204,10 @@ def load(path: str | Path) -> Checkpoint:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
     if not isinstance(content, dict) or not isinstance(content.get("qcs"), dict):
-        raise ValueError(f"{path} is not a checkpoint of `python -m qcs.train`")
+        raise ValueError(
+            f"{path} is not a checkpoint of `python -m qcs.train`; one of the authors' becomes "
+            "ours with `python -m qcs.convert`"
+        )
     parts = content["qcs"]
     _trust(parts, path)
     net = network(parts)

@@ -1,100 +1,164 @@
-"""The authors' checkpoint keys, as a table.
+"""The authors' checkpoints as ours: `python -m qcs.convert official.pth out.ckpt`."""
 
-Source: the state dicts of the eight published model files (QCS and DCS on RAF-DB, FERPlus,
-AffectNet-7 and AffectNet-8). Older files name the embeddings of the three levels `embed_q`,
-`embed_k`, `embed_v`, newer ones `embed_1`, `embed_2`, `embed_3`.
-"""
+import argparse
+import logging
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-import re
-from collections.abc import Mapping
-from typing import NamedTuple
-
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch import Tensor
 
-# Official key (a whole-key regular expression) -> ours, or None: dropped on purpose, because no
-# input reaches it in the authors' code either.
-OFFICIAL_KEYS: tuple[tuple[str, str | None], ...] = (
-    (r"ir_back\.input_layer\.(.+)", r"base.backbone.stem.\1"),
-    (r"ir_back\.body(\d)\.(\d+)\.res_layer\.(.+)", r"base.backbone.stage\1.\2.residual.\3"),
-    (r"ir_back\.body(\d)\.(\d+)\.shortcut_layer\.(.+)", r"base.backbone.stage\1.\2.shortcut.\3"),
-    (r"ir_back\.output_layer\..+", None),  # ArcFace's embedding; QCS uses the maps
-    (r"conv1\.(.+)", r"base.pyramid.lateral.0.\1"),
-    (r"conv2\.(.+)", r"base.pyramid.lateral.1.\1"),
-    (r"conv3\.(.+)", r"base.pyramid.lateral.2.\1"),
-    (r"embed_[q1]\.(\d)\.(.+)", r"base.pyramid.embed.0.\1.\2"),
-    (r"embed_[k2]\.(\d)\.(.+)", r"base.pyramid.embed.1.\1.\2"),
-    (r"embed_[v3]\.proj\.(.+)", r"base.pyramid.embed.2.0.\1"),
-    (r"VIT_(base|cross)\.blocks\.\d+\.conv\..+", None),  # left over from earlier designs, as is
-    (r"VIT_(base|cross)\.(patch_embed|eca_block|CON1|IRLinear[12])\..+", None),
-    (r"VIT_(base|cross)\.(cls_token|pos_embed)", r"\1.encoder.\2"),
-    (r"VIT_(base|cross)\.se_block\.linear1\.(.+)", r"\1.encoder.gate.0.\2"),
-    (r"VIT_(base|cross)\.se_block\.linear2\.(.+)", r"\1.encoder.gate.2.\2"),
-    (r"VIT_(base|cross)\.head\.linear\.(.+)", r"\1.encoder.head.\2"),
-    (
-        r"VIT_(base|cross)\.blocks\.(\d+)\.((?:norm1|norm2|attn|mlp)\..+)",
-        r"\1.encoder.blocks.\2.\3",
-    ),
-    (r"VIT_(base|cross)\.norm\.(.+)", r"\1.encoder.norm.\2"),
-    (r"cross_attention_1\.(.+)", r"cross.attention.0.\1"),
-    (r"cross_attention_2\.(.+)", r"cross.attention.1.\1"),
-    (r"cross_attention_3\.(.+)", r"cross.attention.2.\1"),
-    (r"fusion\.classifier\..+", None),  # one 8-class DCS file registers it and never calls it
-)
+from qcs import build
+from qcs.checkpoints import AtomicCheckpointIO
+from qcs.config import CONF
+from qcs.data.sources import affectnet, ferplus, rafdb
+from qcs.mistakes import one_sentence
+from qcs.official import Report, from_official
+from qcs.weights import STATE_DICTS, Weights, read_state_dict
+
+log = logging.getLogger(__name__)
+
+HEADS = {2: "dcs", 4: "qcs"}
+DATASETS = {
+    "rafdb": rafdb.CLASS_NAMES,
+    "ferplus": ferplus.CLASS_NAMES,
+    "affectnet7": affectnet.CLASS_NAMES[:7],
+    "affectnet8": affectnet.CLASS_NAMES,
+}
+WORDS = {"raf": "rafdb", "fer": "ferplus", "affect": "affectnet"}  # in the names of files
+GREATEST_AFFECTNET = 80  # percent: papers stand below 70 on AffectNet, above 90 on the other two
 
 
-class Report(NamedTuple):
-    """What became of every key."""
-
-    mapped: dict[str, str]  # official key -> ours
-    dropped: list[str]  # official keys that influence nothing
-
-
-def translate(key: str) -> str | None:
-    """Our name of an official key, None for what is dropped.
-
-    Raises:
-        KeyError: it is not in the table.
-    """
-    for pattern, ours in OFFICIAL_KEYS:
-        if match := re.fullmatch(pattern, key):
-            return None if ours is None else match.expand(ours)
-    raise KeyError(key)
-
-
-def from_official(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Report]:
-    """Translate the authors' state dict into that of `qcs.models.QCSNetwork`.
+def convert(official: str | Path, out: str | Path, dataset: str | None = None) -> dict[str, Any]:
+    """Write one of the authors' files as a checkpoint of ours, and every key's fate beside it.
 
     Args:
-        state_dict: official keys, with or without DataParallel's `module.` prefix. The tensors
-            are passed on as they are.
+        official: a state dict, or a whole training file with one. Nothing that it names is run.
+        out: the checkpoint; `out` with `.keys.txt` in place of its suffix lists the keys.
+        dataset: what it was trained on, a key of `DATASETS`: the weights do not tell RAF-DB from
+            AffectNet-7, nor FERPlus from AffectNet-8, and their classes differ in order.
 
     Returns:
-        Our state dict (load it with `strict=True`) and what became of each key.
+        The recipe in the checkpoint.
 
     Raises:
-        ValueError: a key is neither in the table nor dropped on purpose, or two keys have the
-            same target.
+        FileNotFoundError, FileExistsError, ValueError: no such file, one of `out` already, or not
+            a whole QCS or DCS model of the authors, or its data set cannot be told.
     """
-    ours: dict[str, Tensor] = {}
-    report = Report({}, [])
-    unknown = []
-    for key, tensor in state_dict.items():
-        name = key.removeprefix("module.")
-        try:
-            target = translate(name)
-        except KeyError:
-            unknown.append(key)
-            continue
-        if target is None:
-            report.dropped.append(key)
-        elif target in ours:
-            raise ValueError(f"official key {key!r} repeats {target!r}: are two models mixed?")
-        else:
-            ours[target] = tensor
-            report.mapped[key] = target
-    if unknown:
+    out = Path(out).expanduser()
+    if out.exists():
+        raise FileExistsError(f"{out} is there already: remove it or write to another name")
+    weights = read_state_dict(official)
+    state, report = from_official(weights.state_dict)
+    roles, classes = variant(state, official)
+    dataset = _dataset(classes, weights, Path(official), dataset)
+    recipe = official_recipe(HEADS[roles], dataset)
+    network = build.network(recipe)
+    _complete(state, network.state_dict(), official)
+    content = {"qcs": recipe, "state_dict": {f"network.{k}": v for k, v in state.items()}}
+    AtomicCheckpointIO().save_checkpoint(content, out)
+    _report(out, official, weights, report)
+    log.info("%s: %s, %d classes: %s", out, HEADS[roles].upper(), classes,
+             ", ".join(recipe["class_names"]))  # fmt: skip
+    log.info("try it: python -m qcs.eval ckpt=%s dataset=%s dataset.path=...", out, dataset)
+    return recipe
+
+
+def variant(state: Mapping[str, Tensor], path: str | Path) -> tuple[int, int]:
+    """Roles (2 or 4) and classes of a translated state dict.
+
+    Raises:
+        ValueError: it has no head of 7 or 8 classes.
+    """
+    head = state.get("base.encoder.head.weight")
+    if head is None or len(head) not in (7, 8):
+        found = "no head" if head is None else f"{len(head)} classes"
+        raise ValueError(f"{path} has {found}, the authors' models have 7 or 8 classes")
+    return 4 if any(key.endswith(".theta") for key in state) else 2, len(head)
+
+
+def _dataset(classes: int, weights: Weights, path: Path, wanted: str | None) -> str:
+    """The data set: as wanted, or from the file's name, its leftovers, or its best accuracy."""
+    fitting = [name for name, classnames in DATASETS.items() if len(classnames) == classes]
+    if wanted:
+        if wanted not in fitting:
+            raise ValueError(f"--dataset {wanted}: {path} has {classes} classes, so it is one of "
+                             f"{' or '.join(fitting)}")  # fmt: skip
+        return wanted
+    other, affectnet_ = sorted(fitting, key=lambda name: name.startswith("affectnet"))
+    named = {d for word, d in WORDS.items() if word in path.name.lower()}
+    found, why = None, ""
+    for name in fitting:
+        if named == {name.rstrip("78")}:
+            found, why = name, "the file's name"
+    best = weights.content.get("best_acc") if isinstance(weights.content, Mapping) else None
+    if found is None and any("fusion.classifier" in key for key in weights.state_dict):
+        found, why = affectnet_, "its fusion.classifier, which only that file has"
+    if found is None and isinstance(best, (int, float, Tensor)) and float(best) > 1:
+        found = affectnet_ if float(best) < GREATEST_AFFECTNET else other
+        why = f"its best accuracy, {float(best):.2f} %"
+    if found is None:
         raise ValueError(
-            f"{len(unknown)} keys are not of an official QCS or DCS model, the first is "
-            f"{unknown[0]!r}; add them to OFFICIAL_KEYS in qcs/convert.py or check the file"
+            f"{path} has {classes} classes, and nothing in it tells {fitting[0]} from "
+            f"{fitting[1]}, whose classes differ in order: add --dataset {fitting[0]} or "
+            f"--dataset {fitting[1]}"
         )
-    return ours, report
+    log.info("data set %s, by %s (--dataset says otherwise)", found, why)
+    return found
+
+
+def official_recipe(model: str, dataset: str) -> dict[str, Any]:
+    """The recipe of an official model, composed from the experiment of its published setting."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [f"experiment={model}_{dataset}"])
+    keys = ["backbone", "model", "dataset", "augment", "select_on"]
+    config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys), resolve=True)
+    return build.recipe(config, DATASETS[dataset])
+
+
+def _complete(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise ValueError where a tensor is missing, or of another shape than the network's."""
+    missing = [key for key in ours if key not in state]
+    wrong = [k for k in state if k not in ours or state[k].shape != ours[k].shape]
+    if missing or wrong:
+        raise ValueError(
+            f"{path} is not a whole model of the authors: {len(missing)} tensors are missing and "
+            f"{len(wrong)} are of another shape, the first is {(missing + wrong)[0]}"
+        )
+
+
+def _report(out: Path, official: str | Path, weights: Weights, report: Report) -> None:
+    """Write what became of every key, and say it in short."""
+    lines = [f"{key} -> network.{ours}" for key, ours in report.mapped.items()]
+    lines += [f"{key} dropped: no input reaches it in the authors' code" for key in report.dropped]
+    listed = out.with_suffix(".keys.txt")
+    listed.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    parts = Counter(".".join(ours.split(".")[:2]) for ours in report.mapped.values())
+    for part, number in parts.items():
+        log.info("%4d tensors of %s", number, part)
+    log.info("%4d dropped: no input reaches them in the authors' code", len(report.dropped))
+    if weights.content is not weights.state_dict and isinstance(weights.content, Mapping):
+        taken = {*weights.state_dict, *STATE_DICTS}
+        others = [str(key) for key in weights.content if key not in taken]
+        log.info("left in %s: %s", official, ", ".join(others) or "nothing")
+    log.info("every key: %s", listed)
+
+
+@one_sentence
+def main(arguments: Sequence[str]) -> None:
+    """Convert what the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m qcs.convert", description=__doc__)
+    parser.add_argument("official", help="the authors' file")
+    parser.add_argument("out", help="the checkpoint to write")
+    parser.add_argument("--dataset", choices=DATASETS, help="where nothing in the file tells it")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    convert(options.official, options.out, options.dataset)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -2,7 +2,7 @@
 
 Sources of the layouts: IR-50 of ArcFace as published for face recognition (`input_layer`,
 `body1..4` or one flat `body`, `output_layer`), the authors' QCS and DCS checkpoints
-(qcs.convert), our own, and timm's state dicts.
+(qcs.official), our own, and timm's state dicts.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from qcs.convert import translate
+from qcs.official import translate
 
 OURS = ("network.base.backbone.", "base.backbone.")  # in a run's checkpoint, in a network
 
