@@ -1,8 +1,23 @@
-"""QCS: quadruplet cross similarity for facial expression recognition."""
+"""QCS: quadruplet cross similarity for facial expression recognition.
+
+import qcs
+faces = qcs.load("model.ckpt").predict(["photo.jpg"])
+"""
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qcs.predictor import Predictor
 
 __version__ = "0.1.0"
 
 # Large tensors on the CPU in large pages (Linux): the first touch of a fresh batch costs a fifth.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def load(path: str | os.PathLike, device: str = "cpu", crop: str | None = None) -> "Predictor":
+    """Make a predictor of a checkpoint; see `qcs.predictor.load`."""
+    from qcs import predictor  # torch only when it is needed
+
+    return predictor.load(path, device, crop)

@@ -82,6 +82,17 @@ class Settings(TypedDict):
     size: int
     on_error: Literal["fail", "skip"]
     sheet_faces: int
+    input: str | list | int | None
+    out: str | None
+    detect: Literal["auto", "none"]
+    crop: str | None
+    threshold: float
+    longest: int
+    smallest: int
+    every: int
+    max_frames: int | None
+    annotate: bool
+    save_crops: bool
 
 
 def problem(value: Any, hint: Any, where: str) -> str | None:

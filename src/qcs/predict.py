@@ -1,0 +1,85 @@
+"""Expressions in photos and videos: `python -m qcs.predict ckpt=... input=photo.jpg`.
+
+Exit status: 0 where every file was read, with faces or without; 1 where some were not; 2 where
+nothing could start.
+"""
+
+import logging
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig
+
+from qcs import build
+from qcs.config import CONF, plain
+from qcs.faces import Detector
+from qcs.media import Pictures, Records, files_of, open_items
+from qcs.mistakes import one_sentence
+from qcs.predictor import Predictor, crop_of
+
+log = logging.getLogger(__name__)
+
+
+def predict(config: dict[str, Any]) -> Counter:
+    """Write the predictions of all images and frames; one bad file does not stop the others.
+
+    Returns:
+        Numbers: "images", "faces", "empty" (images without a face), "errors", and of each label.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: what keeps the whole run from starting.
+    """
+    for key in ("ckpt", "input"):
+        if config[key] is None:
+            raise ValueError(f"{key} is not set: write ckpt=model.ckpt input=photo.jpg")
+    files = files_of(config["input"])
+    checkpoint, detector = build.load(config["ckpt"]), None
+    if config["detect"] == "auto" or config["crop"]:
+        detector = Detector(config["threshold"], config["longest"], config["smallest"])
+    crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
+    log.info("faces are cut %s", why)
+    device = config["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    predictor = Predictor(checkpoint, detector, crop, config["batch_size"], device)
+    folder, counts = Path(config["run_dir"]), Counter()
+    out = Path(config["out"])
+    out = folder / out if out.parent == Path(".") else out
+    items = open_items(files, config["every"], config["max_frames"])
+    with (
+        Records(out, checkpoint.class_names) as records,
+        Pictures(folder, config["annotate"], config["save_crops"]) as pictures,
+    ):
+        try:
+            for result in predictor.stream(items, config["detect"] == "auto"):
+                records.write(result)
+                pictures.write(result)
+                counts["images"] += 1
+                counts["faces"] += len(result.predictions)
+                counts["errors"] += result.error is not None
+                counts["empty"] += not result.predictions and result.error is None
+                counts.update(p.label for p in result.predictions)
+        except KeyboardInterrupt:  # how a webcam ends
+            log.info("stopped")
+    labels = {name: counts[name] for name in checkpoint.class_names if counts[name]}
+    log.info(
+        "%d images or frames, %d faces (%s), %d without a face, %d that could not be read: %s",
+        *(counts[key] for key in ("images", "faces")),
+        ", ".join(f"{name} {number}" for name, number in labels.items()) or "none",
+        *(counts["empty"], counts["errors"], out),
+    )
+    return counts
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
+@one_sentence
+def main(cfg: DictConfig) -> None:
+    """Compose, check, predict."""
+    if predict(plain(cfg))["errors"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
