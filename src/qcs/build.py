@@ -10,9 +10,10 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import nn
+from torchvision.transforms import v2
 
 import qcs
-from qcs import weights
+from qcs import exported, weights
 from qcs.checkpoints import AtomicCheckpointIO
 from qcs.config import BackboneOptions, instantiate
 from qcs.data import store
@@ -177,7 +178,7 @@ def trainer(config: dict[str, Any], folder: Path) -> Trainer:
 class Checkpoint(NamedTuple):
     """A trained network and all that it takes to use it."""
 
-    network: QCSNetwork  # in eval mode
+    network: QCSNetwork | nn.Module  # in eval mode; of an export, it only classifies
     class_names: tuple[str, ...]
     transform: Transform  # PIL image to (3, H, W)
     recipe: dict[str, Any]
@@ -218,6 +219,24 @@ def load(path: str | Path) -> Checkpoint:
     )
     transform = instantiate(parts["transform"])
     return Checkpoint(net.eval(), tuple(parts["class_names"]), transform, parts)
+
+
+def classifier(path: str | Path) -> Checkpoint:
+    """As `load`, and takes an .onnx of `python -m qcs.export`, whose network only classifies.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as `load`, and as `qcs.exported.open_onnx`.
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".onnx" or not path.is_file():
+        return load(path)
+    network, parts = exported.open_onnx(path)
+    _trust(parts, path)
+    transform = instantiate(parts["transform"])
+    if parts["include_transform"]:  # what it resizes itself is of its size already
+        side = parts["transform"].get("resize") or parts["transform"]["size"]
+        transform = v2.Compose([v2.PILToTensor(), v2.Resize([side, side], antialias=True)])
+    return Checkpoint(network, tuple(parts["class_names"]), transform, parts)
 
 
 def _trust(node: Any, path: Path) -> None:

@@ -93,6 +93,9 @@ class Settings(TypedDict):
     max_frames: int | None
     annotate: bool
     save_crops: bool
+    include_transform: bool
+    int8: bool
+    calibration_images: int
 
 
 def problem(value: Any, hint: Any, where: str) -> str | None:

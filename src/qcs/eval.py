@@ -27,7 +27,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, Any]:
     """
     if config["ckpt"] is None:
         raise ValueError("ckpt is not set: write ckpt=runs/.../checkpoints/best.ckpt")
-    checkpoint = build.load(config["ckpt"])
+    checkpoint = build.classifier(config["ckpt"])
     dataset = config.get("dataset") or checkpoint.recipe["dataset"]
     manifest = build.manifest(dataset, [checkpoint.recipe["transform"]], config["store"])
     if manifest.class_names != checkpoint.class_names:

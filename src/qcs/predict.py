@@ -37,7 +37,7 @@ def predict(config: dict[str, Any]) -> Counter:
         if config[key] is None:
             raise ValueError(f"{key} is not set: write ckpt=model.ckpt input=photo.jpg")
     files = files_of(config["input"])
-    checkpoint, detector = build.load(config["ckpt"]), None
+    checkpoint, detector = build.classifier(config["ckpt"]), None
     if config["detect"] == "auto" or config["crop"]:
         detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)

@@ -59,7 +59,7 @@ class Predictor:
     """A checkpoint, a detector and the crops of its data set.
 
     Args:
-        checkpoint: of `qcs.build.load`.
+        checkpoint: of `qcs.build.classifier`.
         detector: finds faces; None makes the default one when it is first needed.
         crop: how faces are cut; see `crop_of`.
         batch_size: faces classified at once.
@@ -227,7 +227,7 @@ def load(path: str | PathLike, device: str = "cpu", crop: str | None = None) -> 
         crop: how faces are cut, see `crop_of`.
 
     Raises:
-        FileNotFoundError, ValueError: as `qcs.build.load` and `crop_of`.
+        FileNotFoundError, ValueError: as `qcs.build.classifier` and `crop_of`.
     """
-    checkpoint = build.load(path)
+    checkpoint = build.classifier(path)
     return Predictor(checkpoint, crop=crop_of(checkpoint.recipe, crop)[0], device=device)

@@ -161,7 +161,7 @@ class TokenEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Turn tokens (B, N, C) into logits (B, K), features (B, C) and normed tokens (B, N, C)."""
-        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         x = self.norm(self.blocks(self.pos_drop(x + self.pos_embed)))
         z = x[:, 0]
         return self.head(z * self.gate(z).sigmoid()), z, x[:, 1:]
