@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from qcs import build
 from qcs.data.manifest import Manifest
 from qcs.models import IR, QCSNetwork
 
@@ -49,3 +50,26 @@ def faces_table(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("faces")
     three_colours(folder).to_csv(folder / "table.csv")
     return folder / "table.csv"
+
+
+def tiny_checkpoint(
+    path: Path, source: str = "qcs.data.manifest.Manifest.from_csv", roles: int = 4
+) -> Path:
+    """An untrained checkpoint of three colours, from that source of data."""
+    model = {"_target_": "qcs.models.QCSNetwork", "num_classes": 3, "roles": roles, "grid": 2}
+    model |= {"input_size": 16, "embed_dim": 16, "num_heads": 2}
+    model["cross"] = {} if roles > 1 else None
+    backbone = {"_target_": "qcs.models.IR", "units": [1, 1], "channels": [8, 16]}
+    recipe = {
+        "qcs_version": "0",
+        "class_names": ["red", "green", "blue"],
+        "backbone": backbone | {"stem_stride": 2},
+        "model": model,
+        "dataset": {"_target_": source, "path": None},
+        "transform": {"_target_": "qcs.data.transforms.evaluation", "size": 16, "resize": 20},
+        "select_on": "val",
+    }
+    torch.manual_seed(0)
+    state = build.network(recipe).state_dict()
+    torch.save({"qcs": recipe, "state_dict": {f"network.{k}": v for k, v in state.items()}}, path)
+    return path
