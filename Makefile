@@ -1,10 +1,11 @@
 # make demo: install, train on drawn faces, evaluate.  make test: install, run the tests.
+# make browser: the tests of the demo page, which need Chromium.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test browser lint clean
 
 # Made anew when the packaging changes; current otherwise.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -18,7 +19,10 @@ demo: $(VENV)/.installed
 	@echo "checkpoint $(DEMO)/checkpoints/best.ckpt, pictures and numbers in $(DEMO)/eval"
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m 'not slow'
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m 'not slow and not browser'
+
+browser: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m browser
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -8,13 +8,16 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "qcs"
 PLAIN = [
     *SOURCE.glob("models/*.py"),
+    *SOURCE.glob("plots/*.py"),
     *SOURCE.glob("data/drawing/*.py"),
     *SOURCE.glob("data/sources/*.py"),
-    *(SOURCE / f"{name}.py" for name in ("losses", "sam", "metrics", "official", "plots")),
-    *(SOURCE / f"{name}.py" for name in ("weights", "matching")),
+    *(SOURCE / f"{name}.py" for name in ("losses", "sam", "metrics", "official", "attention")),
+    *(SOURCE / f"{name}.py" for name in ("weights", "matching", "faces", "exported")),
     *(f for f in SOURCE.glob("data/*.py") if f.name != "datamodule.py"),
 ]
-ENTRIES = {"qcs.train", "qcs.eval", "qcs.prepare", "qcs.check", "qcs.convert"}
+ENTRIES = {"qcs.train", "qcs.eval", "qcs.prepare", "qcs.check", "qcs.convert"} | {
+    f"qcs.{name}" for name in ("predict", "export", "demo", "figures")
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -157,3 +157,11 @@ def test_ir50_speaks_the_features_only_protocol():
     assert backbone.feature_info.reduction() == [2, 4, 8]
     with pytest.raises(ValueError, match="backbone.units"):
         IR(units=(1, 2), channels=(8,))
+
+
+def test_a_network_can_be_built_where_no_gradient_is_taken():
+    with torch.no_grad():
+        built = tiny_network()
+    assert sum(p.numel() for p in built.parameters()) == sum(
+        p.numel() for p in tiny_network().parameters()
+    )

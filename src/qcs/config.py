@@ -96,6 +96,7 @@ class Settings(TypedDict):
     include_transform: bool
     int8: bool
     calibration_images: int
+    port: int
 
 
 def problem(value: Any, hint: Any, where: str) -> str | None:

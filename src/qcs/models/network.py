@@ -207,7 +207,8 @@ class BaseBranch(nn.Module):
         """Ask the backbone itself, with one black image: paddings differ between families."""
         training, size = self.backbone.training, self.input_size
         try:
-            maps = self.backbone.eval()(torch.zeros(1, 3, size, size))
+            with torch.enable_grad():  # wherever it is built: `_prune` follows the gradient
+                maps = self.backbone.eval()(torch.zeros(1, 3, size, size))
         except (AssertionError, RuntimeError) as error:
             raise ValueError(
                 f"the backbone does not take model.input_size={size} pixels: {error}"
@@ -224,9 +225,9 @@ class BaseBranch(nn.Module):
     def _prune(self, maps: Sequence[Tensor]) -> None:
         """Drop what lies behind the last map (timm keeps a stage more in some families)."""
         params = dict(self.backbone.named_parameters())
-        grads = torch.autograd.grad(
-            sum(m.sum() for m in maps), list(params.values()), allow_unused=True
-        )
+        with torch.enable_grad():
+            total = sum(m.sum() for m in maps)
+        grads = torch.autograd.grad(total, list(params.values()), allow_unused=True)
         unused = {k for k, g in zip(params, grads, strict=True) if g is None}
         for name, _ in list(self.backbone.named_modules()):
             inside = {k for k in unused if k.startswith(f"{name}.")}

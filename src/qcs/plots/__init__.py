@@ -1,0 +1,15 @@
+"""Every picture we make."""
+
+from qcs.plots.faces import attention_sheet, face_sheet, gaze_sheet, pair_grid, to_pixels
+from qcs.plots.scores import confusion, importance, search_history
+
+__all__ = [
+    "attention_sheet",
+    "confusion",
+    "face_sheet",
+    "gaze_sheet",
+    "importance",
+    "pair_grid",
+    "search_history",
+    "to_pixels",
+]
