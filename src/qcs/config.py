@@ -97,6 +97,12 @@ class Settings(TypedDict):
     int8: bool
     calibration_images: int
     port: int
+    figure: Literal["attention", "pairs", "embedding", "confusion", "curves"]
+    compare: dict | None
+    runs: str | list | None
+    faces_per_class: int
+    level: int | None
+    max_faces: int
 
 
 def problem(value: Any, hint: Any, where: str) -> str | None:

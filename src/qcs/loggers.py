@@ -105,3 +105,15 @@ def log_report(loggers: Iterable[Logger], folder: Path, result: dict[str, Any], 
             logger.experiment.add_text(f"{split}/classes", text, step)
         elif hasattr(logger, "log_table"):
             logger.log_table(f"{split}/classes", columns, rows, step=step)
+
+
+def by_epoch(table: Path) -> dict[str, list[tuple[float, float]]]:
+    """Read a run's csv/metrics.csv: (epoch, value) by name, the last of an epoch, from epoch 1."""
+    found: dict[str, dict[float, float]] = {}
+    with table.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            epoch = row.pop("epoch", "")
+            for name, value in row.items():
+                if epoch and value:
+                    found.setdefault(name, {})[float(epoch) + 1] = float(value)
+    return {name: sorted(values.items()) for name, values in found.items()}

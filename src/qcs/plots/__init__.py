@@ -1,11 +1,13 @@
 """Every picture we make."""
 
 from qcs.plots.faces import attention_sheet, face_sheet, gaze_sheet, pair_grid, to_pixels
-from qcs.plots.scores import confusion, importance, search_history
+from qcs.plots.scores import confusion, curves, embedding, importance, search_history
 
 __all__ = [
     "attention_sheet",
     "confusion",
+    "curves",
+    "embedding",
     "face_sheet",
     "gaze_sheet",
     "importance",

@@ -84,6 +84,7 @@ def gaze_sheet(
     rows: Sequence[str] = (),
     heading: str = "",
     correct: Sequence[Sequence[bool]] | None = None,
+    columns: Sequence[str] = (),
 ) -> None:
     """Draw M faces in columns under their maps, one row of maps for each network.
 
@@ -95,6 +96,7 @@ def gaze_sheet(
         rows: R names.
         heading: above the picture.
         correct: R lists of M flags; a title is red where it is false.
+        columns: M texts above the faces.
     """
     grid = int(gaze.shape[-1] ** 0.5)
     maps = (gaze * gaze.shape[-1]).unflatten(-1, (grid, grid))
@@ -105,6 +107,8 @@ def gaze_sheet(
     axes = figure.subplots(len(maps) + 1, len(images), squeeze=False)
     for ax, image in zip(axes[0], images, strict=True):
         ax.imshow(image.permute(1, 2, 0).numpy())
+    for ax, name in zip(axes[0], columns, strict=False):
+        ax.set_title(name, fontsize=9)
     norm = PowerNorm(0.5, vmin=0, vmax=maps.max().item())
     for r, m in np.ndindex(*maps.shape[:2]):
         shown = _gaze(axes[r + 1, m], images[m], maps[r, m], norm)
@@ -119,7 +123,12 @@ def gaze_sheet(
 
 
 def pair_grid(
-    images: Tensor, maps: Tensor, names: Sequence[str], path: Path, heading: str = ""
+    images: Tensor,
+    maps: Tensor,
+    names: Sequence[str],
+    path: Path,
+    heading: str = "",
+    partners: Tensor | None = None,
 ) -> None:
     """Draw M faces down the side and along the top, and between them how each sees each.
 
@@ -129,12 +138,14 @@ def pair_grid(
         names: M labels; equal ones are compared for what they share, and framed.
         path: PNG file to write.
         heading: above the picture.
+        partners: (M, 3, H, W), the other face of each diagonal cell, where it is not the same.
     """
     number, grid = len(images), int(maps.shape[-1] ** 0.5)
     gaze = (maps * maps.shape[-1]).unflatten(-1, (grid, grid))
-    figure = Figure(figsize=(1.3 * number + 2.3, 1.3 * number + 1.7), layout="constrained")
+    side = number + (1 if partners is None else 2)
+    figure = Figure(figsize=(1.3 * side + 1, 1.3 * side + 0.4), layout="constrained")
     figure.suptitle(heading, fontsize=11)
-    axes = figure.subplots(number + 1, number + 1, squeeze=False)
+    axes = figure.subplots(number + 1, side, squeeze=False)
     norm = PowerNorm(0.5, vmin=0, vmax=gaze.max().item())
     for i, (image, name) in enumerate(zip(images, names, strict=True), start=1):
         for ax in (axes[0, i], axes[i, 0]):
@@ -146,6 +157,11 @@ def pair_grid(
         if names[i] == names[j]:
             for side in axes[i + 1, j + 1].spines.values():
                 side.set(color="deepskyblue", linewidth=2.5)
+    if partners is not None:
+        for ax, image in zip(axes[1:, -1], partners, strict=True):
+            ax.imshow(image.permute(1, 2, 0).numpy())
+        axes[1, -1].set_title("on the diagonal,\ncompared with", fontsize=8)
+        axes[0, -1].set_axis_off()
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
     axes[0, 0].set_axis_off()

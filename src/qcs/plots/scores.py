@@ -79,3 +79,62 @@ def importance(shares: dict[str, float], path: Path, title: str = "") -> None:
     axes.barh(names, [shares[name] for name in names], color="steelblue")
     axes.set(xlabel="importance", title=title)
     save(figure, path)
+
+
+def embedding(
+    points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], path: Path, title: str = ""
+) -> None:
+    """Draw points of the plane, coloured by class.
+
+    Args:
+        points: (N, 2).
+        labels: (N,) class indices.
+        class_names: K names; those without a point are left out.
+        path: PNG file to write.
+        title: above the picture.
+    """
+    figure = Figure(figsize=(8.5, 7), layout="constrained")
+    axes = figure.add_subplot()
+    for label, name in enumerate(class_names):
+        x, y = points[labels == label].T
+        if len(x):
+            color = f"C{label}" if label < 10 else None
+            axes.scatter(
+                x, y, s=11, alpha=0.7, linewidths=0, color=color, label=f"{name} ({len(x)})"
+            )
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
+    axes.set(xticks=[], yticks=[], title=title)
+    save(figure, path)
+
+
+PANELS = {
+    "loss": ("train/loss_epoch", "train/loss_base_epoch", "train/loss_cross_epoch"),
+    "accuracy": ("train/acc_epoch", "train/acc_cross_epoch", "val/acc"),
+}
+
+
+def curves(runs: dict[str, dict[str, list[tuple[float, float]]]], path: Path) -> None:
+    """Draw losses and accuracies by epoch, a colour for each run, a style for each metric.
+
+    Args:
+        runs: by name, and by metric (those of `PANELS` are drawn), points (epoch, value).
+        path: PNG file to write.
+    """
+    figure = Figure(figsize=(11, 4.2 + 0.2 * len(runs)), layout="constrained")
+    styles = ("-", "--", ":")
+    for axes, (panel, metrics) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
+        for number, values in enumerate(runs.values()):
+            for metric, style in zip(metrics, styles, strict=True):
+                if points := values.get(metric):
+                    marker = "." if len(points) < 20 else None
+                    axes.plot(*zip(*points, strict=True), style, color=f"C{number % 10}",
+                              marker=marker)  # fmt: skip
+        for metric, style in zip(metrics, styles, strict=True):
+            axes.plot([], [], style, color="black", label=metric.removesuffix("_epoch"))
+        axes.set(xlabel="epoch", ylabel=panel)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    names = [figure.axes[0].plot([], [], color=f"C{n % 10}")[0] for n in range(len(runs))]
+    figure.legend(names, list(runs), loc="outside lower center", frameon=False, fontsize=8)
+    save(figure, path)
