@@ -202,7 +202,7 @@ def test_a_report_shows_the_hardest_faces_first(faces, tmp_path, monkeypatch):
     loggers.log_report([shown], tmp_path, result, 7)
     columns, rows = shown.tables["test/classes"]
     assert columns[0] == "class" and [row[0] for row in rows] == list(faces.class_names)
-    assert set(shown.images) == {"test/confusion", "test/faces", "test/hardest"}
+    assert set(shown.images) == {"test/confusion", "test/reliability", "test/faces", "test/hardest"}
 
 
 def test_without_tensorboard_the_extra_is_named(monkeypatch, tmp_path):
@@ -233,7 +233,7 @@ def test_tensorboard_holds_scalars_and_pictures(run):
     tags = EventAccumulator(str(run / "tensorboard")).Reload().Tags()
     assert set(tags["scalars"]) >= NUMBERS
     assert {"train/loss_cross_n2_epoch", "val/acc", "test/acc", "lr-Adam"} <= set(tags["scalars"])
-    report = {"test/confusion", "test/faces", "test/hardest"}
+    report = {"test/confusion", "test/reliability", "test/faces", "test/hardest"}
     assert set(tags["images"]) == {"val/confusion", "val/attention"} | report
     assert "test/classes/text_summary" in tags["tensors"]
 
@@ -242,7 +242,14 @@ def test_an_offline_wandb_run_holds_the_same(run):
     (folder,) = (run / "wandb").glob("offline-run-*-abc123")
     media = {p.relative_to(folder / "files/media") for p in folder.rglob("media/**/*.*")}
     names = {str(p.with_name(p.name.split("_")[0])) for p in media}
-    images = {"val/confusion", "val/attention", "test/confusion", "test/faces", "test/hardest"}
+    images = {
+        "val/confusion",
+        "val/attention",
+        "test/confusion",
+        "test/reliability",
+        "test/faces",
+        "test/hardest",
+    }
     assert names == {f"images/{name}" for name in images} | {"table/test/classes"}
     (table,) = folder.rglob("*.table.json")
     assert len(json.loads(table.read_text())["data"]) == 7
@@ -260,4 +267,5 @@ def test_the_same_pictures_are_in_the_folder(run):
         "confusion.png",
         "faces.png",
         "hardest.png",
+        "reliability.png",
     }

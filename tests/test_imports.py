@@ -12,7 +12,10 @@ PLAIN = [
     *SOURCE.glob("data/drawing/*.py"),
     *SOURCE.glob("data/sources/*.py"),
     *(SOURCE / f"{name}.py" for name in ("losses", "sam", "metrics", "official", "attention")),
-    *(SOURCE / f"{name}.py" for name in ("weights", "matching", "faces", "exported")),
+    *(
+        SOURCE / f"{name}.py"
+        for name in ("weights", "matching", "faces", "exported", "inference", "compare")
+    ),
     *(f for f in SOURCE.glob("data/*.py") if f.name != "datamodule.py"),
 ]
 ENTRIES = {"qcs.train", "qcs.eval", "qcs.prepare", "qcs.check", "qcs.convert"} | {

@@ -98,7 +98,10 @@ class Settings(TypedDict):
     calibration_images: int
     port: int
     figure: Literal["attention", "pairs", "embedding", "confusion", "curves"]
-    compare: dict | None
+    compare: dict | list | None
+    flip: bool
+    restrict: bool
+    resamples: int
     runs: str | list | None
     faces_per_class: int
     level: int | None

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from qcs import build, plots
+from qcs import build, inference, plots
 from qcs.attention import class_token_attention, pair_maps
 from qcs.config import CONF, plain
 from qcs.data import synthetic
@@ -211,7 +211,7 @@ def _serve(config: dict[str, Any], folder: Path) -> None:
     checkpoint = build.classifier(config["ckpt"])
     detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
-    device = config["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = inference.chosen(config["device"])
     predictor = Predictor(checkpoint, detector, crop, device=device)
     predictor.classify([Image.fromarray(np.zeros((64, 64, 3), np.uint8))])  # the first one is slow
     names = ", ".join(checkpoint.class_names)

@@ -1,5 +1,6 @@
-"""Evaluate a checkpoint: `python -m qcs.eval ckpt=...`, on its own data set or another."""
+"""Evaluate checkpoints: `python -m qcs.eval ckpt=...`, on their own data set or another."""
 
+import glob
 import logging
 from pathlib import Path
 from typing import Any
@@ -8,65 +9,177 @@ import hydra
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from qcs import build, report
+from qcs import build, compare, inference, report
 from qcs.config import CONF, plain
-from qcs.data.groups import Faces
+from qcs.data.classes import Mapped, canonical, mapped
 from qcs.mistakes import one_sentence
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(config: dict[str, Any]) -> dict[str, Any]:
-    """Write the report of one split into the run's folder and return its numbers.
+def evaluate(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write the report of one split into the run's folder; of several checkpoints, their reports
+    into folders below it, and a comparison.
+
+    Returns:
+        What each metrics.json holds.
 
     Raises:
-        ValueError: no checkpoint given, the split is empty, or the data set has other classes
-            than the checkpoint.
+        FileNotFoundError: no such checkpoint or data set.
+        ValueError: no checkpoint given, an empty split, or classes that do not fit.
     """
-    if config["ckpt"] is None:
-        raise ValueError("ckpt is not set: write ckpt=runs/.../checkpoints/best.ckpt")
-    checkpoint = build.classifier(config["ckpt"])
-    dataset = config.get("dataset") or checkpoint.recipe["dataset"]
-    manifest = build.manifest(dataset, [checkpoint.recipe["transform"]], config["store"])
-    if manifest.class_names != checkpoint.class_names:
+    groups = checkpoints(config["ckpt"], config["compare"])
+    single = sum(map(len, groups.values())) == 1
+    members: dict[str, list[compare.Member]] = {name: [] for name in groups}
+    tables: dict[str, Any] = {}  # data sets by what they are, opened once
+    common: Mapped | None = None
+    for name, paths in groups.items():
+        for number, path in enumerate(paths):
+            checkpoint = build.classifier(path)
+            found = _data(config, checkpoint, common, tables)
+            common = common or found
+            folder = Path(config["run_dir"])
+            folder = folder if single else folder / f"{name}-{number}"
+            members[name].append(_report(config, path, checkpoint, found, folder))
+    if not single:
+        result = members[next(iter(members))][0].result
+        about = {k: result[k] for k in ("dataset", "split", "images", "resamples")}
+        compare.write(Path(config["run_dir"]), members, about)
+    log.info("report in %s", config["run_dir"])
+    return [member.result for group in members.values() for member in group]
+
+
+def checkpoints(ckpt: str | None, groups: dict[str, Any] | list[str] | None) -> dict[str, list]:
+    """The files to evaluate, by the name of their group; patterns become the files that fit.
+
+    Raises:
+        FileNotFoundError: a pattern that no file fits.
+        ValueError: no checkpoint given, or both ways at once.
+    """
+    if (ckpt is None) == (groups is None):
         raise ValueError(
-            f"the checkpoint knows {len(checkpoint.class_names)} classes "
-            f"({', '.join(checkpoint.class_names)}) and {manifest.root} has "
-            f"{len(manifest.class_names)} ({', '.join(manifest.class_names)}); "
-            "they must be the same, in the same order"
+            "ckpt is not set: write ckpt=runs/.../checkpoints/best.ckpt"
+            if ckpt is None
+            else "write ckpt=... for one checkpoint or compare=... for several, not both"
         )
-    manifest = manifest.split(config["split"])
-    faces = Faces(manifest, checkpoint.transform)
-    options = {"batch_size": config["batch_size"], "num_workers": config["num_workers"]}
-    device = config["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-    logits, labels = classify(checkpoint.network.to(device), DataLoader(faces, **options), device)
+    if groups is None:
+        return {"": [ckpt]}
+    if isinstance(groups, list):  # each by itself
+        files = [file for pattern in groups for file in _files(str(pattern))]
+        groups = {_short(file, files): file for file in files}
+    found = {}
+    for name, patterns in groups.items():
+        patterns = patterns if isinstance(patterns, list) else [patterns]
+        found[name] = [file for pattern in patterns for file in _files(str(pattern))]
+    return found
+
+
+def _files(pattern: str) -> list[str]:
+    if not glob.has_magic(pattern):
+        return [pattern]
+    files = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    if not files:
+        raise FileNotFoundError(f"no checkpoint fits compare={pattern}")
+    return files
+
+
+def _short(file: str, files: list[str]) -> str:
+    """What tells a file from the others: its path less what all share at both ends."""
+    parts = [Path(f).resolve().parts for f in files]
+    own = list(Path(file).resolve().parts)
+    while len(set(p[0] for p in parts)) == 1 and min(map(len, parts)) > 1:
+        parts, own = [p[1:] for p in parts], own[1:]
+    while len(set(p[-1] for p in parts)) == 1 and min(map(len, parts)) > 1:
+        parts, own = [p[:-1] for p in parts], own[:-1]
+    return "-".join(own)
+
+
+def _data(
+    config: dict[str, Any],
+    checkpoint: build.Checkpoint,
+    common: Mapped | None,
+    tables: dict[str, Any],
+) -> Mapped:
+    """The images in the checkpoint's classes; all checkpoints see those of the first.
+
+    Raises:
+        ValueError: checkpoints of different classes.
+    """
+    dataset = config.get("dataset") or (None if common else checkpoint.recipe["dataset"])
+    dataset = tables.setdefault("dataset", dataset)
+    transform = checkpoint.recipe["transform"]
+    key = str(transform.get("resize") or transform["size"])  # prepared images are of a size
+    if key not in tables:
+        whole = build.manifest(dataset, [transform], config["store"])
+        tables[key] = whole.split(config["split"])
+    found = mapped(tables[key], checkpoint.class_names)
+    if common is None:
+        for name, number in found.left_out.items():
+            log.warning(
+                "left out %d images of %s, which the checkpoint does not know", number, name
+            )
+        if found.lacking:
+            log.warning(
+                "the data set has no %s: %s",
+                " and no ".join(found.lacking),
+                "never predicted (restrict=true)"
+                if config["restrict"]
+                else "predicting it is a mistake (restrict=true rules it out)",
+            )
+    elif set(found.names) != set(common.names) or len(found.lacking) != len(common.lacking):
+        raise ValueError(
+            f"compare: the checkpoints know different classes, {', '.join(checkpoint.class_names)} "
+            f"and {', '.join(common.data.class_names)}; evaluate them one by one"
+        )
+    return found
+
+
+def _report(
+    config: dict[str, Any],
+    path: str,
+    checkpoint: build.Checkpoint,
+    found: Mapped,
+    folder: Path,
+) -> compare.Member:
+    """Evaluate one checkpoint and write its report."""
+    device = inference.chosen(config["device"])
+    options = {k: config[k] for k in ("batch_size", "num_workers", "flip")}
+    network, transform = checkpoint.network.to(device), checkpoint.transform
+    logits = inference.apply(network, found.data, transform, device, **options)
+    if config["restrict"]:
+        logits = _restricted(logits, found)
+    renamed = {old: new for old, new in found.names.items() if old != new}
     about = {
-        "dataset": manifest.root.name,
+        "dataset": found.data.root.name,
         "split": config["split"],
-        "ckpt": str(config["ckpt"]),
+        "ckpt": path,
         "selected_on": checkpoint.recipe["select_on"],
+        "flip": config["flip"],
+        "left_out": found.left_out,
+        "without_images": found.lacking,
+        "restricted": config["restrict"] and bool(found.lacking),
+        "renamed": renamed,
     }
-    folder = Path(config["run_dir"])
-    result = report.write(folder, logits, labels, manifest, about)
-    log.info("report in %s", folder)
-    return result
+    labels = torch.from_numpy(found.data.labels)
+    result = report.write(folder, logits, labels, found.data, about, config["resamples"])
+    return compare.Member(path, result, logits.argmax(1) == labels)
 
 
-@torch.inference_mode()
-def classify(network: torch.nn.Module, loader: DataLoader, device: str) -> tuple[Tensor, Tensor]:
-    """Return logits (N, K) and labels (N,) of all images, in order, on the CPU."""
-    batches = [(network(b["images"].to(device)).float().cpu(), b["labels"]) for b in loader]
-    logits, labels = zip(*batches, strict=True)
-    return torch.cat(logits), torch.cat(labels)
+def _restricted(logits: Tensor, found: Mapped) -> Tensor:
+    """Rule out the classes that the data set does not have."""
+    lacking = {canonical(name) for name in found.lacking}
+    out = [k for k, name in enumerate(found.data.class_names) if canonical(name) in lacking]
+    logits = logits.clone()
+    logits[:, out] = -torch.inf
+    return logits
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="eval")
 @one_sentence
 def main(cfg: DictConfig) -> float:
-    """Compose, check, evaluate; return top-1."""
-    return evaluate(plain(cfg))["acc"]
+    """Compose, check, evaluate; return the (first) top-1."""
+    return evaluate(plain(cfg))[0]["acc"]
 
 
 if __name__ == "__main__":

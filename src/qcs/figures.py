@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from qcs import build, plots
+from qcs import build, inference, plots
 from qcs.attention import class_token_attention, pair_maps
 from qcs.config import CONF, plain
 from qcs.data.groups import Faces
@@ -37,6 +36,8 @@ def attention(config: dict[str, Any], path: Path) -> None:
         ValueError: no checkpoint, or checkpoints of different classes or grids.
     """
     named = config["compare"] or {"": config["ckpt"]}
+    if isinstance(named, list):
+        named = {Path(path).stem: path for path in named}
     loaded = {name: _load(config, ckpt) for name, ckpt in named.items()}
     first = next(iter(loaded.values()))
     data = _data(config, first)
@@ -120,7 +121,7 @@ def embedding(config: dict[str, Any], path: Path) -> None:
     data = data.select(np.sort(rng.permutation(len(data))[: config["max_faces"]]))
     if len(data) < 4 or len(np.unique(data.labels)) < 2:
         raise ValueError(f"an embedding needs four faces and two classes, got {len(data)} faces")
-    features = _forward(config, data, checkpoint, lambda x: checkpoint.network.base(x)[1]).numpy()
+    features = _apply(config, data, checkpoint, lambda x: checkpoint.network.base(x)[1]).numpy()
     perplexity = min(30.0, (len(data) - 1) / 3)
     options = {"init": "pca", "perplexity": perplexity, "random_state": config["seed"]}
     points = TSNE(**options).fit_transform(features)
@@ -140,7 +141,7 @@ def confusion(config: dict[str, Any], path: Path) -> None:
     checkpoint = _load(config, config["ckpt"])
     data = _data(config, checkpoint)
     _same_classes(checkpoint, data)
-    predicted = _forward(config, data, checkpoint, checkpoint.network).argmax(1)
+    predicted = _apply(config, data, checkpoint, checkpoint.network).argmax(1)
     matrix = confusion_matrix(predicted, torch.from_numpy(data.labels), len(data.class_names))
     share = 100 * matrix.diagonal().sum() / matrix.sum()
     title = f"{_heading(config, data)}: top-1 {share:.2f} %"
@@ -173,12 +174,8 @@ def _load(config: dict[str, Any], path: str | None) -> build.Checkpoint:
     if not isinstance(path, str):
         raise ValueError("ckpt is not set: write ckpt=model.ckpt")
     checkpoint = build.load(path)
-    checkpoint.network.to(_device(config))
+    checkpoint.network.to(inference.chosen(config["device"]))
     return checkpoint
-
-
-def _device(config: dict[str, Any]) -> str:
-    return config["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _data(config: dict[str, Any], checkpoint: build.Checkpoint) -> Manifest:
@@ -208,19 +205,20 @@ def _images(
     config: dict[str, Any], data: Manifest, checkpoint: build.Checkpoint, rows: np.ndarray
 ) -> Tensor:
     faces = Faces(data, checkpoint.transform)
-    return torch.stack([faces[int(row)]["images"] for row in rows]).to(_device(config))
+    return torch.stack([faces[int(row)]["images"] for row in rows]).to(
+        inference.chosen(config["device"])
+    )
 
 
-def _forward(
+def _apply(
     config: dict[str, Any],
     data: Manifest,
     checkpoint: build.Checkpoint,
     function: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Apply a function to the images of a data set, in batches."""
-    options = {"batch_size": config["batch_size"], "num_workers": config["num_workers"]}
-    loader = DataLoader(Faces(data, checkpoint.transform), **options)
-    return torch.cat([function(b["images"].to(_device(config))).float().cpu() for b in loader])
+    options = {k: config[k] for k in ("batch_size", "num_workers")}
+    device = inference.chosen(config["device"])
+    return inference.apply(function, data, checkpoint.transform, device, **options)
 
 
 def _heading(config: dict[str, Any], data: Manifest) -> str:

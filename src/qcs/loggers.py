@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from PIL import Image
 
-REPORT_PICTURES = ("confusion", "faces", "hardest")
+from qcs.report import PICTURES
 
 
 class CSVLogger(LightningCSVLogger):
@@ -95,7 +95,7 @@ def log_report(loggers: Iterable[Logger], folder: Path, result: dict[str, Any], 
         step: the trainer's.
     """
     loggers, split = list(loggers), result["split"]
-    show(loggers, {f"{split}/{n}": folder / f"{n}.png" for n in REPORT_PICTURES}, step)
+    show(loggers, {f"{split}/{n}": folder / f"{n}.png" for n in PICTURES}, step)
     columns = ["class", "support", "precision", "recall", "f1"]
     rows = [[name, *(row[c] for c in columns[1:])] for name, row in result["classes"].items()]
     for logger in loggers:

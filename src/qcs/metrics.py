@@ -1,29 +1,32 @@
-"""Scores of a classifier, all derived from one confusion matrix.
+"""Scores of a classifier: from confusion matrices, with intervals; calibration; a paired test.
 
-K classes; rows of a confusion matrix are true classes, columns predictions.
+N images, K classes; rows of a confusion matrix are true classes, columns predictions.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
+
+LEVEL = 0.95  # of every interval
 
 
 def class_scores(confusion: Tensor) -> dict[str, Tensor]:
     """Precision, recall, F1 and support of each class.
 
     Args:
-        confusion: (K, K) counts.
+        confusion: (..., K, K) counts.
 
     Returns:
-        "precision", "recall", "f1", each (K,) float64 in [0, 1], 0 where undefined, and
-        "support" (K,) int64.
+        "precision", "recall", "f1", each (..., K) float64 in [0, 1], 0 where undefined, and
+        "support" (..., K) int64.
     """
     c = confusion.double()
-    hits, true, predicted = c.diagonal(), c.sum(1), c.sum(0)
+    hits, true, predicted = c.diagonal(dim1=-2, dim2=-1), c.sum(-1), c.sum(-2)
     return {
         "precision": hits / predicted.clamp(min=1),
         "recall": hits / true.clamp(min=1),
         "f1": 2 * hits / (true + predicted).clamp(min=1),
-        "support": confusion.sum(1).long(),
+        "support": confusion.sum(-1).long(),
     }
 
 
@@ -34,17 +37,19 @@ def scores(confusion: Tensor) -> dict[str, Tensor]:
     counts neither for nor against.
 
     Args:
-        confusion: (K, K) counts.
+        confusion: (..., K, K) counts.
 
     Returns:
-        Scalars () in [0, 1], float64.
+        (...) in [0, 1], float64.
     """
     by_class = class_scores(confusion)
     present = by_class["support"] > 0
+    classes = present.sum(-1).clamp(min=1)
+    hits = confusion.diagonal(dim1=-2, dim2=-1).sum(-1).double()
     return {
-        "acc": confusion.diagonal().sum().double() / confusion.sum().clamp(min=1),
-        "mean_acc": by_class["recall"][present].mean(),
-        "f1": by_class["f1"][present].mean(),
+        "acc": hits / confusion.sum((-2, -1)).clamp(min=1),
+        "mean_acc": (by_class["recall"] * present).sum(-1) / classes,
+        "f1": (by_class["f1"] * present).sum(-1) / classes,
     }
 
 
@@ -52,3 +57,108 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> T
     """Count (true, predicted) pairs of (N,) class indices: (K, K) int64."""
     pairs = labels * num_classes + predictions
     return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def bootstrap(
+    confusion: Tensor, resamples: int = 2000, seed: int = 0
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Percentile intervals of all scores, over images drawn anew with replacement.
+
+    Every score is a function of the confusion matrix, and that of N images drawn with
+    replacement is one draw of a multinomial over its cells, so no image is touched. A resample
+    without a face of a class says nothing of that class and is left out of its intervals.
+
+    Args:
+        confusion: (K, K) counts.
+        resamples: how many.
+        seed: of the draws.
+
+    Returns:
+        Low and high of each of `scores`, (2,), and of each of `class_scores` but the support,
+        (K, 2), nan for a class without a face.
+
+    Raises:
+        ValueError: less than one resample.
+    """
+    _check_resamples(resamples)
+    share = confusion.flatten().double() / confusion.sum()
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(int(confusion.sum()), share.numpy(), size=resamples)
+    drawn = torch.from_numpy(counts).view(resamples, *confusion.shape)
+    by_class = class_scores(drawn)
+    absent = by_class.pop("support") == 0
+    by_class = {k: v.masked_fill(absent, torch.nan) for k, v in by_class.items()}
+    edges = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    return tuple(
+        {k: v.nanquantile(edges, dim=0).movedim(0, -1) for k, v in found.items()}
+        for found in (scores(drawn), by_class)
+    )
+
+
+def _check_resamples(resamples: int) -> None:
+    if resamples < 1:
+        raise ValueError(f"resamples must be 1 or more, got {resamples}")
+
+
+def calibration(probabilities: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Tensor]:
+    """How far confidence, the largest probability, is from accuracy, in bins of equal width.
+
+    Args:
+        probabilities: (N, K), rows sum to 1.
+        labels: (N,) class indices.
+        bins: between 0 and 1.
+
+    Returns:
+        "ece" (), the expected calibration error: the mean of |accuracy - confidence| over bins,
+        weighted by their images; "count" (bins,) int64; "confidence" and "accuracy", (bins,)
+        means, nan in an empty bin.
+    """
+    confidence, predicted = probabilities.double().max(1)
+    correct = (predicted == labels).double()
+    where = (confidence * bins).long().clamp(max=bins - 1)
+    count = torch.bincount(where, minlength=bins)
+    total = {"confidence": confidence, "accuracy": correct}
+    total = {k: torch.bincount(where, weights=v, minlength=bins) for k, v in total.items()}
+    gap = (total["accuracy"] - total["confidence"]).abs().sum() / len(labels)
+    return {"ece": gap, "count": count, **{k: v / count for k, v in total.items()}}
+
+
+def paired(
+    first: Tensor, second: Tensor, resamples: int = 2000, flips: int = 10_000, seed: int = 0
+) -> dict[str, float | list[float]]:
+    """Compare the top-1 of two groups of networks on the same N images.
+
+    Per image, the difference of the shares of networks that are right. Its mean gets a bootstrap
+    interval over images, and the test flips the signs of the differences: if the groups were
+    alike, either sign would be as likely. For two single networks that is McNemar's test. The
+    networks are taken as given: neither says what other seeds would do.
+
+    Args:
+        first: (S, N) bool, whether each network of the group is right.
+        second: (T, N).
+        resamples: of the interval.
+        flips: of the test.
+        seed: of both.
+
+    Returns:
+        "difference", second less first; "interval", low and high; "p", two-sided.
+
+    Raises:
+        ValueError: less than one resample.
+    """
+    _check_resamples(resamples)
+    rng, images, unit = np.random.default_rng(seed), first.shape[1], len(first) * len(second)
+    # Whole numbers, in units of 1 / (S T), so that ties are ties; few are different, and images
+    # of the same one need not be told apart: their draws are binomial.
+    gaps = (second.sum(0) * len(first) - first.sum(0) * len(second)).numpy()
+    values, counts = np.unique(gaps, return_counts=True)
+    means = rng.multinomial(images, counts / images, size=resamples) @ values / images / unit
+    sizes, counts = np.unique(np.abs(gaps[gaps != 0]), return_counts=True)
+    sums = (2 * rng.binomial(counts, 0.5, size=(flips, len(counts))) - counts) @ sizes
+    as_far = int((np.abs(sums) >= abs(gaps.sum())).sum())
+    edges = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {
+        "difference": float(gaps.sum() / images / unit),
+        "interval": edges.tolist(),
+        "p": (1 + as_far) / (1 + flips),  # what was seen is one of the flips
+    }

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from omegaconf import DictConfig
 
-from qcs import build
+from qcs import build, inference
 from qcs.config import CONF, plain
 from qcs.faces import Detector
 from qcs.media import Pictures, Records, files_of, open_items
@@ -42,7 +41,7 @@ def predict(config: dict[str, Any]) -> Counter:
         detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
     log.info("faces are cut %s", why)
-    device = config["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = inference.chosen(config["device"])
     predictor = Predictor(checkpoint, detector, crop, config["batch_size"], device)
     folder, counts = Path(config["run_dir"]), Counter()
     out = Path(config["out"])

@@ -1,7 +1,8 @@
 """What a trained network is worth on a split: numbers, tables and pictures in a folder."""
 
+import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,24 @@ from qcs import plots
 from qcs.data.groups import Faces, Transform
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import unnormalised
-from qcs.metrics import class_scores, confusion_matrix, scores
+from qcs.metrics import bootstrap, calibration, class_scores, confusion_matrix, scores
 from qcs.models import QCSNetwork
 
 SHEET_FACES = 40
+PICTURES = ("confusion", "reliability", "faces", "hardest")
 ROLE_NAMES = ("anchor", "positive", "negative", "negative 2")
 
 
 def write(
-    folder: Path, logits: Tensor, labels: Tensor, manifest: Manifest, about: dict[str, Any]
+    folder: Path,
+    logits: Tensor,
+    labels: Tensor,
+    manifest: Manifest,
+    about: dict[str, Any],
+    resamples: int = 2000,
 ) -> dict[str, Any]:
-    """Write metrics.json, confusion.json, confusion.png, faces.png and hardest.png;
-    print a table.
+    """Write numbers (metrics.json, confusion.json, predictions.csv), a page (report.md) and
+    pictures (confusion, reliability, faces, hardest); print a table.
 
     Args:
         folder: made if missing.
@@ -36,36 +43,103 @@ def write(
         labels: (N,) class indices.
         manifest: the N images.
         about: where the numbers come from (data set, split, checkpoint, what it was selected on).
+        resamples: of the bootstrap that gives the 95 % intervals.
 
     Returns:
         What metrics.json holds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = manifest.class_names
+    names, probabilities = manifest.class_names, logits.double().softmax(1)
     matrix = confusion_matrix(logits.argmax(1), labels, len(names))
-    overall = {k: round(float(v), 6) for k, v in scores(matrix).items()}
-    columns = {k: v.tolist() for k, v in class_scores(matrix).items()}
-    by_class = {
-        name: {k: round(v[i], 6) for k, v in columns.items()} for i, name in enumerate(names)
-    }
-    result = {**about, "images": len(labels), **overall, "classes": by_class}
-    _write_json(folder / "metrics.json", result)
-    _write_json(
-        folder / "confusion.json", {"class_names": list(names), "rows_are_true": matrix.tolist()}
-    )
-    title = f"{about['dataset']}, {about['split']}: top-1 {100 * overall['acc']:.2f} %"
+    found = calibration(probabilities, labels)
+    result = about | {"images": len(labels)} | _numbers(matrix, names, resamples)
+    result["ece"] = round(float(found["ece"]), 6)
+    write_json(folder / "metrics.json", result)
+    counts = {"class_names": list(names), "rows_are_true": matrix.tolist()}
+    write_json(folder / "confusion.json", counts)
+    _predictions(folder / "predictions.csv", probabilities, labels, manifest)
+    title = f"{about['dataset']}, {about['split']}: top-1 {100 * result['acc']:.2f} %"
     plots.confusion(matrix, names, folder / "confusion.png", title)
+    plots.reliability(found, folder / "reliability.png", title)
     some = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:SHEET_FACES]
     heading = f"{title}; random faces, mistakes in red"
     _sheet(folder / "faces.png", some, logits, labels, manifest, heading)
     hardest = cross_entropy(logits, labels, reduction="none").argsort(descending=True)
-    heading = f"{title}; the faces of highest loss"
-    _sheet(folder / "hardest.png", hardest[:SHEET_FACES], logits, labels, manifest, heading)
+    mistakes = hardest[logits.argmax(1)[hardest] != labels[hardest]]
+    what = "the worst mistakes" if len(mistakes) else "no mistakes; the faces of highest loss"
+    worst = (mistakes if len(mistakes) else hardest)[:SHEET_FACES]
+    _sheet(folder / "hardest.png", worst, logits, labels, manifest, f"{title}; {what}")
+    page = markdown(result, title)
+    (folder / "report.md").write_text(page, encoding="utf-8")
     _print(result, title)
     return result
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _numbers(matrix: Tensor, names: Sequence[str], resamples: int) -> dict[str, Any]:
+    """All scores, with their intervals."""
+    overall = {k: round(float(v), 6) for k, v in scores(matrix).items()}
+    columns = {k: v.tolist() for k, v in class_scores(matrix).items()}
+    classes = {n: {k: round(v[i], 6) for k, v in columns.items()} for i, n in enumerate(names)}
+    edges, by_class = (
+        {k: _rounded(v.tolist()) for k, v in found.items()}
+        for found in bootstrap(matrix, resamples)
+    )
+    intervals: dict[str, Any] = dict(edges)
+    intervals["classes"] = {n: {k: v[i] for k, v in by_class.items()} for i, n in enumerate(names)}
+    return overall | {"classes": classes, "intervals": intervals, "resamples": resamples}
+
+
+def _rounded(value: Any) -> Any:
+    """Round the numbers of nested lists; what is not a number is null in JSON."""
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return None if value != value else round(value, 6)
+
+
+def _predictions(path: Path, probabilities: Tensor, labels: Tensor, manifest: Manifest) -> None:
+    """Write a line for each image, in the data set's order."""
+    names, predicted = manifest.class_names, probabilities.argmax(1)
+    columns = zip(manifest.paths.tolist(), labels, predicted, probabilities.tolist(), strict=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "label", "prediction", "correct", *(f"p_{n}" for n in names)))
+        for name, y, p, row in columns:
+            shares = [f"{share:.6f}" for share in row]
+            writer.writerow((name, names[y], names[p], int(p == y), *shares))
+
+
+HEADLINE = {"acc": "top-1", "mean_acc": "mean class accuracy", "f1": "macro-F1"}
+
+
+def percent(value: float, interval: Sequence[float] | None = None) -> str:
+    """A share as a percentage, with its interval."""
+    if interval is None or None in interval:
+        return f"{100 * value:.2f}"
+    low, high = interval
+    return f"{100 * value:.2f} ({100 * low:.2f} to {100 * high:.2f})"
+
+
+def markdown(result: dict[str, Any], title: str) -> str:
+    """The page for people: numbers with 95 % intervals, where they come from, pictures."""
+    intervals = result["intervals"]
+    lines = [f"# {title}", "", "| percent | 95 % interval in brackets |", "|---|---|"]
+    lines += [f"| {n} | {percent(result[k], intervals[k])} |" for k, n in HEADLINE.items()]
+    lines += [f"| expected calibration error | {percent(result['ece'])} |", ""]
+    lines += ["| class | faces | precision | recall | F1 |", "|---|---|---|---|---|"]
+    for name, row in result["classes"].items():
+        edges = intervals["classes"][name]
+        cells = (percent(row[k], edges[k]) for k in ("precision", "recall", "f1"))
+        lines.append(f"| {name} | {row['support']} | {' | '.join(cells)} |")
+    lines += ["", f"{result['images']} images; intervals: bootstrap over images, "
+              f"{result['resamples']} resamples.", ""]  # fmt: skip
+    skipped = {"classes", "intervals", "resamples", "images", "ece", *HEADLINE}
+    lines += [f"- {k}: {v}" for k, v in result.items() if k not in skipped and v]
+    lines += ["", *(f"![{n}]({n}.png)" for n in PICTURES), ""]
+    return "\n".join(lines)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON for people to read as well."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -89,10 +163,10 @@ def _print(result: dict[str, Any], title: str) -> None:
     for name, row in result["classes"].items():
         numbers = (f"{100 * row[k]:.2f}" for k in ("precision", "recall", "f1"))
         table.add_row(name, str(row["support"]), *numbers)
-    table.caption = (
-        f"top-1 {100 * result['acc']:.2f} %   "
-        f"mean class accuracy {100 * result['mean_acc']:.2f} %   "
-        f"macro-F1 {100 * result['f1']:.2f} %   ({result['images']} images)"
+    intervals = result["intervals"]
+    numbers = [f"{n} {percent(result[k], intervals[k])}" for k, n in HEADLINE.items()]
+    table.caption = "\n".join(
+        [*numbers, f"ECE {percent(result['ece'])}   ({result['images']} images)"]
     )
     Console().print(table)
 

@@ -1,7 +1,7 @@
 """Every picture we make."""
 
 from qcs.plots.faces import attention_sheet, face_sheet, gaze_sheet, pair_grid, to_pixels
-from qcs.plots.scores import confusion, curves, embedding, importance, search_history
+from qcs.plots.scores import confusion, curves, embedding, importance, reliability, search_history
 
 __all__ = [
     "attention_sheet",
@@ -12,6 +12,7 @@ __all__ = [
     "gaze_sheet",
     "importance",
     "pair_grid",
+    "reliability",
     "search_history",
     "to_pixels",
 ]

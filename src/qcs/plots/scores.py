@@ -1,4 +1,4 @@
-"""Pictures of numbers: confusion, searches."""
+"""Pictures of numbers: scores, curves, searches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +33,32 @@ def confusion(matrix: Tensor, class_names: Sequence[str], path: Path, title: str
     axes.set_xticks(range(len(class_names)), class_names, rotation=40, ha="right")
     axes.set_yticks(range(len(class_names)), rows)
     axes.set(xlabel="predicted", ylabel="true (faces)", title=title)
+    save(figure, path)
+
+
+def reliability(found: dict[str, Tensor], path: Path, title: str = "") -> None:
+    """Draw accuracy by confidence, the gap to what was promised, and how many faces are where.
+
+    Args:
+        found: of `qcs.metrics.calibration`.
+        path: PNG file to write.
+        title: above the picture, with the calibration error below it.
+    """
+    count, confidence, accuracy = (found[k].numpy() for k in ("count", "confidence", "accuracy"))
+    some, width = count > 0, 1 / len(count)
+    middle = (np.arange(len(count)) + 0.5) * width
+    figure = Figure(figsize=(5.2, 6.4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    box = {"width": width, "edgecolor": "white", "linewidth": 0.8}
+    above.bar(middle[some], accuracy[some], color="steelblue", label="accuracy", **box)
+    gap = (confidence - accuracy)[some]
+    box |= {"width": 0.45 * width, "color": "crimson", "alpha": 0.45}
+    above.bar(middle[some], gap, bottom=accuracy[some], label="gap to confidence", **box)
+    above.plot([0, 1], [0, 1], "k--", linewidth=1, label="calibrated")
+    above.set(ylim=(0, 1), ylabel="accuracy", title=f"{title}\nECE {100 * found['ece']:.2f} %")
+    above.legend(frameon=False, loc="upper left")
+    below.bar(middle, count, width=width, color="grey", edgecolor="white", linewidth=0.8)
+    below.set(xlim=(0, 1), xlabel="confidence", ylabel="faces")
     save(figure, path)
 
 
