@@ -173,7 +173,9 @@ def test_a_report_holds_together(model, faces_table, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text()) == result
     with (tmp_path / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert sum(int(row["correct"]) for row in rows) / len(rows) == pytest.approx(result["acc"], abs=1e-6)
+    assert sum(int(row["correct"]) for row in rows) / len(rows) == pytest.approx(
+        result["acc"], abs=1e-6
+    )
     for row in rows:
         shares = {name: float(row[f"p_{name}"]) for name in COLOURS}
         assert max(shares, key=shares.get) == row["prediction"]

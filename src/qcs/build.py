@@ -196,9 +196,7 @@ def load(path: str | Path) -> Checkpoint:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no checkpoint at ckpt={path}; a run keeps its own in checkpoints/"
-        )
+        raise FileNotFoundError(f"no checkpoint at ckpt={path}; a run's are in checkpoints/")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:

@@ -20,7 +20,6 @@ from qcs.config import CONF, plain
 from qcs.data import synthetic
 from qcs.data.transforms import unnormalised
 from qcs.faces import Detector
-from qcs.media import annotated
 from qcs.mistakes import one_sentence
 from qcs.models import QCSNetwork
 from qcs.predictor import Item, Predictor, Result, as_image, crop_of
@@ -134,7 +133,7 @@ def page(predictor: Predictor, folder: Path, about: str) -> "gradio.Blocks":
             raise said(error) from error
         captions = [f"{p.label} {100 * p.probability:.0f} %" for p in result.predictions]
         gallery = list(zip(result.crops, captions, strict=True))
-        drawn = annotated(result.image, result.predictions)
+        drawn = plots.annotated(result.image, result.predictions)
         return drawn, gallery, result, *chosen(result, 0)
 
     def chosen(result: Result, number: int) -> tuple:
@@ -202,7 +201,7 @@ def serve(config: dict[str, Any]) -> None:
 def _serve(config: dict[str, Any], folder: Path) -> None:
     # Nothing is asked of any other machine, nor told to one.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_SERVER_PORT": str(config["port"])}
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         import gradio
@@ -217,10 +216,8 @@ def _serve(config: dict[str, Any], folder: Path) -> None:
     names = ", ".join(checkpoint.class_names)
     about = f"`{Path(config['ckpt']).name}`: {names}. Faces are cut {why}."
     blocks = page(predictor, folder, about)
-    ports = range(config["port"], config["port"] + 100)
     blocks.launch(
         server_name=HOST,
-        server_port=next(p for p in ports if _free(p)),
         share=False,
         quiet=True,
         ssr_mode=False,
@@ -232,14 +229,6 @@ def _serve(config: dict[str, Any], folder: Path) -> None:
     )
     print(f"open {blocks.local_url} (Ctrl-C stops)", flush=True)
     blocks.block_thread()
-
-
-def _free(port: int) -> bool:
-    """Whether nobody listens there."""
-    import socket
-
-    with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) != 0
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="demo")

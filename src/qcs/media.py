@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from qcs import plots
 from qcs.predictor import IMAGES, Item, Prediction, Result, as_image
 
 log = logging.getLogger(__name__)
@@ -218,7 +219,7 @@ class Pictures:
                 crop.save(path)
         if not self.annotate or result.image is None:
             return
-        drawn = annotated(result.image, result.predictions)
+        drawn = plots.annotated(result.image, result.predictions)
         path = self.folder / "annotated" / key.name
         path.parent.mkdir(parents=True, exist_ok=True)
         if key.frame is None:
@@ -235,21 +236,3 @@ class Pictures:
             writer = imageio.get_writer(path, format="FFMPEG", fps=fps, macro_block_size=2)
             self.video = (path, writer)
         self.video[1].append_data(np.asarray(drawn))
-
-
-def annotated(image: Image.Image, predictions: Sequence[Prediction]) -> Image.Image:
-    """Draw boxes and labels into a copy of an RGB image."""
-    image = image.copy()
-    draw = ImageDraw.Draw(image)
-    for prediction in predictions:
-        left, top, right, bottom = prediction.box or (0, 0, *image.size)
-        height = max(11, round((bottom - top) / 9))
-        font = ImageFont.load_default(height)
-        draw.rectangle((left, top, right, bottom), outline="#ffcc00", width=max(height // 8, 2))
-        text = f"{prediction.label} {100 * prediction.probability:.0f} %"
-        width = draw.textlength(text, font=font)
-        x = min(max(left, 0), max(image.width - width - 4, 0))
-        y = top - height - 6 if top >= height + 6 else min(bottom, image.height - height - 6)
-        draw.rectangle((x, y, x + width + 4, y + height + 6), fill="#ffcc00")
-        draw.text((x + 2, y + 1), text, fill="black", font=font)
-    return image

@@ -1,9 +1,11 @@
 """Every picture we make."""
 
 from qcs.plots.faces import attention_sheet, face_sheet, gaze_sheet, pair_grid, to_pixels
+from qcs.plots.photos import annotated
 from qcs.plots.scores import confusion, curves, embedding, importance, reliability, search_history
 
 __all__ = [
+    "annotated",
     "attention_sheet",
     "confusion",
     "curves",
