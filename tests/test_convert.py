@@ -72,11 +72,11 @@ def test_every_official_kind_is_recognised(name, tmp_path):
     assert {line.split(" ")[0] for line in lines} == set(zeros(name))
 
 
-@pytest.mark.parametrize("name,best", [("QCS_7cls_raf_db", 92.5), ("DCS_8cls_affectnet", 64.4)])
-def test_a_converted_file_gives_the_authors_logits(name, best, tmp_path):
+def test_a_converted_file_gives_the_authors_logits(tmp_path):
     """Through the command line; the golden numbers are of the authors' own evaluation."""
+    name = "QCS_7cls_raf_db"
     state = {f"module.{k}": v for k, v in official(name).items()}
-    training_file(tmp_path / "official.pth", state, best)
+    training_file(tmp_path / "official.pth", state, 92.5)
     qcs("convert", "official.pth", "out.ckpt", cwd=tmp_path)
     network = build.load(tmp_path / "out.ckpt").network
     golden = np.load(PARITY / f"golden_{name}.npz")

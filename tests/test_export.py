@@ -160,6 +160,11 @@ def test_a_users_mistake_is_one_sentence(changes, sentence, run):
         export(options(run, **changes))
 
 
+def test_an_export_is_no_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="an export only classifies"):
+        build.load(exported(tmp_path, False)[1])
+
+
 def test_what_is_no_export_is_one_sentence(tmp_path):
     (tmp_path / "text.onnx").write_text("no")
     with pytest.raises(ValueError, match="cannot be read as ONNX"):

@@ -200,7 +200,7 @@ def load(path: str | Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = "an export only classifies" if path.suffix == ".onnx" else weights.reason(error)
         raise ValueError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
     if not isinstance(content, dict) or not isinstance(content.get("qcs"), dict):
         raise ValueError(

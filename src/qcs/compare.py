@@ -58,7 +58,7 @@ def write(folder: Path, groups: dict[str, list[Member]], about: dict[str, Any]) 
     write_json(folder / "compare.json", about | {"groups": rows})
     table = [_cells(row) for row in rows]
     first = rows[0]["name"]
-    head = ["", "seeds", *COLUMNS.values(), f"top-1 less that of {first}", "p"]
+    head = ["", "seeds", *COLUMNS.values(), f"top-1 - {first}", "p"]
     title = f"{about['dataset']}, {about['split']}: {about['images']} images"
     lines = [f"# {title}", "", _line(head), _line(["---"] * len(head)), *map(_line, table), ""]
     lines.append(

@@ -57,7 +57,7 @@ def read_state_dict(path: str | Path) -> Weights:
             with torch.serialization.safe_globals(_allowed(path)):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken pickle fails in any way
-        raise ValueError(f"{path} cannot be read as weights: {_reason(error)}") from error
+        raise ValueError(f"{path} cannot be read as weights: {reason(error)}") from error
     found = content if isinstance(content, Mapping) else {}
     found = next((found[k] for k in STATE_DICTS if isinstance(found.get(k), Mapping)), found)
     tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
@@ -98,7 +98,7 @@ def _foreign(name: str) -> bool:
     return top == "__main__" or importlib.util.find_spec(top) is None
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """One line of an error; torch's own begins with how to read the file unsafely."""
     text = str(error).strip()
     if named := re.search(r"GLOBAL (\S+)", text):
