@@ -62,8 +62,9 @@ def test_a_network_that_cannot_compare_says_so(tmp_path):
     crops = [Image.new("RGB", (20, 20))] * 2
     with pytest.raises(ValueError, match="trained without cross similarity"):
         demo.compared(predictor(tmp_path, roles=1), crops, ["red", "red"], tmp_path)
-    with pytest.raises(ValueError, match="two faces or more"):
-        demo.compared(predictor(tmp_path), crops[:1], ["red"], tmp_path)
+    for few in (crops[:1], []):
+        with pytest.raises(ValueError, match="two faces or more"):
+            demo.compared(predictor(tmp_path), few, ["red"] * len(few), tmp_path)
 
 
 def test_the_page_needs_a_checkpoint(tmp_path):

@@ -14,7 +14,7 @@ import qcs as package
 from conftest import tiny_checkpoint
 from qcs.faces import CROPS, LOOSE, Crop, Detector, cut, decode, fit, measure
 from qcs.media import files_of
-from qcs.predictor import crop_of
+from qcs.predictor import Item, crop_of
 from test_cli import qcs
 
 
@@ -212,6 +212,26 @@ def test_cut_faces_are_classified_as_by_the_network_itself(tmp_path, faces):
     got = torch.tensor([list(one[0].probabilities.values()) for one in found], dtype=torch.double)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
     assert found[0][0].box is None
+
+
+def test_a_stream_is_answered_in_order_and_in_batches(tmp_path, faces, monkeypatch):
+    tiny_checkpoint(tmp_path / "model.ckpt")
+    predictor = package.load(tmp_path / "model.ckpt")
+    predictor.batch_size = 4
+    read = []
+
+    def items():
+        for key in range(10):
+            read.append(key)
+            image = None if key == 2 else faces.image(key)
+            yield Item(key, image, None if image else "broken")
+
+    seen = [(result.key, result.error, len(read)) for result in predictor.stream(items(), False)]
+    assert [key for key, *_ in seen] == list(range(10)) and seen[2][1] == "broken"
+    assert seen[0][2] == 5 and seen[5][2] == 9  # four faces each, one image has none
+    monkeypatch.setattr("qcs.predictor.MOST_PIXELS", 800)  # two of these images
+    read.clear()
+    assert [len(read) for _ in predictor.stream(items(), False)][:2] == [2, 2]
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,8 @@ def compared(
     """
     if not isinstance(predictor.network, QCSNetwork):
         raise ValueError("an exported file holds the base branch alone: compare with the .ckpt")
+    if len(crops) < 2:
+        raise ValueError(f"maps between faces need two faces or more, got {len(crops)}")
     images, pixels = inputs(predictor, crops)
     same = torch.tensor([[a == b for b in labels] for a in labels], device=predictor.device)
     maps = pair_maps(predictor.network, images.to(predictor.device), same).mean(2).cpu()

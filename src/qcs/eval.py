@@ -13,6 +13,7 @@ from torch import Tensor
 from qcs import build, compare, inference, report
 from qcs.config import CONF, plain
 from qcs.data.classes import Mapped, canonical, mapped
+from qcs.data.manifest import Manifest
 from qcs.mistakes import one_sentence
 
 log = logging.getLogger(__name__)
@@ -32,12 +33,14 @@ def evaluate(config: dict[str, Any]) -> list[dict[str, Any]]:
     groups = checkpoints(config["ckpt"], config["compare"])
     single = sum(map(len, groups.values())) == 1
     members: dict[str, list[compare.Member]] = {name: [] for name in groups}
-    tables: dict[str, Any] = {}  # data sets by what they are, opened once
+    dataset, tables = config.get("dataset"), {}  # tables by size of prepared images
     common: Mapped | None = None
     for name, paths in groups.items():
         for number, path in enumerate(paths):
             checkpoint = build.classifier(path)
-            found = _data(config, checkpoint, common, tables)
+            dataset = dataset or checkpoint.recipe["dataset"]
+            found = _data(config, dataset, checkpoint, tables)
+            _same(found, common) if common else _announce(found, config["restrict"])
             common = common or found
             folder = Path(config["run_dir"])
             folder = folder if single else folder / f"{name}-{number}"
@@ -97,42 +100,41 @@ def _short(file: str, files: list[str]) -> str:
 
 def _data(
     config: dict[str, Any],
+    dataset: dict[str, Any],
     checkpoint: build.Checkpoint,
-    common: Mapped | None,
-    tables: dict[str, Any],
+    tables: dict[int, Manifest],
 ) -> Mapped:
-    """The images in the checkpoint's classes; all checkpoints see those of the first.
-
-    Raises:
-        ValueError: checkpoints of different classes.
-    """
-    dataset = config.get("dataset") or (None if common else checkpoint.recipe["dataset"])
-    dataset = tables.setdefault("dataset", dataset)
+    """The images in the checkpoint's classes; a data set is opened once for all of its size."""
     transform = checkpoint.recipe["transform"]
-    key = str(transform.get("resize") or transform["size"])  # prepared images are of a size
-    if key not in tables:
+    size = transform.get("resize") or transform["size"]
+    if size not in tables:
         whole = build.manifest(dataset, [transform], config["store"])
-        tables[key] = whole.split(config["split"])
-    found = mapped(tables[key], checkpoint.class_names)
-    if common is None:
-        for name, number in found.left_out.items():
-            log.warning(
-                "left out %d images of %s, which the checkpoint does not know", number, name
-            )
-        if found.lacking:
-            log.warning(
-                "the data set has no %s: %s",
-                " and no ".join(found.lacking),
-                "never predicted (restrict=true)"
-                if config["restrict"]
-                else "predicting it is a mistake (restrict=true rules it out)",
-            )
-    elif set(found.names) != set(common.names) or len(found.lacking) != len(common.lacking):
+        tables[size] = whole.split(config["split"])
+    return mapped(tables[size], checkpoint.class_names)
+
+
+def _announce(found: Mapped, restrict: bool) -> None:
+    """Say what does not fit between data set and checkpoint."""
+    for name, number in found.left_out.items():
+        log.warning("left out %d images of %s, which the checkpoint does not know", number, name)
+    if found.lacking:
+        free = "predicting it is a mistake (restrict=true rules it out)"
+        what = "never predicted (restrict=true)" if restrict else free
+        log.warning("the data set has no %s: %s", " and no ".join(found.lacking), what)
+
+
+def _same(found: Mapped, first: Mapped) -> None:
+    """Raise ValueError where two checkpoints do not see the same images of the same classes."""
+    theirs, ours = (sorted(map(canonical, f.data.class_names)) for f in (first, found))
+    if theirs != ours:
         raise ValueError(
-            f"compare: the checkpoints know different classes, {', '.join(checkpoint.class_names)} "
-            f"and {', '.join(common.data.class_names)}; evaluate them one by one"
+            f"compare: the checkpoints know different classes, {', '.join(first.data.class_names)} "
+            f"and {', '.join(found.data.class_names)}; evaluate them one by one"
         )
-    return found
+    if first.data.paths.tolist() != found.data.paths.tolist():
+        raise ValueError(
+            "compare: of one size some images could not be prepared: write store=null to decode all"
+        )
 
 
 def _report(

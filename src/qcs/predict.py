@@ -42,7 +42,8 @@ def predict(config: dict[str, Any]) -> Counter:
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
     log.info("faces are cut %s", why)
     device = inference.chosen(config["device"])
-    predictor = Predictor(checkpoint, detector, crop, config["batch_size"], device)
+    batch_size = 1 if files[0][0].startswith("webcam ") else config["batch_size"]  # answer at once
+    predictor = Predictor(checkpoint, detector, crop, batch_size, device)
     folder, counts = Path(config["run_dir"]), Counter()
     out = Path(config["out"])
     out = folder / out if out.parent == Path(".") else out

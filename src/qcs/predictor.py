@@ -21,6 +21,7 @@ from qcs.data.images import BROKEN, decode
 from qcs.faces import CROPS, LOOSE, Crop, Detector, Face, as_trained, cut, measure
 
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+MOST_PIXELS = 50_000_000  # of photos that wait for their batch: 150 MB
 MEASURED = 400  # images of a folder of crops
 
 Input = str | PathLike | np.ndarray | Image.Image
@@ -108,6 +109,7 @@ class Predictor:
     def stream(self, items: Iterable[Item], detect: bool = True) -> Iterator[Result]:
         """Do the same for a stream of any length, in order, in batches over its images."""
         waiting: list[tuple[Item, list[Face | None], list[Image.Image]]] = []
+        number = pixels = 0
         for item in items:
             faces: list[Face | None] = []
             if item.image is not None:
@@ -118,10 +120,11 @@ class Predictor:
                 for face in faces
             ]  # fmt: skip
             waiting.append((item, faces, crops))
-            full = sum(len(faces) for _, faces, _ in waiting) >= self.batch_size
-            if full or len(waiting) >= self.batch_size:  # photos without a face fill memory too
+            number += len(faces)
+            pixels += item.image.width * item.image.height if item.image else 0
+            if number >= self.batch_size or pixels >= MOST_PIXELS:
                 yield from self._finish(waiting)
-                waiting = []
+                waiting, number, pixels = [], 0, 0
         yield from self._finish(waiting)
 
     def _finish(self, waiting: list) -> Iterator[Result]:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from qcs.plots.figure import save
 
@@ -180,17 +181,11 @@ def _attention_row(figure: Figure, line: np.ndarray, images: Tensor, level: Tens
 
 
 def _gaze(ax: Axes, image: Tensor, gaze: Tensor, norm: PowerNorm) -> AxesImage:
-    """Lay a map (G, G) over a grey face (3, H, W)."""
-    height, width = image.shape[1:]
+    """Lay a map (G, G), multiples of even attention, over a grey face (3, H, W)."""
+    root = gaze.sqrt()[None, None]  # smooth as it is seen: the scale is steep at zero
+    smooth = interpolate(root, image.shape[1:], mode="bilinear")[0, 0] ** 2
     ax.imshow(image.mean(0).numpy(), cmap="gray", vmin=0, vmax=1)
-    return ax.imshow(
-        gaze.numpy(),
-        cmap="inferno",
-        norm=norm,
-        alpha=0.55,
-        interpolation="bilinear",
-        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-    )
+    return ax.imshow(smooth.numpy(), cmap="inferno", norm=norm, alpha=0.55)
 
 
 def _gaze_bar(figure: Figure, shown: AxesImage, axes: np.ndarray) -> None:
