@@ -21,6 +21,7 @@ from qcs.data.datamodule import FaceDataModule
 from qcs.data.groups import Transform
 from qcs.data.manifest import Manifest
 from qcs.models import QCSNetwork
+from qcs.models.speed import speed_up
 from qcs.module import QCSModule
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def module(config: dict[str, Any], data: FaceDataModule) -> QCSModule:
     if options.get("grad_checkpointing"):
         _recompute(net.base.backbone)
     return QCSModule(
-        network=net,
+        network=speed_up(net, **config["speed"]),
         loss=loss(config, data.train),
         optimizer=instantiate(config["optimizer"]),
         class_names=data.manifest.class_names,
@@ -204,8 +205,7 @@ def load(path: str | Path) -> Checkpoint:
         raise ValueError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
     if not isinstance(content, dict) or not isinstance(content.get("qcs"), dict):
         raise ValueError(
-            f"{path} is not a checkpoint of `python -m qcs.train`; one of the authors' becomes "
-            "ours with `python -m qcs.convert`"
+            f"{path} is no checkpoint of `qcs.train`; `qcs.convert` makes one of the authors'"
         )
     parts = content["qcs"]
     _trust(parts, path)

@@ -23,6 +23,8 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from qcs.models.speed import SpeedOptions
+
 _PACKAGE = Path(__file__).parent
 CONF = next(d for d in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if d.is_dir())
 
@@ -61,6 +63,7 @@ class Settings(TypedDict):
     accumulate_grad_batches: int
     gradient_clip_norm: float | None
     sam: SAMOptions
+    speed: SpeedOptions
     run_dir: str
     dataset: dict | None
     backbone: dict

@@ -15,6 +15,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
+class Every(nn.Module):
+    """Pick every stride-th pixel: a max-pool of one pixel in the papers."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, ceil(H/stride), ceil(W/stride))."""
+        return x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x
+
+
 class IRUnit(nn.Module):
     """Improved residual unit: BN, 3x3 conv, PReLU, 3x3 conv with the stride, BN.
 
@@ -24,7 +36,7 @@ class IRUnit(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         if in_channels == out_channels:
-            self.shortcut = nn.MaxPool2d(1, stride)  # picks every stride-th pixel
+            self.shortcut = Every(stride)
         else:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),

@@ -18,6 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qcs.models.role_norm import set_roles
 from qcs.models.similarity import CrossSimilarityBlock, SimilarityOptions
 
 ROLES = ("a", "p", "n", "n2")  # anchor, positive, negative, another of the negative's class
@@ -195,7 +196,7 @@ class BaseBranch(nn.Module):
     ) -> None:
         super().__init__()
         self.input_size = input_size
-        self.backbone = backbone
+        self.backbone, self.joint_roles = backbone, False
         channels = backbone.feature_info.channels()
         sizes = self._map_sizes(channels)
         self.pyramid = PyramidTokens(channels, sizes, embed_dim, grid)
@@ -253,20 +254,25 @@ class BaseBranch(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Turn images (B, 3, H, W) into logits (B, K), features (B, C), tokens (B, L*N, C)."""
+        if self.training and self.joint_roles:
+            set_roles(self.backbone, 1)
         return self.encoder(self.pyramid(self.maps(images)))
 
     def compare(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same for groups (B, R, 3, H, W); every output gains the role axis.
 
-        In training the roles pass the backbone one after the other, so that BatchNorm
-        normalises (and counts) each role by itself, as in the paper's four branches. What
-        follows holds no BatchNorm and takes all roles at once.
+        In training BatchNorm normalises (and counts) each role by itself, as in the paper's four
+        branches: the roles pass the backbone one after the other, or with `joint_roles` together
+        through `qcs.models.role_norm`. What follows holds no BatchNorm and takes all at once.
         """
-        roles = images.unbind(1) if self.training else [images.flatten(0, 1)]
-        levels = zip(*(self.maps(x) for x in roles), strict=True)
-        maps = [torch.stack(m, dim=1).flatten(0, 1) for m in levels]  # (B*R, C_l, H_l, W_l)
+        roles = images.transpose(0, 1)  # (R, B, 3, H, W)
+        if not self.training or (self.joint_roles and set_roles(self.backbone, len(roles))):
+            maps = self.maps(roles.flatten(0, 1))
+        else:
+            levels = zip(*(self.maps(x) for x in roles), strict=True)
+            maps = [torch.cat(m) for m in levels]  # (R*B, C_l, H_l, W_l)
         out = self.encoder(self.pyramid(maps))
-        return tuple(x.unflatten(0, images.shape[:2]) for x in out)
+        return tuple(x.unflatten(0, roles.shape[:2]).transpose(0, 1) for x in out)
 
 
 class CrossModule(nn.Module):
