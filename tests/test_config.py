@@ -17,6 +17,7 @@ GROUPS = (
     "optimizer",
     "scheduler",
     "trainer",
+    "speed",
     "experiment",
     "debug",
     "ablation",

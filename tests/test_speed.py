@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from conftest import tiny_network
+from qcs import build
 from qcs.losses import QCSLoss
 from qcs.models import QCSNetwork
 from qcs.models.role_norm import RoleBatchNorm2d, set_roles
 from qcs.models.speed import ConvolutionLinear, speed_up
 from qcs.sam import frozen_statistics
+from test_config import config
 
 ALL = {"channels_last": True, "joint_roles": True, "convolution_linear": True}
 LABELS = torch.tensor([[0, 0, 2, 2], [1, 1, 0, 0], [2, 2, 1, 1]])
@@ -144,3 +146,18 @@ def test_mixed_precision_trains_through_the_norm():
     assert all(value.isfinite().all() for value in found.values())
     plain = step(tiny_network(), images(4, torch.float32))
     assert found["loss"].item() == pytest.approx(plain["loss"].item(), abs=0.05)
+
+
+@pytest.mark.parametrize("choice", ["default", "exact", "fast"])
+def test_a_run_is_built_with_its_speed(choice, faces, tmp_path):
+    """The options reach the network, the optimiser and the trainer."""
+    faces.to_csv(faces.root / "table.csv")
+    data = ["dataset=csv", f"dataset.path={faces.root / 'table.csv'}", "loader.num_workers=0"]
+    given = config(tmp_path, *data, f"speed={choice}", "scheduler=exponential")
+    module = build.module(given, build.datamodule(given))
+    fast = choice != "default"
+    assert module.network.base.joint_roles == fast
+    weight = module.network.base.backbone.stage1[0].residual[1].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == fast
+    assert bool(module.configure_optimizers()[0][0].defaults["fused"]) == fast
+    assert (given["trainer"]["precision"] == "bf16-mixed") == (choice == "fast")

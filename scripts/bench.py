@@ -1,0 +1,372 @@
+"""Ours against the formulation of the published code, side by side: time, rate, memory.
+
+    python scripts/bench.py --batches 2 8 --out runs/bench        # CPU, or CUDA where there is one
+
+The reference below is written from the paper's description: four forwards of the backbone one after
+the other, four projections a level, a normalisation for each of eight maps, explicit softmax,
+fp32. It runs on the same weights, and its loss and gradients are compared first. Then all take
+turns, and medians are told, with their ratio to the reference and the share of the machine's own
+rate, which is measured in the same run. SAM is the same step twice, and torch's optimiser.
+"""
+
+import argparse
+import copy
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from qcs.losses import QCSLoss
+from qcs.models import IR, QCSNetwork
+from qcs.models.speed import speed_up
+from qcs.sam import perturbed
+
+FAST = {"channels_last": True, "joint_roles": True, "convolution_linear": True}
+CLASSES, SIZE, SEED = 7, 224, 0
+
+
+# -- the formulation of the published code ---------------------------------------------------
+
+
+def reference(network: QCSNetwork, images: Tensor) -> list[Tensor]:
+    """Base and cross logits of the roles a, p, n, n2, images (B, 4, 3, H, W)."""
+    roles = range(4)
+    base = [network.base(images[:, r]) for r in roles]
+    tokens = [out[2].chunk(len(network.cross.attention), dim=1) for out in base]
+    refined: list[list[Tensor]] = [[] for _ in roles]
+    for level, block in enumerate(network.cross.attention):
+        normed = [block.norm1(tokens[r][level]) for r in roles]
+        queries, values = zip(*(block.proj(u).chunk(2, dim=-1) for u in normed), strict=True)
+        with torch.autocast(images.device.type, enabled=False):
+            maps = [_map(block, [q.float() for q in queries], r) for r in roles]
+        for r in roles:
+            y = normed[r] + maps[r].unsqueeze(-1) * values[r]
+            h = block.norm2(y)
+            refined[r].append(h + block.mlp(h))
+    cross = [network.cross.encoder(base[r][2] + torch.cat(refined[r], dim=1))[0] for r in roles]
+    return [out[0] for out in base] + cross
+
+
+def _map(block: nn.Module, queries: list[Tensor], role: int) -> Tensor:
+    """Attention (B, N) of one role: similarity to its partner, distance to the other class."""
+    same = _pair(queries, role, role ^ 1)
+    other = _pair(queries, role, role ^ 2)
+    similarity = _spread(same.max() - same)
+    distance = _spread(other - other.min())
+    return torch.softmax(similarity + (1 + block.theta.tanh()) * distance, dim=-1)
+
+
+def _pair(queries: list[Tensor], role: int, partner: int) -> Tensor:
+    """Distances (B, N of the role, N of the partner)."""
+    return torch.cdist(queries[role], queries[partner])
+
+
+def _spread(matrix: Tensor) -> Tensor:
+    return (matrix / matrix.norm(dim=1, keepdim=True)).sum(-1)
+
+
+def reference_loss(network: QCSNetwork, images: Tensor, labels: Tensor) -> Tensor:
+    """The mean of eight cross-entropies."""
+    logits = reference(network, images)
+    return sum(F.cross_entropy(x, labels[:, i % 4]) for i, x in enumerate(logits)) / len(logits)
+
+
+def our_loss(network: QCSNetwork, images: Tensor, labels: Tensor) -> Tensor:
+    """The same through `QCSNetwork.compare`."""
+    return QCSLoss()(network.compare(images), labels)["loss"]
+
+
+# -- what is measured ------------------------------------------------------------------------
+
+
+class Row:
+    """One way to take a training step."""
+
+    def __init__(
+        self,
+        name: str,
+        network: QCSNetwork,
+        loss: Callable[..., Tensor] = our_loss,
+        bf16: bool = False,
+        compiled: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        self.name, self.network, self.loss, self.bf16 = name, network.train(), loss, bf16
+        if compiled:
+            network.base.backbone.compile()
+            network.base.encoder.compile()
+            network.cross.compile()
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-6, fused=fused)
+
+    def gradient(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Loss, with the gradient left in the parameters."""
+        self.optimizer.zero_grad()
+        device = images.device.type
+        with torch.autocast(device, torch.bfloat16) if self.bf16 else nullcontext():
+            loss = self.loss(self.network, images, labels)
+        loss.backward()
+        return loss.detach()
+
+    def step(self, images: Tensor, labels: Tensor, sam: bool) -> None:
+        """A whole step of the optimiser."""
+        self.gradient(images, labels)
+        if sam:
+            with perturbed(self.network.parameters(), 0.05):
+                self.gradient(images, labels)
+        self.optimizer.step()
+
+
+def network(device: str, **options: Any) -> QCSNetwork:
+    """The paper's network, with the same weights at each call."""
+    torch.manual_seed(SEED)
+    made = QCSNetwork(IR(), CLASSES, roles=4, cross={})
+    return speed_up(made, **options).to(device)
+
+
+def rows(device: str, compiled: bool, only: str | None = None) -> list[Row]:
+    """All ways, the reference first; or one of them, by name."""
+    bf16, fused = {"bf16": True}, {"fused": True}
+    ways: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "reference, fp32": ({}, {"loss": reference_loss}),
+        "speed=default, fp32": ({}, {}),
+        "speed=exact, fp32": (FAST, fused),
+        "reference, bf16": ({}, {"loss": reference_loss} | bf16),
+        "speed=fast, bf16": (FAST, bf16 | fused),
+    }
+    if compiled:
+        ways["fast, compiled, bf16"] = (FAST, bf16 | fused | {"compiled": True})
+    return [
+        Row(name, network(device, **speed), **options)
+        for name, (speed, options) in ways.items()
+        if only in (None, name)
+    ]
+
+
+def group(batch: int, device: str) -> tuple[Tensor, Tensor]:
+    """Random images (B, 4, 3, 224, 224) and labels."""
+    generator = torch.Generator().manual_seed(SEED)
+    images = torch.randn(batch, 4, 3, SIZE, SIZE, generator=generator)
+    first = torch.arange(batch) % CLASSES
+    labels = torch.stack([first, first, (first + 1) % CLASSES, (first + 1) % CLASSES], dim=1)
+    return images.to(device), labels.to(device)
+
+
+def seconds(run: Callable[[], Any], device: str, least: float = 0.0) -> float:
+    """Of one call, over as many calls as take `least`."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    calls, start = 0, time.perf_counter()
+    while calls == 0 or time.perf_counter() - start < least:
+        run()
+        calls += 1
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / calls
+
+
+def interleaved(
+    runs: dict[str, Callable[[], Any]], device: str, rounds: int, least: float = 0.0
+) -> dict[str, float]:
+    """Median seconds of each, in turns."""
+    for run in runs.values():  # warm: kernels, caches, compilation
+        run(), run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(seconds(run, device, least))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def machine(device: str) -> dict[str, float]:
+    """The machine's own rates, GFLOP/s, by kind and precision, as this torch reaches them."""
+    found = {}
+    side, batch, channels, pixels = (8192, 96, 256, 14) if device == "cuda" else (2048, 8, 256, 14)
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a = torch.randn(side, side, device=device).to(dtype)
+        found[f"matrix product {name}"] = 2 * side**3 / seconds(lambda a=a: a @ a, device, 0.5)
+        x = torch.randn(batch, channels, pixels, pixels, device=device).to(dtype)
+        w = torch.randn(channels, channels, 3, 3, device=device).to(dtype)
+        x, w = (t.to(memory_format=torch.channels_last).requires_grad_() for t in (x, w))
+        flops = 2 * batch * channels**2 * 9 * pixels**2
+        with torch.no_grad():
+            F.conv2d(x, w, padding=1)
+            run = seconds(lambda x=x, w=w: F.conv2d(x, w, padding=1), device, 0.5)
+        found[f"convolution {name}"] = flops / run
+        g = torch.randn_like(x)
+
+        def both(x: Tensor = x, w: Tensor = w, g: Tensor = g) -> None:
+            x.grad = w.grad = None
+            F.conv2d(x, w, padding=1).backward(g)
+
+        both()
+        found[f"convolution and its gradients {name}"] = 3 * flops / seconds(both, device, 0.5)
+    return {name: value / 1e9 for name, value in found.items()}
+
+
+def agreement(found: list[Row], images: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
+    """Loss, and the largest relative difference of a gradient's tensor, against fp64.
+
+    The last number is over all gradients together: a BatchNorm's gradients are sums that nearly
+    cancel, and rounding shows most there.
+    """
+    exact = copy.deepcopy(found[0].network).double()
+    reference_loss(exact, images.double(), labels).backward()
+    wanted = [p.grad for p in exact.parameters()]
+    total = torch.stack([g.norm() for g in wanted]).norm()
+    result = {}
+    for row in found:
+        loss = row.gradient(images, labels).item()
+        gaps = [p.grad.double() - g for p, g in zip(row.network.parameters(), wanted, strict=True)]
+        together = torch.stack([g.norm() for g in gaps]).norm() / total
+        result[row.name] = {"loss": loss, "gradient": together.item()}
+    return result
+
+
+def training(
+    device: str, batches: list[int], rounds: int, compiled: bool, rates: dict[str, float]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Times of training steps, and how the ways agree."""
+    table, found = [], rows(device, compiled)
+    agreed = agreement(found, *group(2, device))
+    for batch in batches:
+        images, labels = group(batch, device)
+        with FlopCounterMode(display=False) as counter:
+            found[0].gradient(images, labels)
+        for sam in (False, True):
+            runs = {r.name: partial(r.step, images, labels, sam) for r in found}
+            times = interleaved(runs, device, rounds)
+            for name, value in times.items():
+                work = counter.get_total_flops() * (2 if sam else 1) / 1e9
+                precision = "bf16" if "bf16" in name else "fp32"
+                rate = rates[f"convolution and its gradients {precision}"]
+                table.append(
+                    {
+                        "quadruplets": batch,
+                        "SAM": sam,
+                        "way": name,
+                        "seconds": value,
+                        "times": times["reference, fp32"] / value,
+                        "GFLOP/s": work / value,
+                        "of the machine's": work / value / rate,
+                    }
+                )
+    return table, agreed
+
+
+def inference(device: str, batches: list[int], rounds: int, compiled: bool) -> list[dict[str, Any]]:
+    """Times of the base branch."""
+    plain = network(device).eval()
+    fast = speed_up(copy.deepcopy(plain), channels_last=True, convolution_linear=True).eval()
+
+    def bf16(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def within(images: Tensor) -> Tensor:
+            with torch.autocast(device, torch.bfloat16):
+                return run(images)
+
+        return within
+
+    ways: dict[str, Callable[[Tensor], Tensor]] = {
+        "eager, fp32": plain,
+        "channels last, fp32": fast,
+        "channels last, bf16": bf16(fast),
+    }
+    if compiled:
+        import torch._inductor.config as inductor
+
+        inductor.freezing = True  # weights are constants: BatchNorm folds, layouts are chosen
+        ways["compiled, fp32"] = torch.compile(copy.deepcopy(fast))
+        ways["compiled, bf16"] = bf16(torch.compile(copy.deepcopy(fast)))
+    table = []
+    with torch.no_grad():
+        for batch in batches:
+            images = group(batch, device)[0][:, 0].contiguous()
+            expected = plain(images)
+            runs = {name: partial(way, images) for name, way in ways.items()}
+            times = interleaved(runs, device, rounds, least=0.3)
+            for name, value in times.items():
+                gap = ((ways[name](images) - expected).abs().max() / expected.std()).item()
+                ratio = times["eager, fp32"] / value
+                row = {"images": batch, "way": name, "ms": 1000 * value, "times": ratio}
+                table.append(row | {"difference": gap})
+    return table
+
+
+def memory(device: str, name: str, batch: int) -> float:
+    """Peak MB of a process that takes two steps in one way; on a CPU with torch itself."""
+    (row,) = rows(device, "compiled" in name, name)
+    images, labels = group(batch, device)
+    for _ in range(2):
+        row.step(images, labels, False)
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def markdown(table: list[dict[str, Any]]) -> str:
+    """A table of equal rows."""
+
+    def text(value: Any) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    lines = [list(table[0]), ["---"] * len(table[0]), *(map(text, row.values()) for row in table)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def main() -> None:
+    """Measure, print, write bench.json and bench.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[2, 8], help="quadruplets")
+    parser.add_argument("--images", type=int, nargs="+", default=[1, 8, 64], help="of inference")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--out", default="runs/bench")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)  # the process that is measured
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(options.threads)
+    if options.memory:
+        print(memory(device, options.memory, options.batches[0]))
+        return
+    compiled, folder = not options.no_compile, Path(options.out)
+    rates = machine(device)
+    steps, agreed = training(device, options.batches, options.rounds, compiled, rates)
+    names = list(agreed)
+    peaks = []
+    for name in names:
+        command = [sys.executable, __file__, "--memory", name]
+        command += ["--batches", str(options.batches[0]), "--threads", str(options.threads)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peak = float(done.stdout.split()[-1])
+        peaks.append({"way": name, "quadruplets": options.batches[0], "peak MB of a step": peak})
+    faces = inference(device, options.images, options.rounds, compiled)
+    title = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {options.threads} threads"
+    parts = {
+        "the machine's own rates, GFLOP/s": [rates],
+        "agreement with fp64 (2 quadruplets)": [{"way": n} | v for n, v in agreed.items()],
+        "training step": steps,
+        "peak memory": peaks,
+        "inference, base branch": faces,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"device": title, "torch": torch.__version__, "command": sys.argv}
+    (folder / "bench.json").write_text(json.dumps(about | parts, indent=1) + "\n")
+    page = "\n".join(f"## {name}\n\n{markdown(table)}" for name, table in parts.items())
+    (folder / "bench.md").write_text(f"# {title}, torch {torch.__version__}\n\n{page}")
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
