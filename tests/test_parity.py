@@ -5,6 +5,7 @@ made and gives the tolerances). The two data sets of each (variant, classes) are
 so one of each pair is checked in float64 and the other in float32.
 """
 
+import functools
 import importlib.util
 import json
 import math
@@ -34,9 +35,15 @@ DOUBLE = ("QCS_7cls_raf_db", "QCS_8cls_affectnet", "DCS_7cls_raf_db", "DCS_8cls_
 SINGLE = ("QCS_7cls_affectnet", "QCS_8cls_ferplus", "DCS_7cls_affectnet", "DCS_8cls_affectnet")
 
 
+@functools.cache
+def filled(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The recipe's tensor; the eight models share most of theirs."""
+    return np.asarray(recipe.fill(name, shape))
+
+
 def official(name: str) -> dict[str, torch.Tensor]:
     keys = json.loads((PARITY / "keys" / f"{name}.json").read_text())["keys"]
-    return {k: torch.from_numpy(np.array(recipe.fill(k, shape))) for k, shape, _ in keys}
+    return {k: torch.from_numpy(filled(k, tuple(shape)).copy()) for k, shape, _ in keys}
 
 
 def build(name: str) -> tuple[QCSNetwork, dict[str, str]]:
@@ -84,7 +91,7 @@ def check_gradients(network, names, golden, prefix, double):
     named = np.array([grads[k].norm() for k in golden["named_params"].tolist()])
     np.testing.assert_allclose(named, golden[prefix + "grad_l2"], rtol=1e-8 if double else 5e-4)
     if double:
-        probes = [torch.from_numpy(recipe.fill(f"{k}:probe", grads[k].shape)) for k in order]
+        probes = [torch.from_numpy(filled(f"{k}:probe", tuple(grads[k].shape))) for k in order]
         dots = np.array([(grads[k] * p).sum() for k, p in zip(order, probes, strict=True)])
         assert np.all(np.abs(dots - golden[prefix + "all_grad_dot"]) <= 1e-8 * expected)
     if network.roles == 4:
