@@ -16,7 +16,7 @@ from qcs.models.speed import ConvolutionLinear, speed_up
 from qcs.sam import frozen_statistics
 from test_config import config
 
-ALL = {"channels_last": True, "joint_roles": True, "convolution_linear": True}
+ALL = {"channels_last": True, "roles": "together", "cpu_kernels": True}
 LABELS = torch.tensor([[0, 0, 2, 2], [1, 1, 0, 0], [2, 2, 1, 1]])
 
 
@@ -38,7 +38,7 @@ def images(roles: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 @pytest.mark.parametrize("roles", [1, 2, 4])
 @pytest.mark.parametrize(
     "options",
-    [{"joint_roles": True}, {"joint_roles": True, "channels_last": True}, ALL],
+    [{"roles": "together"}, {"roles": "together", "channels_last": True}, ALL],
     ids=["joint", "channels_last", "all"],
 )
 def test_a_step_is_the_one_of_the_plain_network(options, roles):
@@ -69,11 +69,11 @@ def test_fp32_and_a_second_step():
 def test_mixing_the_roles_would_show():
     """The test above can fail: joint statistics give another loss."""
     plain = tiny_network().double()
-    mixed = speed_up(copy.deepcopy(plain), joint_roles=True)
+    mixed = speed_up(copy.deepcopy(plain), roles="together")
     for module in mixed.modules():
         if isinstance(module, RoleBatchNorm2d):
             module.__class__ = nn.BatchNorm2d
-    mixed.base.joint_roles = False
+    mixed.base.roles = "apart"
     joined = copy.deepcopy(mixed)
     joined.base.compare = lambda x: tuple(
         out.unflatten(0, x.shape[:2]) for out in joined.base(x.flatten(0, 1))
@@ -83,7 +83,7 @@ def test_mixing_the_roles_would_show():
 
 def test_a_plain_forward_in_training_is_not_taken_by_role():
     plain = tiny_network(cross=None).double().train()
-    fast = speed_up(copy.deepcopy(plain), joint_roles=True)
+    fast = speed_up(copy.deepcopy(plain), roles="together")
     fast.compare(images(4))
     fast.load_state_dict(plain.state_dict())
     faces = images(4).flatten(0, 1)
@@ -94,7 +94,7 @@ def test_what_cannot_be_taken_by_role_goes_one_by_one():
     """timm's BatchNormAct2d and SyncBatchNorm take a batch as a whole."""
     backbone = timm.create_model("mobilenetv3_small_050", features_only=True, out_indices=[1, 2])
     network = QCSNetwork(backbone, 3, roles=2, input_size=32, embed_dim=16, grid=2, num_heads=2)
-    plain, fast = network.double(), speed_up(copy.deepcopy(network), joint_roles=True)
+    plain, fast = network.double(), speed_up(copy.deepcopy(network), roles="together")
     assert not set_roles(fast.base.backbone, 2)
     generator = torch.Generator().manual_seed(0)
     faces = torch.randn(3, 2, 3, 32, 32, dtype=torch.float64, generator=generator)
@@ -102,14 +102,14 @@ def test_what_cannot_be_taken_by_role_goes_one_by_one():
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, msg=name)
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(
-        speed_up(tiny_network(), joint_roles=True).base.backbone
+        speed_up(tiny_network(), roles="together").base.backbone
     )
     assert not set_roles(synced, 4)
 
 
 def test_recomputing_and_frozen_statistics_hold():
     """Gradient checkpointing runs units again, and SAM's second pass may leave statistics alone."""
-    plain = speed_up(tiny_network().double(), joint_roles=True)
+    plain = speed_up(tiny_network().double(), roles="together")
     again = copy.deepcopy(plain)
     again.base.backbone.set_grad_checkpointing()
     expected = step(plain, images(4))
@@ -156,7 +156,7 @@ def test_a_run_is_built_with_its_speed(choice, faces, tmp_path):
     given = config(tmp_path, *data, f"speed={choice}", "scheduler=exponential")
     module = build.module(given, build.datamodule(given))
     fast = choice != "default"
-    assert module.network.base.joint_roles == fast
+    assert (module.network.base.roles == "together") == fast
     weight = module.network.base.backbone.stage1[0].residual[1].weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == fast
     assert bool(module.configure_optimizers()[0][0].defaults["fused"]) == fast

@@ -33,6 +33,7 @@ class SAMOptions(TypedDict, total=False):
     """Sharpness-aware minimisation; `rho` 0 is the plain optimiser."""
 
     rho: float
+    every: int  # steps; those between are the plain optimiser's
     adaptive: bool
     update_bn_twice: bool  # BatchNorm's running statistics move in the second pass too
     sync_first: bool  # several processes perturb alike, by the gradient of all

@@ -74,15 +74,16 @@ class QCSModule(LightningModule):
         self.recomputes = recomputes
         sam = sam or {}
         self.rho, self.adaptive = sam.get("rho", 0.05), sam.get("adaptive", False)
+        self.sam_every = sam.get("every", 1)
         self.update_bn_twice = sam.get("update_bn_twice", True)
         self.sync_first = sam.get("sync_first", True)
         self.accumulate, self.clip_norm = accumulate_grad_batches, gradient_clip_norm
         clips_all = self.clip_norm is not None and self.clip_norm <= 0
-        if self.rho < 0 or self.accumulate < 1 or clips_all:
+        if self.rho < 0 or min(self.accumulate, self.sam_every) < 1 or clips_all:
             raise ValueError(
-                "sam.rho must be 0 or more, accumulate_grad_batches 1 or more and "
+                "sam.rho must be 0 or more, sam.every and accumulate_grad_batches 1 or more and "
                 "gradient_clip_norm above 0 or null, "
-                f"got {self.rho}, {self.accumulate}, {self.clip_norm}"
+                f"got {self.rho}, {self.sam_every}, {self.accumulate}, {self.clip_norm}"
             )
         self.window: list[Batch] = []
         self.watch = Watch()
@@ -131,14 +132,15 @@ class QCSModule(LightningModule):
         """Take one batch's gradient; at the end of its window, SAM's second one, and the step."""
         number, total = batch_idx % self.accumulate + 1, self.trainer.num_training_batches
         size = min(self.accumulate, total - (batch_idx - number + 1))  # the last may be shorter
-        with self._synchronised(number == size and (self.sync_first or not self.rho)):
+        sam = self.rho and self.global_step % self.sam_every == 0
+        with self._synchronised(number == size and (self.sync_first or not sam)):
             self._log_training(batch, *self._backward(batch, size))
-        if self.rho:
+        if sam:
             self.window.append(batch)
         if number < size:
             return
         optimizer = self.optimizers()
-        if self.rho and not self._overflow():
+        if sam and not self._overflow():
             self._second_gradient(optimizer)
         self.window.clear()
         self.watch.heed(batch, f"step {self.global_step} (epoch {self.current_epoch})")

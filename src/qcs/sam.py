@@ -29,6 +29,7 @@ def perturbed(
 ) -> Iterator[Tensor]:
     """Climb to `w + rho * g / ||g||` for the length of the block, then stand at w again, exactly.
 
+    The gradients are scaled in place: they are spent, and the next ones are zeroed first anyway.
     The step does not depend on the scale of the gradients, so those that a GradScaler has
     multiplied need no unscaling first. Parameters without a gradient stay where they are.
 
@@ -43,14 +44,17 @@ def perturbed(
     moved = [p for p in params if p.grad is not None]
     norm = gradient_norm(moved, adaptive)
     with torch.no_grad():
-        origin = [p.clone() for p in moved]
-        step = [p.grad * p.square() if adaptive else p.grad for p in moved]
-        torch._foreach_add_(moved, torch._foreach_mul(step, rho / (norm + 1e-12)))
+        origin, step = [p.data for p in moved], [p.grad for p in moved]
+        torch._foreach_mul_(step, rho / (norm + 1e-12))
+        if adaptive:
+            torch._foreach_mul_(step, torch._foreach_mul(origin, origin))
+        for p, there in zip(moved, torch._foreach_add(origin, step), strict=True):
+            p.data = there  # w itself is put aside, not copied
     try:
         yield norm
     finally:
-        with torch.no_grad():
-            torch._foreach_copy_(moved, origin)
+        for p, data in zip(moved, origin, strict=True):
+            p.data = data
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from qcs.models.role_norm import set_roles
 from qcs.models.similarity import CrossSimilarityBlock, SimilarityOptions
 
 ROLES = ("a", "p", "n", "n2")  # anchor, positive, negative, another of the negative's class
+Roles = Literal["apart", "together", "joint"]  # on their way through the backbone
 
 
 class EncoderOptions(TypedDict, total=False):
@@ -196,7 +197,7 @@ class BaseBranch(nn.Module):
     ) -> None:
         super().__init__()
         self.input_size = input_size
-        self.backbone, self.joint_roles = backbone, False
+        self.backbone, self.roles = backbone, "apart"
         channels = backbone.feature_info.channels()
         sizes = self._map_sizes(channels)
         self.pyramid = PyramidTokens(channels, sizes, embed_dim, grid)
@@ -254,7 +255,7 @@ class BaseBranch(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Turn images (B, 3, H, W) into logits (B, K), features (B, C), tokens (B, L*N, C)."""
-        if self.training and self.joint_roles:
+        if self.training and self.roles == "together":
             set_roles(self.backbone, 1)
         return self.encoder(self.pyramid(self.maps(images)))
 
@@ -262,11 +263,13 @@ class BaseBranch(nn.Module):
         """The same for groups (B, R, 3, H, W); every output gains the role axis.
 
         In training BatchNorm normalises (and counts) each role by itself, as in the paper's four
-        branches: the roles pass the backbone one after the other, or with `joint_roles` together
-        through `qcs.models.role_norm`. What follows holds no BatchNorm and takes all at once.
+        branches: the roles pass the backbone one after the other, or `together` through
+        `qcs.models.role_norm`; `joint` takes the statistics over all roles. What follows holds no
+        BatchNorm and takes all at once.
         """
         roles = images.transpose(0, 1)  # (R, B, 3, H, W)
-        if not self.training or (self.joint_roles and set_roles(self.backbone, len(roles))):
+        at_once = not self.training or self.roles == "joint"
+        if at_once or (self.roles == "together" and set_roles(self.backbone, len(roles))):
             maps = self.maps(roles.flatten(0, 1))
         else:
             levels = zip(*(self.maps(x) for x in roles), strict=True)

@@ -1,15 +1,19 @@
-"""The same mathematics in other memory layouts and kernels.
+"""The same mathematics in other memory layouts, kernels and forms.
 
-Nothing here changes a key of the state dict or, beyond rounding, a number.
+Nothing here changes a key of the state dict or, but for rounding and `roles="joint"`, a number.
+
+B batch, C channels, K classes, H and W pixels.
 """
 
-from typing import TypedDict
+import ctypes
+import sys
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qcs.models.network import QCSNetwork
+from qcs.models.network import QCSNetwork, Roles
 from qcs.models.role_norm import by_role
 
 
@@ -17,8 +21,10 @@ class SpeedOptions(TypedDict, total=False):
     """Arguments of `speed_up` that are a choice."""
 
     channels_last: bool
-    joint_roles: bool
-    convolution_linear: bool
+    roles: Roles
+    cpu_kernels: bool
+    keep_memory: bool
+    compiled: bool
 
 
 class ConvolutionLinear(nn.Linear):
@@ -32,30 +38,100 @@ class ConvolutionLinear(nn.Linear):
         """Map x (..., in_features) to (..., out_features)."""
         if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        rows = x.reshape(1, -1, 1, self.in_features).permute(0, 3, 1, 2)  # (1, C, rows, 1)
+        rows = x.reshape(1, 1, -1, self.in_features).permute(0, 3, 1, 2)  # (1, C, 1, rows)
         out = F.conv2d(rows, self.weight[:, :, None, None], self.bias)
         return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)
+
+
+class VectorPReLU(nn.PReLU):
+    """`nn.PReLU` with a gradient of vectorised passes: torch's takes a CPU four times as long."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, C, H, W)."""
+        plain = x.device.type != "cpu" or x.shape[1:2] != self.weight.shape or x.ndim != 4
+        if plain or torch.compiler.is_compiling():
+            return super().forward(x)
+        return _VectorPReLU.apply(x, self.weight)
+
+
+class _VectorPReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.prelu(x, weight.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        above = torch.ops.aten.threshold_backward(grad, x, 0)
+        below = grad - above
+        out = above.addcmul_(below, weight.to(x.dtype).view(1, -1, 1, 1))
+        return out, below.mul_(x).sum((0, 2, 3), dtype=weight.dtype)
 
 
 def speed_up(
     network: QCSNetwork,
     channels_last: bool = False,
-    joint_roles: bool = False,
-    convolution_linear: bool = False,
+    roles: Roles = "apart",
+    cpu_kernels: bool = False,
+    keep_memory: bool = False,
+    compiled: bool = False,
 ) -> QCSNetwork:
     """Change a network in place.
 
     Args:
         network: to train or to use.
         channels_last: of convolutions' weights and maps; oneDNN and tensor cores like it.
-        joint_roles: all roles through the backbone at once, BatchNorm still by role.
-        convolution_linear: see `ConvolutionLinear`.
+        roles: through the backbone "apart", one after the other as in the papers; "together", at
+            once with BatchNorm still by role; "joint", at once with BatchNorm over all of them,
+            which is other mathematics.
+        cpu_kernels: see `ConvolutionLinear` and `VectorPReLU`.
+        keep_memory: see the function.
+        compiled: torch.compile, at the first step (minutes).
+
+    Raises:
+        ValueError: `compiled` without a C++ compiler.
     """
-    if joint_roles:
+    if roles == "together":
         by_role(network.base.backbone)
-        network.base.joint_roles = True
-    if convolution_linear:
-        for module in network.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = ConvolutionLinear
+    network.base.roles = roles
+    for module in network.modules() if cpu_kernels else ():
+        faster = {nn.Linear: ConvolutionLinear, nn.PReLU: VectorPReLU}.get(type(module))
+        if faster:
+            module.__class__ = faster
+    if keep_memory:
+        hold_memory()
+    if compiled:
+        require_compiler("speed.compiled=true")
+        for part in (network.base.backbone, network.base.encoder, network.cross):
+            if part is not None:
+                part.compile()
     return network.to(memory_format=torch.channels_last) if channels_last else network
+
+
+def hold_memory(hold: bool = True) -> None:
+    """Let freed memory stay with this process, where the C library is glibc; no effect elsewhere.
+
+    By default large tensors go back to the system when they are freed, and the next step pays for
+    fresh, zeroed pages. False puts back what glibc itself arrives at for large programs.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        return
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
+    libc.mallopt(mmap_max, 0 if hold else 65536)
+    libc.mallopt(trim_threshold, 2**31 - 1 if hold else 2**26)
+    if not hold:
+        libc.mallopt(mmap_threshold, 2**25)
+        libc.malloc_trim(0)
+
+
+def require_compiler(why: str) -> None:
+    """Raise ValueError where torch.compile would find no C++ compiler for the CPU."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, RuntimeError) as error:
+        raise ValueError(f"{why} needs a C++ compiler: install g++, or leave it out") from error
