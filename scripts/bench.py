@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qcs.losses import QCSLoss
 from qcs.models import IR, QCSNetwork
-from qcs.models.speed import speed_up
+from qcs.models.forms import in_form
+from qcs.models.speed import hold_memory, speed_up, use_cpu_kernels
 from qcs.sam import perturbed
 
-FAST = {"channels_last": True, "joint_roles": True, "convolution_linear": True}
+FAST = {"channels_last": True, "roles": "together", "cpu_kernels": True}
 CLASSES, SIZE, SEED = 7, 224, 0
 
 
@@ -99,15 +100,11 @@ class Row:
         network: QCSNetwork,
         loss: Callable[..., Tensor] = our_loss,
         bf16: bool = False,
-        compiled: bool = False,
-        fused: bool | None = None,
+        hold: bool = False,
     ) -> None:
         self.name, self.network, self.loss, self.bf16 = name, network.train(), loss, bf16
-        if compiled:
-            network.base.backbone.compile()
-            network.base.encoder.compile()
-            network.cross.compile()
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-6, fused=fused)
+        self.hold = hold
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=1e-6, fused=hold or None)
 
     def gradient(self, images: Tensor, labels: Tensor) -> Tensor:
         """Loss, with the gradient left in the parameters."""
@@ -136,16 +133,16 @@ def network(device: str, **options: Any) -> QCSNetwork:
 
 def rows(device: str, compiled: bool, only: str | None = None) -> list[Row]:
     """All ways, the reference first; or one of them, by name."""
-    bf16, fused = {"bf16": True}, {"fused": True}
+    bf16, hold = {"bf16": True}, {"hold": True}
     ways: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "reference, fp32": ({}, {"loss": reference_loss}),
         "speed=default, fp32": ({}, {}),
-        "speed=exact, fp32": (FAST, fused),
+        "speed=exact, fp32": (FAST, hold),
         "reference, bf16": ({}, {"loss": reference_loss} | bf16),
-        "speed=fast, bf16": (FAST, bf16 | fused),
+        "speed=fast, bf16": (FAST, bf16 | hold),
     }
     if compiled:
-        ways["fast, compiled, bf16"] = (FAST, bf16 | fused | {"compiled": True})
+        ways["speed=fast, compiled, bf16"] = (FAST | {"compiled": True}, bf16 | hold)
     return [
         Row(name, network(device, **speed), **options)
         for name, (speed, options) in ways.items()
@@ -176,14 +173,21 @@ def seconds(run: Callable[[], Any], device: str, least: float = 0.0) -> float:
 
 
 def interleaved(
-    runs: dict[str, Callable[[], Any]], device: str, rounds: int, least: float = 0.0
+    runs: dict[str, Callable[[], Any]],
+    device: str,
+    rounds: int,
+    least: float = 0.0,
+    hold: Collection[str] = (),
 ) -> dict[str, float]:
-    """Median seconds of each, in turns."""
+    """Median seconds of each, in turns; those in `hold` keep freed memory, after a warm call."""
     for run in runs.values():  # warm: kernels, caches, compilation
         run(), run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            if hold:
+                hold_memory(name in hold)
+                run()
             times[name].append(seconds(run, device, least))
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -214,6 +218,38 @@ def machine(device: str) -> dict[str, float]:
     return {name: value / 1e9 for name, value in found.items()}
 
 
+def own_products(row: Row, images: Tensor, labels: Tensor, device: str) -> float:
+    """GFLOP/s of the network's own convolutions and linear layers, each run by itself.
+
+    Their gradients are included; it is what remains if all that is between them cost nothing.
+    """
+    seen: dict[tuple, list[Any]] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        kind = (str(module), inputs[0].shape, inputs[0].requires_grad)
+        seen.setdefault(kind, [module, inputs[0].detach(), 0])[2] += 1
+
+    kinds = (nn.Conv2d, nn.Linear)
+    hooks = [m.register_forward_hook(note) for m in row.network.modules() if isinstance(m, kinds)]
+    row.gradient(images, labels)
+    for hook in hooks:
+        hook.remove()
+    total = work = 0.0
+    for (_, _, wanted), (module, x, count) in seen.items():
+        x = x.requires_grad_(wanted)
+
+        def both(module: nn.Module = module, x: Tensor = x) -> None:
+            with torch.autocast(device, torch.bfloat16, enabled=row.bf16):
+                out = module(x)
+            torch.autograd.grad(out, [p for p in (x, module.weight) if p.requires_grad], out)
+
+        with FlopCounterMode(display=False) as counter:
+            both()
+        total += count * seconds(both, device, 0.2)
+        work += count * counter.get_total_flops()
+    return work / total / 1e9
+
+
 def agreement(found: list[Row], images: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
     """Loss, and the largest relative difference of a gradient's tensor, against fp64.
 
@@ -239,17 +275,27 @@ def training(
     """Times of training steps, and how the ways agree."""
     table, found = [], rows(device, compiled)
     agreed = agreement(found, *group(2, device))
+    fast = {r.bf16: r for r in found if r.hold}
+    hold_memory()
+    own = {
+        bf16: own_products(row, *group(batches[0], device), device) for bf16, row in fast.items()
+    }
+    for bf16, rate in own.items():
+        rates[f"the network's own products {'bf16' if bf16 else 'fp32'}"] = rate
     for batch in batches:
         images, labels = group(batch, device)
         with FlopCounterMode(display=False) as counter:
             found[0].gradient(images, labels)
         for sam in (False, True):
             runs = {r.name: partial(r.step, images, labels, sam) for r in found}
-            times = interleaved(runs, device, rounds)
+            holding = [r.name for r in found if r.hold]
+            times = interleaved(runs, device, rounds, hold=holding)
+            hold_memory(False)
             for name, value in times.items():
                 work = counter.get_total_flops() * (2 if sam else 1) / 1e9
                 precision = "bf16" if "bf16" in name else "fp32"
-                rate = rates[f"convolution and its gradients {precision}"]
+                best = rates[f"convolution and its gradients {precision}"]
+                own_rate = rates[f"the network's own products {precision}"]
                 table.append(
                     {
                         "quadruplets": batch,
@@ -258,7 +304,8 @@ def training(
                         "seconds": value,
                         "times": times["reference, fp32"] / value,
                         "GFLOP/s": work / value,
-                        "of the machine's": work / value / rate,
+                        "of the best convolution's": work / value / best,
+                        "of the own products'": work / value / own_rate,
                     }
                 )
     return table, agreed
@@ -267,30 +314,25 @@ def training(
 def inference(device: str, batches: list[int], rounds: int, compiled: bool) -> list[dict[str, Any]]:
     """Times of the base branch."""
     plain = network(device).eval()
-    fast = speed_up(copy.deepcopy(plain), channels_last=True, convolution_linear=True).eval()
+    fast = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    use_cpu_kernels(fast)
 
-    def bf16(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def within(images: Tensor) -> Tensor:
-            with torch.autocast(device, torch.bfloat16):
-                return run(images)
+    def bf16(images: Tensor) -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            return fast(images)
 
-        return within
-
-    ways: dict[str, Callable[[Tensor], Tensor]] = {
-        "eager, fp32": plain,
-        "channels last, fp32": fast,
-        "channels last, bf16": bf16(fast),
-    }
-    if compiled:
-        import torch._inductor.config as inductor
-
-        inductor.freezing = True  # weights are constants: BatchNorm folds, layouts are chosen
-        ways["compiled, fp32"] = torch.compile(copy.deepcopy(fast))
-        ways["compiled, bf16"] = bf16(torch.compile(copy.deepcopy(fast)))
+    forms = ["compiled", "compiled_bf16"] + ["compiled_int8"] * (device == "cpu")
     table = []
     with torch.no_grad():
         for batch in batches:
             images = group(batch, device)[0][:, 0].contiguous()
+            ways: dict[str, Callable[[Tensor], Tensor]] = {
+                "eager, fp32": plain,
+                "channels last, fp32": fast,
+                "channels last, bf16": bf16,
+            }
+            if compiled:
+                ways |= {f"form={form}": in_form(plain, form, batch) for form in forms}
             expected = plain(images)
             runs = {name: partial(way, images) for name, way in ways.items()}
             times = interleaved(runs, device, rounds, least=0.3)
@@ -305,6 +347,7 @@ def inference(device: str, batches: list[int], rounds: int, compiled: bool) -> l
 def memory(device: str, name: str, batch: int) -> float:
     """Peak MB of a process that takes two steps in one way; on a CPU with torch itself."""
     (row,) = rows(device, "compiled" in name, name)
+    hold_memory(row.hold)
     images, labels = group(batch, device)
     for _ in range(2):
         row.step(images, labels, False)

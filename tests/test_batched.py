@@ -162,3 +162,18 @@ def test_on_the_device_or_in_the_workers_is_the_same(faces):
 def test_images_of_another_size_are_refused():
     with pytest.raises(ValueError, match="expected images of 24 pixels"):
         transforms.training(16, 24, by="batch")(images(size=20), 0)
+
+
+@pytest.mark.parametrize("size", [16, 24, 31])  # every second pixel, and uneven steps
+def test_sub_sampling_in_the_workers_is_the_networks(size):
+    """Of 32 pixels, erased rectangles among them, and of 40 before a random crop."""
+    options = (40, 32, 0.5, 10.0, (0.2, 0.2, 0.2, 0.1), 1.0, (0.1, 0.4), (0.5,) * 3, (0.2,) * 3)
+    faces = torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8)
+    whole, less = (batched.BatchAugmentation(*options) for _ in range(2))
+    less.sub_sample(size)
+    expected = torch.nn.functional.interpolate(whole.finish(*whole(faces, 3)), size=size)
+    found, edges = less(faces, 3)
+    assert found.shape[-1] == size
+    torch.testing.assert_close(less.finish(found, edges), expected)
+    less.sub_sample(64)
+    assert less.side == 32  # never enlarged

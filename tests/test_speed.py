@@ -1,18 +1,23 @@
 """The fast paths compute what the plain ones do."""
 
 import copy
+import resource
+from functools import partialmethod
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from torch import nn
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 
 from conftest import tiny_network
 from qcs import build
 from qcs.losses import QCSLoss
-from qcs.models import QCSNetwork
+from qcs.models import QCSNetwork, forms, speed
 from qcs.models.role_norm import RoleBatchNorm2d, set_roles
-from qcs.models.speed import ConvolutionLinear, speed_up
+from qcs.models.speed import ConvolutionLinear, VectorPReLU, speed_up
 from qcs.sam import frozen_statistics
 from test_config import config
 
@@ -79,6 +84,126 @@ def test_mixing_the_roles_would_show():
         out.unflatten(0, x.shape[:2]) for out in joined.base(x.flatten(0, 1))
     )
     assert not torch.allclose(step(plain, images(4))["loss"], step(joined, images(4))["loss"])
+
+
+def test_joint_statistics_are_those_of_all_roles():
+    """They are BatchNorm of the whole batch, and other numbers than the paper's."""
+    plain = tiny_network().double()
+    joint = speed_up(copy.deepcopy(plain), roles="joint")
+    found = step(joint, images(4))
+    assert not torch.allclose(step(plain, images(4))["loss"], found["loss"])
+    counts = [b for name, b in joint.named_buffers() if name.endswith("num_batches_tracked")]
+    assert counts and all(count == 1 for count in counts)
+    stem = joint.base.backbone.stem
+    mean = stem[0](images(4).flatten(0, 1)).mean((0, 2, 3))
+    torch.testing.assert_close(stem[1].running_mean, 0.1 * mean)
+
+
+@pytest.mark.parametrize("options", [{}, ALL], ids=["default", "fast"])
+def test_compiled_training_has_no_graph_breaks_and_computes_the_same(options, monkeypatch):
+    """Every part is one graph; the compiler behind it, which needs g++, is a slow test's."""
+    whole = partialmethod(nn.Module.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(nn.Module, "compile", whole)
+    monkeypatch.setattr(speed, "require_compiler", lambda why: None)
+    plain = tiny_network()
+    fast = speed_up(copy.deepcopy(plain), **options, compiled=True)
+    expected, found = (step(n, images(4, torch.float32)) for n in (plain, fast))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=2e-5, rtol=2e-3, msg=name)
+
+
+def test_the_gradient_of_prelu_is_torchs():
+    slopes = torch.linspace(-0.5, 0.5, 3, dtype=torch.float64)
+    norm = VectorPReLU(3).double()
+    norm.weight.data.copy_(slopes)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    x.data[0, 0, 0, 0] = 0.0
+    out = torch.randn_like(x)
+    found = torch.autograd.grad(norm(x), [x, norm.weight], out)
+    expected = torch.autograd.grad(nn.functional.prelu(x, norm.weight), [x, norm.weight], out)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_memory_that_is_held_stays_with_the_process():
+    """A freed tensor of 64 MB leaves the process as large as it was, or as small."""
+    if not hasattr(speed.ctypes.CDLL(None), "mallopt"):
+        return speed.hold_memory()  # no effect, no error
+
+    def megabytes_kept() -> float:
+        before = resident()
+        tensor = torch.empty(2**24).fill_(1.0)
+        del tensor
+        return resident() - before
+
+    def resident() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 2**20
+
+    try:
+        speed.hold_memory(False)
+        assert megabytes_kept() < 32
+        speed.hold_memory()
+        assert megabytes_kept() > 32
+    finally:
+        speed.hold_memory(False)
+
+
+class Doubled(nn.Module):
+    """A base branch of which the answers are known."""
+
+    def forward(self, images):
+        assert len(images) == 4
+        return images.mean((1, 2, 3))[:, None].repeat(1, 2), None, None
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 9])
+def test_a_compiled_form_takes_any_number_of_images(number, monkeypatch):
+    """Batches are filled up or cut to the size that is compiled, once."""
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda module, **options: made.append(1) or module)
+    form = forms.Compiled(Doubled(), "compiled", 4)
+    faces = torch.rand(number, 3, 8, 8)
+    for _ in range(2):
+        torch.testing.assert_close(form(faces), faces.mean((1, 2, 3))[:, None].repeat(1, 2))
+    assert made == [1]
+
+
+def test_what_has_no_form_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"\.onnx write form=eager"):
+        forms.in_form(nn.Identity(), "compiled", 1)
+    with pytest.raises(ValueError, match="none of eager, compiled"):
+        forms.in_form(tiny_network(), "fast", 1)
+    network = tiny_network()
+    assert forms.in_form(network, "eager", 1) is network
+
+    def absent():
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", absent)
+    with pytest.raises(ValueError, match=r"form=compiled needs a C\+\+ compiler"):
+        forms.in_form(network, "compiled", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["compiled", "compiled_bf16", "compiled_int8"])
+def test_a_form_answers_as_the_network(form):
+    """Through the real compiler: `pytest -m slow tests/test_speed.py`, needs g++ (and torchao)."""
+    network = tiny_network().eval()
+    faces = images(4, torch.float32).flatten(0, 1)
+    found = forms.in_form(network, form, 5)(faces)
+    expected = network(faces)
+    allowed = {"compiled": 1e-5, "compiled_bf16": 0.05, "compiled_int8": 0.15}[form]
+    assert ((found - expected).square().mean().sqrt() / expected.std()).item() < allowed
+
+
+@pytest.mark.slow
+def test_a_step_through_the_compiler():
+    plain = tiny_network()
+    fast = speed_up(copy.deepcopy(plain), **ALL, compiled=True)
+    expected, found = (step(n, images(4, torch.float32)) for n in (plain, fast))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=2e-5, rtol=2e-3, msg=name)
 
 
 def test_a_plain_forward_in_training_is_not_taken_by_role():

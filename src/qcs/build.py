@@ -40,6 +40,7 @@ def datamodule(config: dict[str, Any]) -> FaceDataModule:
         roles=config["model"]["roles"],
         select_on=config["select_on"],
         seed=config["seed"],
+        input_size=config["model"]["input_size"],
     )
 
 

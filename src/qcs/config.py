@@ -23,6 +23,7 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from qcs.models.forms import Form
 from qcs.models.speed import SpeedOptions
 
 _PACKAGE = Path(__file__).parent
@@ -104,6 +105,7 @@ class Settings(TypedDict):
     figure: Literal["attention", "pairs", "embedding", "confusion", "curves"]
     compare: dict | list | None
     flip: bool
+    form: Form
     restrict: bool
     resamples: int
     runs: str | list | None

@@ -15,6 +15,7 @@ from qcs.config import CONF, plain
 from qcs.data.classes import Mapped, canonical, mapped
 from qcs.data.manifest import Manifest
 from qcs.mistakes import one_sentence
+from qcs.models.forms import in_form
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +149,7 @@ def _report(
     device = inference.chosen(config["device"])
     options = {k: config[k] for k in ("batch_size", "num_workers", "flip")}
     network, transform = checkpoint.network.to(device), checkpoint.transform
+    network = in_form(network, config["form"], config["batch_size"])
     logits = inference.apply(network, found.data, transform, device, **options)
     if config["restrict"]:
         logits = _restricted(logits, found)
@@ -158,6 +160,7 @@ def _report(
         "ckpt": path,
         "selected_on": checkpoint.recipe["select_on"],
         "flip": config["flip"],
+        "form": config["form"],
         "left_out": found.left_out,
         "without_images": found.lacking,
         "restricted": config["restrict"] and bool(found.lacking),

@@ -43,7 +43,7 @@ def predict(config: dict[str, Any]) -> Counter:
     log.info("faces are cut %s", why)
     device = inference.chosen(config["device"])
     batch_size = 1 if files[0][0].startswith("webcam ") else config["batch_size"]  # answer at once
-    predictor = Predictor(checkpoint, detector, crop, batch_size, device)
+    predictor = Predictor(checkpoint, detector, crop, batch_size, device, config["form"])
     folder, counts = Path(config["run_dir"]), Counter()
     out = Path(config["out"])
     out = folder / out if out.parent == Path(".") else out

@@ -19,6 +19,7 @@ from PIL import Image
 from qcs import build
 from qcs.data.images import BROKEN, decode
 from qcs.faces import CROPS, LOOSE, Crop, Detector, Face, as_trained, cut, measure
+from qcs.models.forms import Form, in_form
 
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MOST_PIXELS = 50_000_000  # of photos that wait for their batch: 150 MB
@@ -65,6 +66,7 @@ class Predictor:
         crop: how faces are cut; see `crop_of`.
         batch_size: faces classified at once.
         device: the network's.
+        form: see `qcs.models.forms`; one that is not "eager" pays for many faces.
     """
 
     def __init__(
@@ -74,8 +76,10 @@ class Predictor:
         crop: Crop = LOOSE,
         batch_size: int = 32,
         device: str = "cpu",
+        form: Form = "eager",
     ) -> None:
-        self.network, self.class_names = checkpoint.network.to(device), checkpoint.class_names
+        self.network = in_form(checkpoint.network.to(device), form, batch_size)
+        self.class_names = checkpoint.class_names
         self.transform, self.crop = checkpoint.transform, crop
         self._detector, self.batch_size, self.device = detector, batch_size, device
 
@@ -136,7 +140,7 @@ class Predictor:
             found = [self._prediction(f, row) for f, row in zip(faces, rows, strict=True)]
             yield Result(item.key, item.image, item.error, found, crops)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def classify(self, crops: Sequence[Image.Image]) -> np.ndarray:
         """Turn cut faces into probabilities (F, K), in batches."""
         rows = [np.zeros((0, len(self.class_names)))]
@@ -221,16 +225,21 @@ def crop_of(
     return crop, f"as measured in {folder}: {crop}"
 
 
-def load(path: str | PathLike, device: str = "cpu", crop: str | None = None) -> Predictor:
+def load(
+    path: str | PathLike, device: str = "cpu", crop: str | None = None, form: Form = "eager"
+) -> Predictor:
     """Make a predictor of a checkpoint or an exported .onnx file.
 
     Args:
         path: the file.
         device: the network's.
         crop: how faces are cut, see `crop_of`.
+        form: see `Predictor`.
 
     Raises:
-        FileNotFoundError, ValueError: as `qcs.build.classifier` and `crop_of`.
+        FileNotFoundError, ValueError: as `qcs.build.classifier`, `crop_of` and
+            `qcs.models.forms.in_form`.
     """
     checkpoint = build.classifier(path)
-    return Predictor(checkpoint, crop=crop_of(checkpoint.recipe, crop)[0], device=device)
+    found, _ = crop_of(checkpoint.recipe, crop)
+    return Predictor(checkpoint, crop=found, device=device, form=form)

@@ -72,6 +72,11 @@ class BatchAugmentation:
         self.scale = [1 / (255 * s) for s in std]
         self.shift = [-m / s for m, s in zip(mean, std, strict=True)]
         self.on_device = on_device
+        self.side = size
+
+    def sub_sample(self, size: int | None) -> None:
+        """Make results of `side` = `size` pixels, if less, as `transforms.sub_sampled` does."""
+        self.side = min(self.size, size or self.size)
 
     def parameters(self, number: int, generator: torch.Generator) -> Parameters:
         """Draw the random numbers of `number` images, on the CPU."""
@@ -108,25 +113,25 @@ class BatchAugmentation:
         Args:
             images: (N, 3, S, S) uint8.
             seed: of the random numbers.
-            out: (N, 3, P, P) uint8 to write to.
+            out: (N, 3, side, side) uint8 to write to.
 
         Returns:
-            Images (N, 3, P, P) uint8, a quarter of the bytes that workers would otherwise hand
-            over, and rectangles (N, 4) for `finish`.
+            Images (N, 3, side, side) uint8, a quarter of the bytes that workers would otherwise
+            hand over, and rectangles (N, 4) for `finish`.
         """
         if images.shape[-2:] != (self.resize, self.resize):
             raise ValueError(f"expected images of {self.resize} pixels, got {tuple(images.shape)}")
         p = self.parameters(len(images), torch.Generator().manual_seed(seed))
         if out is None:
-            out = images.new_empty((len(images), 3, self.size, self.size))
+            out = images.new_empty((len(images), 3, self.side, self.side))
         step = 1 if images.device.type == "cpu" else len(images)
         for i in range(0, len(images), step):
             rows = slice(i, i + step)
             self._apply(images[rows], p.rows(rows), out[rows])
-        return out, p.rectangle
+        return out, self._sub_sampled_edges(p.rectangle)
 
     def finish(self, images: Tensor, rectangle: Tensor) -> Tensor:
-        """Normalise images (..., 3, P, P) uint8 to float32 and erase the rectangles (..., 4)."""
+        """Normalise images (..., 3, side, side) uint8 to float32, erase rectangles (..., 4)."""
         scale = torch.tensor(self.scale, device=images.device).view(3, 1, 1)
         shift = torch.tensor(self.shift, device=images.device).view(3, 1, 1)
         out = torch.empty(images.shape, dtype=torch.float32, device=images.device)
@@ -140,11 +145,21 @@ class BatchAugmentation:
             face[:, top:bottom, left:right] = 0
         return out
 
+    def _sub_sampled_edges(self, rectangle: Tensor) -> Tensor:
+        """Move edges to where they are among the pixels that are kept."""
+        if self.side == self.size:
+            return rectangle
+        places = torch.arange(self.size, dtype=torch.float32).view(1, 1, -1)
+        kept = F.interpolate(places, size=self.side, mode="nearest").long().flatten()
+        return torch.searchsorted(kept, rectangle.contiguous())
+
     def _apply(self, images: Tensor, p: Parameters, out: Tensor) -> None:
         cut = self._rotated(images, p) if self.rotation else self._cropped(images, p)
         if any(self.jitter):
             cut = cut.float()
             self._colours(cut, p)
+        if self.side < self.size:
+            cut = F.interpolate(cut, size=self.side, mode="nearest")
         if cut.is_floating_point():
             cut = cut.round_().short()  # from float to uint8 at once is slower
         out.copy_(cut)

@@ -48,6 +48,8 @@ class FaceDataModule(LightningDataModule):
         select_on: what validation runs on: "val", "test" (the papers' habit; biased), or "last"
             (nothing is selected, so nothing is held out).
         seed: of the held-out share, the anchors and every draw.
+        input_size: pixels that the network looks at; larger images are sub-sampled by the
+            workers as it would do itself.
 
     Raises:
         ValueError: no training or test images, or none to select on.
@@ -68,6 +70,7 @@ class FaceDataModule(LightningDataModule):
         val_fraction: float = 0.1,
         select_on: Selection = "val",
         seed: int = 0,
+        input_size: int | None = None,
     ) -> None:
         super().__init__()
         if min(batch_size, eval_batch_size) < 1 or num_workers < 0:
@@ -85,8 +88,11 @@ class FaceDataModule(LightningDataModule):
         self.train = manifest.split("train")
         draw = QuadrupletDraw(self.train.labels, roles, negatives, manifest.class_names)
         self.whole = train_transform if isinstance(train_transform, BatchAugmentation) else None
+        self.input_size = input_size
+        if self.whole:
+            self.whole.sub_sample(input_size)
         groups = GroupBatches if self.whole else Groups
-        self.groups = groups(self.train, draw, train_transform, seed)
+        self.groups = groups(self.train, draw, train_transform, seed, input_size)
         self.sampler = AnchorSampler(self.train.labels, anchors, samples_per_epoch, seed)
         self.loader: GroupLoader | None = None
         self.done = 0
@@ -150,7 +156,7 @@ class FaceDataModule(LightningDataModule):
 
         Of several processes each has its share of the images, none of them twice.
         """
-        faces = Faces(self.manifest.split(split), self.eval_transform)
+        faces = Faces(self.manifest.split(split), self.eval_transform, self.input_size)
         rank, world = self._process()
         rows = range(rank, len(faces), world)
         return self._loader(faces, batch_size=self.eval_batch_size, sampler=rows)

@@ -16,18 +16,27 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from qcs.data.batched import BatchAugmentation
 from qcs.data.manifest import Manifest
 from qcs.data.quadruplets import Anchor, AnchorBatches, QuadrupletDraw, draw_generator
-from qcs.data.transforms import pixels
+from qcs.data.transforms import pixels, sub_sampled
 
 Transform = Callable[[Image | Tensor], Tensor]
 
 
 class Groups(Dataset):
-    """Groups of R faces; an item is what `AnchorSampler` yields."""
+    """Groups of R faces; an item is what `AnchorSampler` yields.
+
+    Images that are larger than `input_size` are sub-sampled, see `sub_sampled`.
+    """
 
     def __init__(
-        self, manifest: Manifest, draw: QuadrupletDraw, transform: Transform, seed: int
+        self,
+        manifest: Manifest,
+        draw: QuadrupletDraw,
+        transform: Transform,
+        seed: int,
+        input_size: int | None = None,
     ) -> None:
         self.manifest, self.draw, self.transform, self.seed = manifest, draw, transform, seed
+        self.input_size = input_size
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -47,6 +56,7 @@ class Groups(Dataset):
         with torch.random.fork_rng(devices=[]):  # the loop's own random numbers stay untouched
             torch.default_generator.manual_seed(rng.getrandbits(63))
             images = torch.stack([self.transform(pixels(self.manifest, row)) for row in rows])
+        images = sub_sampled(images, self.input_size)
         return {"images": images, **self.truth(np.array(rows), item.share)}
 
 
@@ -72,8 +82,9 @@ class GroupBatches(Groups):
             return {"images": images.unflatten(0, shape), "seed": torch.tensor(seed), **batch}
         out = None
         if get_worker_info():  # where the other process reads it, as torch's default_collate does
-            shared = images.untyped_storage()._new_shared(len(images) * 3 * self.transform.size**2)
-            out = images.new_empty(0).set_(shared).view(len(images), 3, *[self.transform.size] * 2)
+            side = self.transform.side
+            shared = images.untyped_storage()._new_shared(len(images) * 3 * side**2)
+            out = images.new_empty(0).set_(shared).view(len(images), 3, side, side)
         images, rectangle = self.transform(images, seed, out)
         return {
             "images": images.unflatten(0, shape),
@@ -89,17 +100,19 @@ class GroupBatches(Groups):
 
 
 class Faces(Dataset):
-    """Single faces, in the manifest's order."""
+    """Single faces, in the manifest's order; `input_size` as of `Groups`."""
 
-    def __init__(self, manifest: Manifest, transform: Transform) -> None:
-        self.manifest, self.transform = manifest, transform
+    def __init__(
+        self, manifest: Manifest, transform: Transform, input_size: int | None = None
+    ) -> None:
+        self.manifest, self.transform, self.input_size = manifest, transform, input_size
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def __getitem__(self, row: int) -> dict[str, Tensor | int]:
         """Return image (3, H, W), label and row."""
-        image = self.transform(pixels(self.manifest, row))
+        image = sub_sampled(self.transform(pixels(self.manifest, row)), self.input_size)
         return {"images": image, "labels": int(self.manifest.labels[row]), "rows": row}
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from qcs.data.batched import BatchAugmentation
@@ -36,6 +37,18 @@ def pixels(manifest: Manifest, row: int, size: int | None = None) -> Tensor:
         return torch.from_numpy(manifest.store[manifest.stored[row]])
     image = manifest.image(row)
     return v2.functional.pil_to_tensor(image) if size is None else resized(image, size)
+
+
+def sub_sampled(images: Tensor, size: int | None) -> Tensor:
+    """Images (..., 3, H, W) as the network would sub-sample them, to `size` pixels by nearest.
+
+    Done where images are read, what is handed over is a quarter (224 to 112 pixels). Images that
+    are not larger stay as they are.
+    """
+    if size is None or min(images.shape[-2:]) <= size:
+        return images
+    flat = images.flatten(0, -4) if images.ndim > 4 else images.view(-1, *images.shape[-3:])
+    return F.interpolate(flat, size=size, mode="nearest").view(*images.shape[:-2], size, size)
 
 
 def evaluation(

@@ -95,10 +95,8 @@ def speed_up(
     if roles == "together":
         by_role(network.base.backbone)
     network.base.roles = roles
-    for module in network.modules() if cpu_kernels else ():
-        faster = {nn.Linear: ConvolutionLinear, nn.PReLU: VectorPReLU}.get(type(module))
-        if faster:
-            module.__class__ = faster
+    if cpu_kernels:
+        use_cpu_kernels(network)
     if keep_memory:
         hold_memory()
     if compiled:
@@ -107,6 +105,14 @@ def speed_up(
             if part is not None:
                 part.compile()
     return network.to(memory_format=torch.channels_last) if channels_last else network
+
+
+def use_cpu_kernels(module: nn.Module) -> None:
+    """Put `ConvolutionLinear` and `VectorPReLU` in the place of torch's own below a module."""
+    for child in module.modules():
+        faster = {nn.Linear: ConvolutionLinear, nn.PReLU: VectorPReLU}.get(type(child))
+        if faster:
+            child.__class__ = faster
 
 
 def hold_memory(hold: bool = True) -> None:
