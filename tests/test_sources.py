@@ -198,6 +198,17 @@ def test_ferplus_from_kaggles_pixels(tmp_path):
     assert majority.image(1).size == (48, 48)
 
 
+def test_ferplus_soft_targets_to_train_on_and_the_majority_to_measure_on(tmp_path, monkeypatch):
+    root = str(kaggle_ferplus(tmp_path))
+    soft, probability = (ferplus.read(root, labels=r) for r in ("soft", "probability"))
+    assert soft.paths.tolist() == ["line 2", "line 3"]  # line 5, a test image, has no majority
+    np.testing.assert_array_equal(soft.targets, probability.targets[:2])
+    monkeypatch.setattr(ferplus.fer2013, "USAGES", dict.fromkeys(USAGES, "test"))
+    measured = ferplus.read(root, labels="soft")
+    assert measured.paths.tolist() == ["line 2", "line 3"] and measured.labels.tolist() == [0, 1]
+    np.testing.assert_array_equal(measured.targets, np.eye(8)[:2])  # of the majority
+
+
 def test_half_a_zip_is_one_sentence(tmp_path):
     (tmp_path / "ferplus.zip").write_bytes(b"PK" + bytes(100))
     with pytest.raises(ValueError, match="is not a whole zip file .*copy it again"):

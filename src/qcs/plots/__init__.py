@@ -2,7 +2,15 @@
 
 from qcs.plots.faces import attention_sheet, face_sheet, gaze_sheet, pair_grid, to_pixels
 from qcs.plots.photos import annotated
-from qcs.plots.scores import confusion, curves, embedding, importance, reliability, search_history
+from qcs.plots.scores import (
+    confusion,
+    curves,
+    embedding,
+    groups,
+    importance,
+    reliability,
+    search_history,
+)
 
 __all__ = [
     "annotated",
@@ -12,6 +20,7 @@ __all__ = [
     "embedding",
     "face_sheet",
     "gaze_sheet",
+    "groups",
     "importance",
     "pair_grid",
     "reliability",

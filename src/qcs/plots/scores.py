@@ -164,3 +164,24 @@ def curves(runs: dict[str, dict[str, list[tuple[float, float]]]], path: Path) ->
     names = [figure.axes[0].plot([], [], color=f"C{n % 10}")[0] for n in range(len(runs))]
     figure.legend(names, list(runs), loc="outside lower center", frameon=False, fontsize=8)
     save(figure, path)
+
+
+def groups(values: dict[str, Sequence[float]], path: Path, title: str = "") -> None:
+    """Draw the top-1 of each network of each group, and each group's mean.
+
+    Args:
+        values: shares in [0, 1] by the name of the group.
+        path: PNG file to write.
+        title: above the picture.
+    """
+    figure = Figure(figsize=(7, 1.2 + 0.5 * len(values)), layout="constrained")
+    axes = figure.add_subplot()
+    for row, found in enumerate(values.values()):
+        percent = 100 * np.asarray(found)
+        axes.plot(percent, np.full(len(percent), row), "o", color="steelblue", alpha=0.6)
+        axes.plot([percent.mean()] * 2, [row - 0.3, row + 0.3], color="crimson", linewidth=2)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.4)
+    axes.set(xlabel="top-1, percent: a point a seed, the line their mean", title=title)
+    save(figure, path)

@@ -21,7 +21,7 @@ from qcs.data.manifest import Manifest, require
 from qcs.data.sources import fer2013
 from qcs.data.tables import read_csv
 
-Rule = Literal["majority", "argmax", "probability"]
+Rule = Literal["majority", "argmax", "probability", "soft"]
 
 # The order of the votes, and of the authors' lists.
 CLASS_NAMES = (
@@ -110,7 +110,9 @@ def read(
         path: the folder or .zip that holds it, directly or in one folder (images in a zip are
             read in place), or a folder with Kaggle's table and fer2013new.csv.
         train_on_val: count the validation images as training ones (28,236), as papers do.
-        labels: "majority" (papers), "argmax" or "probability" (soft targets to train on).
+        labels: "majority" (papers), "argmax", "probability" (soft targets to train on), or "soft":
+            these for what is trained on, and the papers' majority, so their 3,137 test images,
+            for the rest.
 
     Raises:
         FileNotFoundError: no path given, nothing there, or the table or images are missing.
@@ -122,11 +124,15 @@ def read(
     else:
         files = _files(root)
         names, splits, votes = _owners(root, files)
-    soft = probability(votes) if labels == "probability" else None
-    rules = {"majority": majority, "argmax": argmax}
-    index = np.where(soft.any(1), soft.argmax(1), -1) if soft is not None else rules[labels](votes)
-    keep = np.flatnonzero((index >= 0) & (np.array(names) != ""))
     splits = ["train" if s == "val" and train_on_val else s for s in splits]
+    soft = probability(votes) if labels in ("probability", "soft") else None
+    if labels == "soft":
+        measured = np.array(splits) != "train"
+        won = majority(votes)[measured]
+        soft[measured] = np.eye(len(CLASS_NAMES))[won] * (won >= 0)[:, None]
+    rules = {"majority": majority, "argmax": argmax}
+    index = rules[labels](votes) if soft is None else np.where(soft.any(1), soft.argmax(1), -1)
+    keep = np.flatnonzero((index >= 0) & (np.array(names) != ""))
     rows = [(names[i], int(index[i]), splits[i]) for i in keep.tolist()]
     if missing := files and [name for name, *_ in rows if name not in files]:
         raise FileNotFoundError(

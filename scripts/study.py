@@ -1,0 +1,365 @@
+"""A study on one data set: variants x seeds, matched for images seen and for time, and a report.
+
+    python scripts/study.py scripts/study_ferplus.yaml dataset.path=ferplus.zip --minutes 60
+
+Each run is a Hydra multirun of one job in a folder of its own, so `hydra/launcher=...` may send it
+elsewhere. Runs go side by side, seed by seed. When the minutes are over those that still run are
+asked to save (SIGTERM); the same command goes on with them. What is finished is kept in the
+report's study.json, so a study goes on without the folders of its finished runs as well.
+
+A study file holds: title; common (overrides of all runs); seeds; images (seen by a run), epochs and
+batch (images of a step), which groups of R faces are counted by; variants (overrides by name); and
+time, the variant as long as whose runs the second table's are. How long the others take an image
+is measured first, in turns.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from qcs import build, compare, plots
+from qcs.checkpoints import STOPPED
+from qcs.config import CONF, plain
+from qcs.report import write_json
+from qcs.sam import perturbed
+
+KEYS = {"title", "common", "seeds", "images", "epochs", "batch", "variants", "time"}
+SCORES = ("acc", "mean_acc", "f1", "ece")
+ROUNDS = 5  # of the timing
+log = logging.getLogger("study")
+
+
+class Run(NamedTuple):
+    """One training; two tables may share it."""
+
+    variant: str
+    images: int  # of training that it sees
+    seed: int
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The run's folder, and its key in study.json."""
+        return f"{re.sub(r'[^a-z0-9]+', '_', self.variant.lower())}-{self.images}-{self.seed}"
+
+
+class Study:
+    """A study file, the overrides of the command line, and where everything goes.
+
+    Args:
+        file: YAML, see the module.
+        extra: overrides of every run.
+        runs: folder of the runs' folders.
+        report: folder of study.json and the report.
+
+    Raises:
+        ValueError: a key that a study does not have or lacks.
+        FileNotFoundError: no such file.
+    """
+
+    def __init__(self, file: Path, extra: Sequence[str], runs: Path, report: Path) -> None:
+        content = OmegaConf.to_container(OmegaConf.load(file))
+        if wrong := set(content) ^ KEYS:
+            raise ValueError(f"{file}: {', '.join(sorted(wrong))}: a study has {sorted(KEYS)}")
+        if content["time"] not in (None, *content["variants"]):
+            raise ValueError(f"{file}: time={content['time']} is none of its variants")
+        self.content, self.extra, self.runs, self.report = content, list(extra), runs, report
+        report.mkdir(parents=True, exist_ok=True)
+        self.path = report / "study.json"
+        kept = json.loads(self.path.read_text()) if self.path.exists() else {}
+        asked = {k: v for k, v in content.items() if k not in ("seeds", "title")}
+        if kept and kept["study"] != asked:
+            raise ValueError(
+                f"{self.path} is of other settings than {file}: write --report elsewhere"
+            )
+        self.kept = kept or {"study": asked, "seconds_per_image": {}, "runs": {}}
+        self.configs = {name: self._config(name) for name in content["variants"]}
+
+    def _config(self, variant: str) -> dict[str, Any]:
+        """The variant's config, plain and checked."""
+        overrides = [*self.content["common"], *self.content["variants"][variant], *self.extra]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return plain(compose("train", [*overrides, "run_dir=unused"]))
+
+    def save(self) -> None:
+        """Write study.json, whole or not at all."""
+        part = self.path.with_suffix(".part")
+        write_json(part, self.kept)
+        part.replace(self.path)
+
+    def roles(self, variant: str) -> int:
+        """Images of a group."""
+        return self.configs[variant]["model"]["roles"]
+
+    def tables(self) -> dict[str, dict[str, list[Run]]]:
+        """The runs of each table, by variant, in the order of the seeds."""
+        images, speed = self.content["images"], self.kept["seconds_per_image"]
+        seen = {"images": dict.fromkeys(self.configs, images)}
+        if (reference := self.content["time"]) is not None:
+            seconds = images * speed[reference]
+            seen["time"] = {v: round(seconds / speed[v]) for v in self.configs}
+        return {
+            table: {v: [self._run(v, n, s) for s in self.content["seeds"]] for v, n in by.items()}
+            for table, by in seen.items()
+        }
+
+    def _run(self, variant: str, images: int, seed: int) -> Run:
+        roles, epochs = self.roles(variant), self.content["epochs"]
+        groups = max(1, round(images / epochs / roles))
+        overrides = [*self.content["common"], *self.content["variants"][variant], *self.extra]
+        overrides += [
+            f"trainer.max_epochs={epochs}",
+            f"loader.samples_per_epoch={groups}",
+            f"loader.batch_size={max(1, self.content['batch'] // roles)}",
+            f"seed={seed}",
+            "ckpt=auto",
+        ]
+        return Run(variant, groups * roles * epochs, seed, tuple(overrides))
+
+
+# -- how long an image takes -----------------------------------------------------------------
+
+
+def measure(study: Study) -> None:
+    """Seconds of a training step by image, of each variant, in turns; medians, kept."""
+    steps = {name: _step(config, study) for name, config in study.configs.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(ROUNDS + 2):
+        for name, (step, images) in steps.items():
+            start = time.perf_counter()
+            step()
+            if number > 1:  # the first are slow
+                times[name].append((time.perf_counter() - start) / images)
+    found = {name: round(statistics.median(values), 8) for name, values in times.items()}
+    log.info("ms an image: %s", {k: round(1000 * v, 3) for k, v in found.items()})
+    study.kept["seconds_per_image"] = found
+    study.save()
+
+
+def _step(config: dict[str, Any], study: Study) -> tuple[Callable[[], None], int]:
+    """A training step of a variant on one of its batches, and the images of the batch."""
+    roles = config["model"]["roles"]
+    options = {"batch_size": max(1, study.content["batch"] // roles), "num_workers": 0}
+    data = build.datamodule(config | {"loader": config["loader"] | options})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    module = build.module(config | {"ckpt": None}, data).to(device).train()
+    batch = next(iter(data.train_dataloader()))
+    batch = data.on_after_batch_transfer({k: v.to(device) for k, v in batch.items()})
+    optimizer = module.make_optimizer(module.network.parameters())
+    bf16 = config["trainer"].get("precision") == "bf16-mixed"
+
+    def gradient() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
+            out = module.network.compare(batch["images"])
+            loss = module.loss(out, batch["labels"])["loss"]
+        loss.backward()
+
+    def step() -> None:
+        gradient()
+        if module.rho:
+            with perturbed(module.network.parameters(), module.rho):
+                gradient()
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step, len(batch["labels"]) * roles
+
+
+# -- running ---------------------------------------------------------------------------------
+
+
+def order(tables: dict[str, dict[str, list[Run]]]) -> list[Run]:
+    """All runs, each once, seed by seed, so that what is finished can be compared."""
+    columns = [runs for table in tables.values() for runs in table.values()]
+    return list(dict.fromkeys(run for row in zip(*columns, strict=True) for run in row))
+
+
+def run_all(study: Study, runs: Sequence[Run], jobs: int, end: float) -> list[str]:
+    """Run what is not finished, `jobs` at a time, until the time `end`; names of the failed."""
+    waiting = [run for run in runs if run.name not in study.kept["runs"]]
+    log.info("%d of %d runs to do", len(waiting), len(runs))
+    active: dict[subprocess.Popen, Run] = {}
+    failed: list[str] = []
+    try:
+        while (waiting and time.time() < end) or active:
+            while waiting and len(active) < jobs and time.time() < end:
+                run = waiting.pop(0)
+                active[start(study, run, jobs)] = run
+            if time.time() >= end:
+                stop(active)
+            for process in [p for p in active if p.poll() is not None]:
+                run = active.pop(process)
+                if not finish(study, run, process.returncode):
+                    failed += [run.name] * (process.returncode != STOPPED)
+            time.sleep(0.5)
+    finally:
+        stop(active)
+    return failed
+
+
+def start(study: Study, run: Run, jobs: int) -> subprocess.Popen:
+    """Start a run, or let it go on."""
+    folder = study.runs / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    where = [f"hydra.sweep.dir={study.runs}", f"hydra.sweep.subdir={run.name}"]
+    where.append(f"run_dir={folder}")
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    log.info("%s: %s", time.strftime("%H:%M:%S"), run.name)
+    return subprocess.Popen(
+        [sys.executable, "-m", "qcs.train", "-m", *run.overrides, *where],
+        stdout=(folder / "output.log").open("a"),
+        stderr=subprocess.STDOUT,
+        env={"OMP_NUM_THREADS": threads, **os.environ},
+    )
+
+
+def stop(active: dict[subprocess.Popen, Run]) -> None:
+    """Ask runs to save and end, and wait for them."""
+    for process in active:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    for process in active:
+        process.wait()
+
+
+def finish(study: Study, run: Run, status: int) -> bool:
+    """Keep what a run came to; False where it is not finished."""
+    folder = study.runs / run.name
+    metrics, table = folder / "test" / "metrics.json", folder / "test" / "predictions.csv"
+    if status or not metrics.exists():
+        stopped = status == STOPPED
+        log.info("%s %s", run.name, "goes on next time" if stopped else f"failed: see {folder}")
+        return False
+    result = json.loads(metrics.read_text())
+    with table.open(encoding="utf-8") as file:
+        place = next(file).rstrip("\n").split(",").index("correct")
+        # Names of files may hold commas; what follows them does not.
+        width = len(result["classes"]) + 4
+        hits = [line.rstrip("\n").rsplit(",", width - 1)[place] == "1" for line in file]
+    record = {"variant": run.variant, "images": run.images, "seed": run.seed}
+    record |= {key: result[key] for key in SCORES}
+    record["correct"] = np.packbits(hits).tobytes().hex()
+    record["test_images"] = len(hits)
+    study.kept["runs"][run.name] = record
+    study.save()
+    log.info("%s: top-1 %.2f", run.name, 100 * record["acc"])
+    return True
+
+
+# -- report ----------------------------------------------------------------------------------
+
+
+def members(study: Study, runs: Sequence[Run]) -> list[compare.Member]:
+    """Those of a variant's runs that are finished."""
+    kept = (study.kept["runs"].get(run.name) for run in runs)
+    return [
+        compare.Member(f"seed {r['seed']}", r, _unpacked(r["correct"], r["test_images"]))
+        for r in kept
+        if r
+    ]
+
+
+def _unpacked(text: str, number: int) -> torch.Tensor:
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=number)
+    return torch.from_numpy(bits).bool()
+
+
+def write_report(study: Study, command: str) -> None:
+    """Write report.md, and for each table compare.json, compare.md and a picture."""
+    lines = [f"# {study.content['title']}", "", f"`{command}`", ""]
+    lines += [f"On {_machine()}; torch {torch.__version__}. All runs: "
+              f"`{' '.join(study.content['common'])}`, {study.content['epochs']} epochs, batches of "
+              f"{study.content['batch']} images.", "", "| variant | overrides | ms an image |",
+              "|---|---|---|"]  # fmt: skip
+    for name, overrides in study.content["variants"].items():
+        speed = study.kept["seconds_per_image"].get(name)
+        told = "" if speed is None else f"{1000 * speed:.2f}"
+        lines.append(f"| {name} | {' '.join(f'`{o}`' for o in overrides)} | {told} |")
+    for table, by_variant in study.tables().items():
+        groups = {name: members(study, runs) for name, runs in by_variant.items()}
+        groups = {name: found for name, found in groups.items() if found}
+        if not groups:
+            continue
+        about = {"dataset": study.content["title"], "split": "test", "resamples": 2000}
+        about["images"] = next(iter(groups.values()))[0].result["test_images"]
+        compare.write(study.report / table, groups, about)
+        text = (study.report / table / "compare.md").read_text(encoding="utf-8").splitlines()
+        rows, rest = text[2:], [line for line in text[2:] if line.startswith("Percent")]
+        seen = ", ".join(f"{n} {runs[0].images:,}" for n, runs in by_variant.items())
+        lines += ["", f"## Matched for {table}", "", f"Images seen: {seen}.", ""]
+        lines += [line for line in rows if line.startswith("|")] + ["", *rest, ""]
+        lines += [*_by_seed(groups), "", f"![{table}]({table}/seeds.png)"]
+        values = {name: [m.result["acc"] for m in found] for name, found in groups.items()}
+        title = f"{study.content['title']}, matched for {table}"
+        plots.groups(values, study.report / table / "seeds.png", title)
+    (study.report / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _by_seed(groups: dict[str, list[compare.Member]]) -> list[str]:
+    """Differences of top-1 to the first variant, seed by seed: runs of a seed draw alike."""
+    first, *others = groups
+    base = {m.result["seed"]: m.result["acc"] for m in groups[first]}
+    lines = [f"| top-1 - {first}, by seed | mean | sd | of each seed |", "|---|---|---|---|"]
+    for name in others:
+        pairs = {m.result["seed"]: m.result["acc"] for m in groups[name]}
+        gaps = [100 * (pairs[seed] - base[seed]) for seed in pairs if seed in base]
+        if gaps:
+            spread = f"{statistics.stdev(gaps):.2f}" if len(gaps) > 1 else ""
+            each = ", ".join(f"{gap:+.2f}" for gap in gaps)
+            lines.append(f"| {name} | {statistics.mean(gaps):+.2f} | {spread} | {each} |")
+    return lines if others else []
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} cores ({platform.machine()}), no GPU"
+
+
+def main() -> None:
+    """Measure, run, report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", type=Path, help="a study file, scripts/study_*.yaml")
+    parser.add_argument("overrides", nargs="*", help="of every run: dataset.path=...")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="of this call")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--runs", type=Path, help="folder of the runs, runs/NAME by default")
+    parser.add_argument("--report", type=Path, help="of the report, RUNS/report by default")
+    options = parser.parse_intermixed_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    end = time.time() + 60 * options.minutes
+    runs = (options.runs or Path("runs") / options.study.stem).resolve()
+    try:
+        study = Study(options.study, options.overrides, runs, options.report or runs / "report")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if set(study.kept["seconds_per_image"]) != set(study.configs):
+        measure(study)
+    failed = run_all(study, order(study.tables()), options.jobs, end)
+    write_report(study, " ".join(["python", *sys.argv]))
+    log.info("report in %s", study.report)
+    if failed:
+        sys.exit(f"error: failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
