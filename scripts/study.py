@@ -87,7 +87,7 @@ class Study:
         asked = {k: v for k, v in content.items() if k not in ("seeds", "title")}
         if kept and kept["study"] != asked:
             raise ValueError(
-                f"{self.path} is of other settings than {file}: write --report elsewhere"
+                f"{self.path} is of other settings than {file}: choose another --report"
             )
         self.kept = kept or {"study": asked, "seconds_per_image": {}, "runs": {}}
         self.configs = {name: self._config(name) for name in content["variants"]}
@@ -221,7 +221,6 @@ def start(study: Study, run: Run, jobs: int) -> subprocess.Popen:
     folder = study.runs / run.name
     folder.mkdir(parents=True, exist_ok=True)
     where = [f"hydra.sweep.dir={study.runs}", f"hydra.sweep.subdir={run.name}"]
-    where.append(f"run_dir={folder}")
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     log.info("%s: %s", time.strftime("%H:%M:%S"), run.name)
     return subprocess.Popen(
@@ -286,10 +285,10 @@ def _unpacked(text: str, number: int) -> torch.Tensor:
 def write_report(study: Study, command: str) -> None:
     """Write report.md, and for each table compare.json, compare.md and a picture."""
     lines = [f"# {study.content['title']}", "", f"`{command}`", ""]
-    lines += [f"On {_machine()}; torch {torch.__version__}. All runs: "
-              f"`{' '.join(study.content['common'])}`, {study.content['epochs']} epochs, batches of "
-              f"{study.content['batch']} images.", "", "| variant | overrides | ms an image |",
-              "|---|---|---|"]  # fmt: skip
+    common, epochs, batch = (study.content[k] for k in ("common", "epochs", "batch"))
+    lines += [f"On {_machine()}; torch {torch.__version__}. All runs: `{' '.join(common)}`, "
+              f"{epochs} epochs, batches of {batch} images.", "",
+              "| variant | overrides | ms an image |", "|---|---|---|"]  # fmt: skip
     for name, overrides in study.content["variants"].items():
         speed = study.kept["seconds_per_image"].get(name)
         told = "" if speed is None else f"{1000 * speed:.2f}"
