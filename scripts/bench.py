@@ -181,7 +181,7 @@ def interleaved(
 ) -> dict[str, float]:
     """Median seconds of each, in turns; those in `hold` keep freed memory, after a warm call."""
     for run in runs.values():  # warm: kernels, caches, compilation
-        run(), run()
+        run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -292,6 +292,7 @@ def training(
             holding = [r.name for r in found if r.hold]
             times = interleaved(runs, device, rounds, hold=holding)
             hold_memory(False)
+            print(f"{batch} quadruplets, SAM {sam}: {times}", file=sys.stderr)  # it takes long
             for name, value in times.items():
                 work = counter.get_total_flops() * (2 if sam else 1) / 1e9
                 precision = "bf16" if "bf16" in name else "fp32"
@@ -345,6 +346,25 @@ def inference(device: str, batches: list[int], rounds: int, compiled: bool) -> l
     return table
 
 
+def profile(device: str, batch: int, folder: Path) -> str:
+    """Operations of a fast step with SAM by time, and on a GPU the share of it that kernels run."""
+    (row,) = rows(device, False, "speed=fast, bf16")
+    images, labels = group(batch, device)
+    for _ in range(3):
+        row.step(images, labels, True)
+    seconds(partial(row.step, images, labels, True), device)
+    with torch.profiler.profile() as found:
+        took = seconds(partial(row.step, images, labels, True), device)
+    events = found.key_averages()
+    key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    busy = sum(getattr(event, key) for event in events) / 1e6 / took
+    text = f"{took:.3f} s, {100 * busy:.0f} % of it in operations on {device}\n\n"
+    text += events.table(sort_by=key, row_limit=25, max_name_column_width=60)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "profile.txt").write_text(text)
+    return text
+
+
 def memory(device: str, name: str, batch: int) -> float:
     """Peak MB of a process that takes two steps in one way; on a CPU with torch itself."""
     (row,) = rows(device, "compiled" in name, name)
@@ -376,6 +396,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="only what a fast step is made of")
     parser.add_argument("--out", default="runs/bench")
     parser.add_argument("--memory", help=argparse.SUPPRESS)  # the process that is measured
     options = parser.parse_args()
@@ -385,6 +406,9 @@ def main() -> None:
         print(memory(device, options.memory, options.batches[0]))
         return
     compiled, folder = not options.no_compile, Path(options.out)
+    if options.profile:
+        print(profile(device, options.batches[0], folder))
+        return
     rates = machine(device)
     steps, agreed = training(device, options.batches, options.rounds, compiled, rates)
     names = list(agreed)

@@ -43,6 +43,7 @@ from qcs.sam import perturbed
 KEYS = {"title", "common", "seeds", "images", "epochs", "batch", "variants", "time"}
 SCORES = ("acc", "mean_acc", "f1", "ece")
 ROUNDS = 5  # of the timing
+JOB = "job"  # the one of a run's multirun
 log = logging.getLogger("study")
 
 
@@ -130,6 +131,7 @@ class Study:
             f"loader.batch_size={max(1, self.content['batch'] // roles)}",
             f"seed={seed}",
             "ckpt=auto",
+            "optimized_metric=test/acc",
         ]
         return Run(variant, groups * roles * epochs, seed, tuple(overrides))
 
@@ -220,7 +222,7 @@ def start(study: Study, run: Run, jobs: int) -> subprocess.Popen:
     """Start a run, or let it go on."""
     folder = study.runs / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    where = [f"hydra.sweep.dir={study.runs}", f"hydra.sweep.subdir={run.name}"]
+    where = [f"hydra.sweep.dir={folder}", f"hydra.sweep.subdir={JOB}"]
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     log.info("%s: %s", time.strftime("%H:%M:%S"), run.name)
     return subprocess.Popen(
@@ -243,7 +245,7 @@ def stop(active: dict[subprocess.Popen, Run]) -> None:
 def finish(study: Study, run: Run, status: int) -> bool:
     """Keep what a run came to; False where it is not finished."""
     folder = study.runs / run.name
-    metrics, table = folder / "test" / "metrics.json", folder / "test" / "predictions.csv"
+    metrics, table = (folder / JOB / "test" / f for f in ("metrics.json", "predictions.csv"))
     if status or not metrics.exists():
         stopped = status == STOPPED
         log.info("%s %s", run.name, "goes on next time" if stopped else f"failed: see {folder}")
@@ -256,6 +258,7 @@ def finish(study: Study, run: Run, status: int) -> bool:
         hits = [line.rstrip("\n").rsplit(",", width - 1)[place] == "1" for line in file]
     record = {"variant": run.variant, "images": run.images, "seed": run.seed}
     record |= {key: result[key] for key in SCORES}
+    record["intervals"] = {"acc": result["intervals"]["acc"]}
     record["correct"] = np.packbits(hits).tobytes().hex()
     record["test_images"] = len(hits)
     study.kept["runs"][run.name] = record

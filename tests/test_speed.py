@@ -28,7 +28,8 @@ LABELS = torch.tensor([[0, 0, 2, 2], [1, 1, 0, 0], [2, 2, 1, 1]])
 def step(network: QCSNetwork, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """Loss, gradients and running statistics of a training step."""
     network.train().zero_grad()
-    loss = QCSLoss()(network.compare(images), LABELS[:, : network.roles])["loss"]
+    labels = LABELS[:, : network.roles].to(images.device)
+    loss = QCSLoss()(network.compare(images), labels)["loss"]
     loss.backward()
     found = {name: p.grad.clone() for name, p in network.named_parameters()}
     found |= {name: b.clone() for name, b in network.named_buffers()}
@@ -204,6 +205,20 @@ def test_a_step_through_the_compiler():
     expected, found = (step(n, images(4, torch.float32)) for n in (plain, fast))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=2e-5, rtol=2e-3, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: pytest -m gpu")
+@pytest.mark.parametrize("options", [ALL, ALL | {"compiled": True}], ids=["fast", "compiled"])
+def test_a_step_on_a_gpu(options):
+    """The fast paths in float64 on CUDA, compiled in float32, against the plain network there."""
+    dtype = torch.float32 if "compiled" in options else torch.float64
+    plain = tiny_network().to("cuda", dtype)
+    fast = speed_up(copy.deepcopy(plain), **options)
+    faces, atol = images(4, dtype).cuda(), 1e-4 if "compiled" in options else 1e-9
+    expected, found = step(plain, faces), step(fast, faces)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=atol, rtol=atol * 100, msg=name)
 
 
 def test_a_plain_forward_in_training_is_not_taken_by_role():

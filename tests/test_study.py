@@ -1,5 +1,6 @@
 """scripts/study.py through the command line, on three colours."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +14,9 @@ from qcs.config import CONF
 from test_cli import SMALL
 
 SCRIPT = CONF.parent / "scripts/study.py"
+spec = importlib.util.spec_from_file_location("study", SCRIPT)
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
 CONTENT = {
     "title": "three colours",
     "common": [*SMALL, "dataset=csv", "select_on=last", "callbacks.dashboard=null"],
@@ -34,46 +38,66 @@ def study(folder: Path, *options: str, **changes) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, faces_table) -> tuple[Path, list[str]]:
-    """A study that was stopped before its second seed and went on."""
+    """A study of one seed that goes on with a second one."""
     folder, data = tmp_path_factory.mktemp("study"), f"dataset.path={faces_table}"
-    first = study(folder, data, seeds=[0])
+    first = study(folder, data, seeds=[0], time=None)
     assert first.returncode == 0, first.stderr
     # What is finished needs its folder no more.
     for run in (folder / "runs/study").glob("*-0"):
         run.rename(folder / run.name)
-    second = study(folder, data, "--jobs", "2")
+    second = study(folder, data, "--jobs", "2", time=None)
     assert second.returncode == 0, second.stderr
     return folder, [first.stderr, second.stderr]
 
 
 def test_a_study_goes_on_and_is_summed_up(done):
     folder, logs = done
-    assert "3 of 3 runs to do" in logs[0] and "3 of 6 runs to do" in logs[1]
+    assert "2 of 2 runs to do" in logs[0] and "2 of 4 runs to do" in logs[1]
     kept = json.loads((folder / "runs/study/report/study.json").read_text())
-    speed = kept["seconds_per_image"]
-    runs = kept["runs"]
-    assert len(runs) == 6 and speed["qcs + SAM"] > speed["base"] > 0
-    seen = {(r["variant"], r["images"]) for r in runs.values()}
-    assert {("base", 64), ("qcs + SAM", 64)} < seen
-    fewer = next(n for v, n in seen if v == "qcs + SAM" and n != 64)
-    expected = 64 * speed["base"] / speed["qcs + SAM"]  # in groups of four, two epochs
-    assert fewer == max(8, 8 * round(expected / 8))
-    for run in runs.values():
+    assert {(r["variant"], r["images"], r["seed"]) for r in kept["runs"].values()} == {
+        (name, 64, seed) for name in ("base", "qcs + SAM") for seed in (0, 1)
+    }
+    for run in kept["runs"].values():
         hits = sum(bin(byte).count("1") for byte in bytes.fromhex(run["correct"]))
         assert hits / run["test_images"] == pytest.approx(run["acc"], abs=1e-5)
+    # As many images as it was told, in groups of four.
+    config = yaml.safe_load((folder / "qcs_sam-64-0/job/config.yaml").read_text())
+    assert config["loader"]["samples_per_epoch"] * config["model"]["roles"] * 2 == 64
+    assert config["loader"]["batch_size"] == 2 and config["sam"]["rho"] == 0.05
 
 
 def test_the_report_tells_all_of_it(done):
     report = done[0] / "runs/study/report"
     page = (report / "report.md").read_text()
-    assert "python" in page and "## Matched for images" in page and "## Matched for time" in page
+    assert "python" in page and "## Matched for images" in page and "for time" not in page
     rows = [line for line in page.splitlines() if line.startswith("| qcs + SAM |")]
-    assert len(rows) == 5 and "`sam.rho=0.05`" in rows[0]  # overrides, then two for each table
+    assert len(rows) == 3 and "`sam.rho=0.05`" in rows[0]
     assert "±" in rows[1] and rows[2].count(",") == 1  # mean and spread; each seed's difference
     result = json.loads((report / "images/compare.json").read_text())
     assert [len(group["acc"]["values"]) for group in result["groups"]] == [2, 2]
     assert result["groups"][1]["against"]["p"] <= 1
-    assert (report / "time/seeds.png").stat().st_size > 5000
+    assert (report / "images/seeds.png").stat().st_size > 5000
+
+
+def test_runs_of_equal_time_see_fewer_images_and_are_shared(tmp_path):
+    """The reference's runs are in both tables; what takes thrice as long sees a third."""
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(CONTENT | {"images": 96}))
+    made = script.Study(tmp_path / "study.yaml", [], tmp_path / "runs", tmp_path / "report")
+    made.kept["seconds_per_image"] = {"base": 0.01, "qcs + SAM": 0.03}
+    tables = made.tables()
+    assert tables["time"]["base"] == tables["images"]["base"]
+    assert [run.images for run in tables["time"]["qcs + SAM"]] == [32, 32]
+    order = script.order(tables)
+    assert [run.seed for run in order] == [0, 0, 0, 1, 1, 1] and len(set(order)) == 6
+
+
+@pytest.mark.parametrize("file", sorted(SCRIPT.parent.glob("study_*.yaml")), ids=lambda f: f.stem)
+def test_every_study_composes(file, tmp_path):
+    made = script.Study(file, ["dataset.path=x"], tmp_path / "runs", tmp_path / "report")
+    roles = {made.roles(name) for name in made.configs}
+    assert roles == {1, 2, 4}
+    rho = {name: config["sam"]["rho"] for name, config in made.configs.items()}
+    assert all((value > 0) == ("SAM" in name) for name, value in rho.items())
 
 
 def test_what_is_wrong_is_one_sentence(done, tmp_path, faces_table):
