@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from qcs.losses import QCSLoss
@@ -344,6 +345,37 @@ def inference(device: str, batches: list[int], rounds: int, compiled: bool) -> l
     return table
 
 
+def family(device: str, batches: list[int], rounds: int) -> list[dict[str, Any]]:
+    """Size, work and time of the models that share the base branch, all in fp32 and eager.
+
+    Two FLOPs are one multiplication with its addition: papers often count half, as MACs.
+    """
+    kinds: dict[str, dict[str, Any]] = {
+        "base": {"roles": 1},
+        "dcs": {"roles": 2, "cross": {}},
+        "qcs": {"roles": 4, "cross": {}},
+        "poster": {"roles": 1, "base": {"landmarks": {}}},
+    }
+    made = {name: QCSNetwork(IR(), CLASSES, **options) for name, options in kinds.items()}
+    table = []
+    with torch.no_grad():
+        for batch in batches:
+            images = group(batch, device)[0][:, 0].contiguous()
+            runs = {name: partial(net.to(device).eval(), images) for name, net in made.items()}
+            for name, value in interleaved(runs, device, rounds, least=0.3).items():
+                whole, kept = (
+                    sum(p.numel() for p in m.parameters()) / 1e6
+                    for m in (made[name], made[name].base)
+                )
+                counter = FlopCounterMode(display=False)
+                with counter, sdpa_kernel(SDPBackend.MATH):  # of plain products, which it counts
+                    made[name](images[:1])
+                row = {"model": name, "M parameters in training": whole, "of inference": kept}
+                row |= {"GFLOP an image": counter.get_total_flops() / 1e9, "images": batch}
+                table.append(row | {"ms": 1000 * value})
+    return table
+
+
 def memory(device: str, name: str, batch: int) -> float:
     """Peak MB of a process that takes two steps in one way; on a CPU with torch itself."""
     (row,) = rows(device, "compiled" in name, name)
@@ -375,6 +407,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--family", action="store_true", help="the table of models alone")
     parser.add_argument("--out", default="runs/bench")
     parser.add_argument("--memory", help=argparse.SUPPRESS)  # the process that is measured
     options = parser.parse_args()
@@ -382,6 +415,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.memory:
         print(memory(device, options.memory, options.batches[0]))
+        return
+    if options.family:
+        print(markdown(family(device, options.images, options.rounds)))
         return
     compiled, folder = not options.no_compile, Path(options.out)
     rates = machine(device)
@@ -402,6 +438,7 @@ def main() -> None:
         "training step": steps,
         "peak memory": peaks,
         "inference, base branch": faces,
+        "the models, inference": family(device, options.images, options.rounds),
     }
     folder.mkdir(parents=True, exist_ok=True)
     about = {"device": title, "torch": torch.__version__, "command": sys.argv}
