@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from conftest import tiny_network
 from qcs import build
 from qcs.losses import QCSLoss
-from qcs.models import IR, MobileFaceNet, QCSNetwork, forms, speed
+from qcs.models import IR, MobileFaceNet, QCSNetwork, speed
 from qcs.models.poster import LandmarkAttention, position_bias
 from qcs.models.speed import speed_up
 from test_config import config
 from test_sam import fit
 from test_speed import LABELS, images
 
+KEY = "model.base.landmarks.weights"
 TINY = {"base": {"landmarks": {"head_size": 8, "drop_path": 0.0}}}
 
 
@@ -137,7 +138,7 @@ def test_what_lies_behind_the_last_landmark_map_is_left_out():
     [
         (
             {"backbone": IR((1,) * 5, (8,) * 5, 2), "grid": 1, "input_size": 64},
-            "level 5 of the pyramid is 1x1 pixels, the landmark network's maps at model.input_size"
+            "level 3 of the pyramid is 2x2 pixels, the landmark network's maps at model.input_size"
             "=64 are .32, 16, 8, 4.: change model.input_size, model.grid or",
         ),
         (
@@ -155,17 +156,22 @@ def batch(roles: int) -> dict[str, torch.Tensor]:
     return {"images": images(roles, torch.float32), "labels": LABELS[:, :roles]}
 
 
-def test_a_run_moves_statistics_but_no_weight_of_the_landmark_network(tmp_path):
-    """Through SAM, weight decay, clipping and weight averaging."""
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_run_moves_statistics_but_no_weight_of_the_landmark_network(averaged, tmp_path):
+    """Through SAM, weight decay and clipping; weight averaging alone rounds what stays the same."""
     network = tiny_network(roles=1, **TINY)
     before = copy.deepcopy(network.base.landmarks.state_dict())
     decayed = lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1)  # noqa: E731
-    ema = {"callbacks": [EMAWeightAveraging(decay=0.9999)]}
+    ema = {"callbacks": [EMAWeightAveraging(decay=0.9999)] if averaged else []}
     options = {"optimizer": decayed, "gradient_clip_norm": 1.0, "trainer": ema}
     fit(network, [batch(1)] * 3, tmp_path, **options)
     for name, value in network.base.landmarks.state_dict().items():
-        frozen = name.startswith("net.") and not name.rpartition(".")[2].startswith(("run", "num"))
-        assert torch.equal(value, before[name]) == frozen, name
+        statistic = name.rpartition(".")[2].startswith(("running", "num_batches"))
+        if name.startswith("net.") and not statistic:
+            allowed = {"rtol": 1e-6 * averaged, "atol": 0}
+            torch.testing.assert_close(value, before[name], **allowed, msg=name)
+        else:
+            assert not torch.equal(value, before[name]), name
 
 
 def test_mixed_precision():
@@ -197,9 +203,6 @@ def test_a_run_starts_from_a_file_and_its_checkpoint_does_without(faces, tmp_pat
     assert f"{KEY}=null" in caplog.text
 
 
-KEY = "model.base.landmarks.weights"
-
-
 def test_quadruplets_on_poster_from_the_command_line(tmp_path):
     parts = config(tmp_path, "model=qcs", "model.base.landmarks={drop_path: 0.1}")
     parts["model"]["num_classes"] = 7
@@ -210,10 +213,10 @@ def test_quadruplets_on_poster_from_the_command_line(tmp_path):
         config(tmp_path, "model=poster", "+model.base.landmarks.rate=1")
 
 
+@pytest.mark.slow
 def test_an_export_answers_as_the_network(tmp_path):
     pytest.importorskip("onnxscript")
-    from qcs.export import metadata, to_onnx
-    from qcs.exported import Exported, open_onnx
+    from qcs.exported import Exported, metadata, open_onnx, to_onnx
     from test_export import RECIPE, TRANSFORM
 
     model = Exported(tiny_network(**TINY).eval(), TRANSFORM, False).eval()
@@ -222,10 +225,3 @@ def test_an_export_answers_as_the_network(tmp_path):
     for number in (1, 3):
         faces = torch.randn(number, 3, 16, 16)
         torch.testing.assert_close(network(faces), model(faces), atol=1e-5, rtol=1e-5)
-
-
-def test_forms_copy_the_branch():
-    network = tiny_network(**TINY).eval()
-    form = forms.in_form(network, "eager", 2)
-    faces = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(copy.deepcopy(form)(faces), network(faces))

@@ -265,6 +265,9 @@ def test_the_data_set_is_one_that_was_published(tmp_path):
     torch.save({k: torch.zeros(()).expand(s) for k, s, _ in keys}, tmp_path / "seven.pth")
     with pytest.raises(ValueError, match="add --dataset rafdb or --dataset affectnet7"):
         convert(tmp_path / "seven.pth", tmp_path / "other.ckpt")
+    (tmp_path / "seven.pth").rename(tmp_path / "CAER-S.pth")
+    with pytest.raises(ValueError, match="is of CAER-S by its name"):
+        convert(tmp_path / "CAER-S.pth", tmp_path / "other.ckpt")
     torch.save({k: torch.zeros(()).expand(s) for k, s, _ in keys[:-9]}, tmp_path / "part.pth")
     with pytest.raises(ValueError, match="is not a whole model of the authors"):
         convert(tmp_path / "part.pth", tmp_path / "other.ckpt", "rafdb")

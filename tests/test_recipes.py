@@ -49,8 +49,8 @@ PUBLISHED = {
     ),
 }
 # tests/fixtures/poster/POSTER.md, section 9, by hand: data set, lr, probability and area of erasing
-# and anchors. Epochs 200, batch 144, SAM 0.05 around Adam without weight decay, 0.98 an epoch, resize
-# to 224, flip, nothing else.
+# and anchors. All: 200 epochs, batch 144, SAM 0.05 around Adam without weight decay, 0.98 an epoch,
+# resize to 224 and flip alone.
 POSTER = {
     "poster_rafdb": ("rafdb", 3.5e-5, 0.5, [0.02, 0.1], "shuffle"),
     "poster_affectnet7": ("affectnet", 1e-6, 1, [0.05, 0.05], "balanced"),

@@ -100,6 +100,8 @@ def _dataset(model: str, classes: int, weights: Weights, path: Path, wanted: str
             raise ValueError(f"--dataset {wanted}: {path} has {classes} classes, so it is one of "
                              f"{' or '.join(fitting)}")  # fmt: skip
         return wanted
+    if "caer" in path.name.lower():  # POSTER++ has one, with seven classes in another order
+        raise ValueError(f"{path} is of CAER-S by its name, which is no data set here")
     if len(fitting) == 1:
         return fitting[0]
     other, affectnet_ = sorted(fitting, key=lambda name: name.startswith("affectnet"))
