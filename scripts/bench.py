@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from qcs.losses import QCSLoss
@@ -131,10 +132,10 @@ def network(device: str, **options: Any) -> QCSNetwork:
     return speed_up(made, **options).to(device)
 
 
-def rows(device: str, compiled: bool, only: str | None = None) -> list[Row]:
-    """All ways, the reference first; or one of them, by name."""
+def ways(compiled: bool) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Options of `speed_up` and of `Row`, by name; the reference first."""
     bf16, hold = {"bf16": True}, {"hold": True}
-    ways: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "reference, fp32": ({}, {"loss": reference_loss}),
         "speed=default, fp32": ({}, {}),
         "speed=exact, fp32": (FAST, hold),
@@ -142,10 +143,15 @@ def rows(device: str, compiled: bool, only: str | None = None) -> list[Row]:
         "speed=fast, bf16": (FAST, bf16 | hold),
     }
     if compiled:
-        ways["speed=fast, compiled, bf16"] = (FAST | {"compiled": True}, bf16 | hold)
+        found["speed=fast, compiled, bf16"] = (FAST | {"compiled": True}, bf16 | hold)
+    return found
+
+
+def rows(device: str, compiled: bool, only: str | None = None) -> list[Row]:
+    """All ways, or one of them, by name."""
     return [
         Row(name, network(device, **speed), **options)
-        for name, (speed, options) in ways.items()
+        for name, (speed, options) in ways(compiled).items()
         if only in (None, name)
     ]
 
@@ -365,6 +371,37 @@ def profile(device: str, batch: int, folder: Path) -> str:
     return text
 
 
+def family(device: str, batches: list[int], rounds: int) -> list[dict[str, Any]]:
+    """Size, work and time of the models that share the base branch, all in fp32 and eager.
+
+    Two FLOPs are one multiplication with its addition: papers often count half, as MACs.
+    """
+    kinds: dict[str, dict[str, Any]] = {
+        "base": {"roles": 1},
+        "dcs": {"roles": 2, "cross": {}},
+        "qcs": {"roles": 4, "cross": {}},
+        "poster": {"roles": 1, "base": {"landmarks": {}}},
+    }
+    made = {name: QCSNetwork(IR(), CLASSES, **options) for name, options in kinds.items()}
+    table = []
+    with torch.no_grad():
+        for batch in batches:
+            images = group(batch, device)[0][:, 0].contiguous()
+            runs = {name: partial(net.to(device).eval(), images) for name, net in made.items()}
+            for name, value in interleaved(runs, device, rounds, least=0.3).items():
+                whole, kept = (
+                    sum(p.numel() for p in m.parameters()) / 1e6
+                    for m in (made[name], made[name].base)
+                )
+                counter = FlopCounterMode(display=False)
+                with counter, sdpa_kernel(SDPBackend.MATH):  # of plain products, which it counts
+                    made[name](images[:1])
+                row = {"model": name, "M parameters in training": whole, "of inference": kept}
+                row |= {"GFLOP an image": counter.get_total_flops() / 1e9, "images": batch}
+                table.append(row | {"ms": 1000 * value})
+    return table
+
+
 def memory(device: str, name: str, batch: int) -> float:
     """Peak MB of a process that takes two steps in one way; on a CPU with torch itself."""
     (row,) = rows(device, "compiled" in name, name)
@@ -388,6 +425,21 @@ def markdown(table: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def peaks(device: str, names: list[str], batch: int) -> list[dict[str, Any]]:
+    """Peak memory of each way, each in a process of its own."""
+    table = []
+    for name in names:
+        command = [sys.executable, __file__, "--memory", name, "--batches", str(batch)]
+        command += ["--threads", str(torch.get_num_threads())]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peak = float(done.stdout.split()[-1])
+        table.append({"way": name, "quadruplets": batch, "peak MB of a step": peak})
+    return table
+
+
+PARTS = ("training", "memory", "inference", "models", "profile")
+
+
 def main() -> None:
     """Measure, print, write bench.json and bench.md."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -396,7 +448,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--profile", action="store_true", help="only what a fast step is made of")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--out", default="runs/bench")
     parser.add_argument("--memory", help=argparse.SUPPRESS)  # the process that is measured
     options = parser.parse_args()
@@ -405,33 +457,27 @@ def main() -> None:
     if options.memory:
         print(memory(device, options.memory, options.batches[0]))
         return
-    compiled, folder = not options.no_compile, Path(options.out)
-    if options.profile:
-        print(profile(device, options.batches[0], folder))
-        return
-    rates = machine(device)
-    steps, agreed = training(device, options.batches, options.rounds, compiled, rates)
-    names = list(agreed)
-    peaks = []
-    for name in names:
-        command = [sys.executable, __file__, "--memory", name]
-        command += ["--batches", str(options.batches[0]), "--threads", str(options.threads)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peak = float(done.stdout.split()[-1])
-        peaks.append({"way": name, "quadruplets": options.batches[0], "peak MB of a step": peak})
-    faces = inference(device, options.images, options.rounds, compiled)
-    title = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {options.threads} threads"
-    parts = {
-        "the machine's own rates, GFLOP/s": [rates],
-        "agreement with fp64 (2 quadruplets)": [{"way": n} | v for n, v in agreed.items()],
-        "training step": steps,
-        "peak memory": peaks,
-        "inference, base branch": faces,
-    }
+    compiled, folder, rounds = not options.no_compile, Path(options.out), options.rounds
     folder.mkdir(parents=True, exist_ok=True)
+    tables: dict[str, list[dict[str, Any]]] = {}
+    if "training" in options.parts:
+        rates = machine(device)
+        steps, agreed = training(device, options.batches, rounds, compiled, rates)
+        tables["the machine's own rates, GFLOP/s"] = [rates]
+        tables["agreement with fp64 (2 quadruplets)"] = [{"way": n} | v for n, v in agreed.items()]
+        tables["training step"] = steps
+    if "memory" in options.parts:
+        tables["peak memory"] = peaks(device, list(ways(compiled)), options.batches[0])
+    if "inference" in options.parts:
+        tables["inference, base branch"] = inference(device, options.images, rounds, compiled)
+    if "models" in options.parts:
+        tables["the models, inference"] = family(device, options.images, rounds)
+    if "profile" in options.parts:
+        print(profile(device, options.batches[0], folder))
+    title = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {options.threads} threads"
     about = {"device": title, "torch": torch.__version__, "command": sys.argv}
-    (folder / "bench.json").write_text(json.dumps(about | parts, indent=1) + "\n")
-    page = "\n".join(f"## {name}\n\n{markdown(table)}" for name, table in parts.items())
+    (folder / "bench.json").write_text(json.dumps(about | tables, indent=1) + "\n")
+    page = "\n".join(f"## {name}\n\n{markdown(table)}" for name, table in tables.items())
     (folder / "bench.md").write_text(f"# {title}, torch {torch.__version__}\n\n{page}")
     print(page)
 

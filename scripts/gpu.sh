@@ -8,5 +8,4 @@ out=${1:-runs/gpu}
 python=${PYTHON:-python}
 $python -c 'import torch; assert torch.cuda.is_available(), "no GPU here"'
 timeout 120 $python -m pytest -q -m gpu tests/test_speed.py
-timeout 60 $python scripts/bench.py --profile --batches 24 --out "$out"
-timeout 400 $python scripts/bench.py --batches 8 24 --images 1 8 64 --rounds 5 --out "$out"
+timeout 480 $python scripts/bench.py --batches 8 24 --images 1 8 64 --rounds 5 --out "$out"

@@ -48,6 +48,14 @@ PUBLISHED = {
         *(287_651 // 8, None, 0.2, 0.5, 1, "prenorm"),
     ),
 }
+# tests/fixtures/poster/POSTER.md, section 9, by hand: data set, lr, probability and area of erasing
+# and anchors. All: 200 epochs, batch 144, SAM 0.05 around Adam without weight decay, 0.98 an epoch,
+# resize to 224 and flip alone.
+POSTER = {
+    "poster_rafdb": ("rafdb", 3.5e-5, 0.5, [0.02, 0.1], "shuffle"),
+    "poster_affectnet7": ("affectnet", 1e-6, 1, [0.05, 0.05], "balanced"),
+    "poster_affectnet8": ("affectnet", 1e-6, 1, [0.05, 0.05], "balanced"),
+}
 PUBLISHED |= {f"{name}_pretrained": PUBLISHED[name] for name in ("qcs_rafdb", "qcs_ferplus")}
 ABLATED = {  # the one option of each file
     "none": {},
@@ -116,8 +124,35 @@ def test_a_recipe_holds_the_published_values(name, tmp_path):
     assert parts["loss"]["label_smoothing"] == 0 and parts["loss"]["class_weights"] is None
 
 
+@pytest.mark.parametrize("name", POSTER)
+def test_a_recipe_of_poster_holds_the_published_values(name, tmp_path):
+    parts = config(tmp_path, f"experiment={name}")
+    data, lr, erase, area, anchors = POSTER[name]
+    train, evaluation = parts["augment"]["train"], parts["augment"]["eval"]
+    loader, model, optimizer = parts["loader"], parts["model"], parts["optimizer"]
+    assert parts["dataset"]["_target_"] == f"qcs.data.sources.{data}.read"
+    assert parts["dataset"].get("classes", 7) == (8 if "affectnet8" in name else 7)
+    assert {train["size"], train["resize"], evaluation["size"], evaluation["resize"]} == {224}
+    assert (train["flip"], train["rotation"], train["jitter"]) == (0.5, 0, [0, 0, 0, 0])
+    assert (train["erase"], train["erase_area"]) == (erase, area)
+    assert (loader["batch_size"], parts["trainer"]["max_epochs"]) == (144, 200)
+    assert (loader["anchors"], loader["samples_per_epoch"]) == (anchors, None)  # as many as images
+    assert (model["roles"], model["cross"], model["embed_dim"]) == (1, None, 768)
+    assert (model["input_size"], model["grid"], model["num_heads"]) == (112, 7, 8)
+    landmarks = {"weights": None, "head_size": 32, "drop_path": 0.25}
+    base = {"depth": 2, "drop": 0, "attention_drop": 0, "landmarks": landmarks}
+    assert model["base"] == base
+    assert parts["backbone"]["units"] == [3, 4, 14]
+    assert (optimizer["_target_"], optimizer["weight_decay"]) == ("torch.optim.Adam", 0)
+    assert (optimizer["lr"], parts["scheduler"]["schedule"]["gamma"]) == (lr, 0.98)
+    assert (parts["sam"]["rho"], parts["sam"]["adaptive"]) == (0.05, False)
+    assert parts["loss"]["label_smoothing"] == 0 and parts["loss"]["class_weights"] is None
+    assert (parts["select_on"], parts["gradient_clip_norm"]) == ("test", None)
+
+
 def test_every_published_setting_has_a_file():
-    assert set(PUBLISHED) == {c for c in choices("experiment") if c[:4] in ("qcs_", "dcs_")}
+    families = ("qcs_", "dcs_", "poster_")
+    assert {*PUBLISHED, *POSTER} == {c for c in choices("experiment") if c.startswith(families)}
 
 
 @pytest.mark.parametrize("name", ["qcs_rafdb_pretrained", "qcs_ferplus_pretrained"])

@@ -70,7 +70,7 @@ def recipe(config: dict[str, Any], class_names: Sequence[str]) -> dict[str, Any]
     return {
         "qcs_version": qcs.__version__,
         "backbone": backbone,
-        "model": {**config["model"], "num_classes": len(class_names)},
+        "model": {**_own_model(config["model"]), "num_classes": len(class_names)},
         "class_names": list(class_names),
         "dataset": config["dataset"],
         "transform": config["augment"]["eval"],
@@ -80,12 +80,25 @@ def recipe(config: dict[str, Any], class_names: Sequence[str]) -> dict[str, Any]
 
 def network(parts: dict[str, Any]) -> QCSNetwork:
     """Build the network of a recipe."""
-    return instantiate(parts["model"], backbone=instantiate(_own(parts["backbone"])))
+    return instantiate(_own_model(parts["model"]), backbone=instantiate(_own(parts["backbone"])))
 
 
 def _own(backbone: dict[str, Any]) -> dict[str, Any]:
     """A backbone's node without what concerns training alone."""
     return {k: v for k, v in backbone.items() if k not in BackboneOptions.__annotations__}
+
+
+def _own_model(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's node without the landmark network's file, which concerns training alone."""
+    landmarks = _landmarks(model)
+    if not landmarks:
+        return model
+    own = {k: v for k, v in landmarks.items() if k != "weights"}
+    return {**model, "base": {**model["base"], "landmarks": own}}
+
+
+def _landmarks(model: dict[str, Any]) -> dict[str, Any]:
+    return (model.get("base") or {}).get("landmarks") or {}
 
 
 def loss(config: dict[str, Any], manifest: Manifest) -> nn.Module:
@@ -115,8 +128,8 @@ def module(config: dict[str, Any], data: FaceDataModule) -> QCSModule:
     parts, options = recipe(config, data.manifest.class_names), config["backbone"]
     resumes = bool(config["ckpt"])  # from there come all weights
     net = network(parts if resumes else {**parts, "backbone": options})
-    if options.get("weights") and not resumes:
-        weights.load_backbone(net.base.backbone, options["weights"])
+    if not resumes:
+        _start(net, options.get("weights"), _landmarks(config["model"]).get("weights"))
     if options.get("grad_checkpointing"):
         _recompute(net.base.backbone)
     return QCSModule(
@@ -132,6 +145,19 @@ def module(config: dict[str, Any], data: FaceDataModule) -> QCSModule:
         recomputes=options.get("grad_checkpointing", False),
         recipe=parts,
     )
+
+
+def _start(net: QCSNetwork, backbone: str | None, landmarks: str | None) -> None:
+    """Take over the weights of files, where there are any."""
+    if backbone:
+        weights.load_backbone(net.base.backbone, backbone)
+    if landmarks:
+        weights.load_backbone(net.base.landmarks.net, landmarks, "landmark network")
+    elif net.base.landmarks is not None:
+        log.warning(
+            "model.base.landmarks.weights=null: the landmark network stays as it is, so its random "
+            "weights stay; write the path of its file"
+        )
 
 
 def _recompute(backbone: nn.Module) -> None:

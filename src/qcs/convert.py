@@ -22,7 +22,8 @@ from qcs.weights import STATE_DICTS, Weights, read_state_dict
 
 log = logging.getLogger(__name__)
 
-HEADS = {2: "dcs", 4: "qcs"}
+HEADS = {1: "poster", 2: "dcs", 4: "qcs"}  # roles -> conf/model
+NAMES = {"poster": "POSTER++", "dcs": "DCS", "qcs": "QCS"}
 DATASETS = {
     "rafdb": rafdb.CLASS_NAMES,
     "ferplus": ferplus.CLASS_NAMES,
@@ -47,7 +48,7 @@ def convert(official: str | Path, out: str | Path, dataset: str | None = None) -
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: no such file, one of `out` already, or not
-            a whole QCS or DCS model of the authors, or its data set cannot be told.
+            a whole QCS, DCS or POSTER++ model of the authors, or its data set cannot be told.
     """
     out = Path(out).expanduser()
     if out.exists():
@@ -55,21 +56,22 @@ def convert(official: str | Path, out: str | Path, dataset: str | None = None) -
     weights = read_state_dict(official)
     state, report = from_official(weights.state_dict)
     roles, classes = variant(state, official)
-    dataset = _dataset(classes, weights, Path(official), dataset)
-    recipe = official_recipe(HEADS[roles], dataset)
+    model = HEADS[roles]
+    dataset = _dataset(model, classes, weights, Path(official), dataset)
+    recipe = official_recipe(model, dataset)
     network = build.network(recipe)
     _complete(state, network.state_dict(), official)
     content = {"qcs": recipe, "state_dict": {f"network.{k}": v for k, v in state.items()}}
     AtomicCheckpointIO().save_checkpoint(content, out)
     _report(out, official, weights, report)
-    log.info("%s: %s, %d classes: %s", out, HEADS[roles].upper(), classes,
+    log.info("%s: %s, %d classes: %s", out, NAMES[model], classes,
              ", ".join(recipe["class_names"]))  # fmt: skip
     log.info("try it: python -m qcs.eval ckpt=%s dataset=%s dataset.path=...", out, dataset)
     return recipe
 
 
 def variant(state: Mapping[str, Tensor], path: str | Path) -> tuple[int, int]:
-    """Roles (2 or 4) and classes of a translated state dict.
+    """Roles (1, POSTER++; 2 or 4) and classes of a translated state dict.
 
     Raises:
         ValueError: it has no head of 7 or 8 classes.
@@ -78,17 +80,30 @@ def variant(state: Mapping[str, Tensor], path: str | Path) -> tuple[int, int]:
     if head is None or len(head) not in (7, 8):
         found = "no head" if head is None else f"{len(head)} classes"
         raise ValueError(f"{path} has {found}, the authors' models have 7 or 8 classes")
+    if any(key.startswith("base.landmarks.") for key in state):
+        return 1, len(head)
     return 4 if any(key.endswith(".theta") for key in state) else 2, len(head)
 
 
-def _dataset(classes: int, weights: Weights, path: Path, wanted: str | None) -> str:
+def _fitting(model: str, classes: int) -> list[str]:
+    """The data sets of that many classes on which a model was published."""
+    published = {f.stem for f in (CONF / "experiment").glob(f"{model}_*.yaml")}
+    sizes = {name: len(classnames) for name, classnames in DATASETS.items()}
+    return [k for k, n in sizes.items() if n == classes and f"{model}_{k}" in published]
+
+
+def _dataset(model: str, classes: int, weights: Weights, path: Path, wanted: str | None) -> str:
     """The data set: as wanted, or from the file's name, its leftovers, or its best accuracy."""
-    fitting = [name for name, classnames in DATASETS.items() if len(classnames) == classes]
+    fitting = _fitting(model, classes)
     if wanted:
         if wanted not in fitting:
             raise ValueError(f"--dataset {wanted}: {path} has {classes} classes, so it is one of "
                              f"{' or '.join(fitting)}")  # fmt: skip
         return wanted
+    if "caer" in path.name.lower():  # POSTER++ has one, with seven classes in another order
+        raise ValueError(f"{path} is of CAER-S by its name, which is no data set here")
+    if len(fitting) == 1:
+        return fitting[0]
     other, affectnet_ = sorted(fitting, key=lambda name: name.startswith("affectnet"))
     named = {d for word, d in WORDS.items() if word in path.name.lower()}
     found, why = None, ""
@@ -134,13 +149,14 @@ def _complete(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str
 def _report(out: Path, official: str | Path, weights: Weights, report: Report) -> None:
     """Write what became of every key, and say it in short."""
     lines = [f"{key} -> network.{ours}" for key, ours in report.mapped.items()]
-    lines += [f"{key} dropped: no input reaches it in the authors' code" for key in report.dropped]
+    lines += [f"{key} dropped: {why}" for key, why in report.dropped.items()]
     listed = out.with_suffix(".keys.txt")
     listed.write_text("\n".join(lines) + "\n", encoding="utf-8")
     parts = Counter(".".join(ours.split(".")[:2]) for ours in report.mapped.values())
     for part, number in parts.items():
         log.info("%4d tensors of %s", number, part)
-    log.info("%4d dropped: no input reaches them in the authors' code", len(report.dropped))
+    for why, number in Counter(report.dropped.values()).items():
+        log.info("%4d dropped: %s", number, why)
     if weights.content is not weights.state_dict and isinstance(weights.content, Mapping):
         taken = {*weights.state_dict, *STATE_DICTS}
         others = [str(key) for key in weights.content if key not in taken]

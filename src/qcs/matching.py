@@ -1,7 +1,8 @@
 """The tensors of a backbone among the keys of a file, whoever wrote it.
 
 Sources of the layouts: IR-50 of ArcFace as published for face recognition (`input_layer`,
-`body1..4` or one flat `body`, `output_layer`), the authors' QCS and DCS checkpoints
+`body1..4` or one flat `body`, `output_layer`), MobileFaceNet as published for faces (our names) and
+as POSTER++'s landmark network (`conv2_dw`), the authors' QCS, DCS and POSTER++ checkpoints
 (qcs.official), our own, and timm's state dicts.
 """
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from qcs.official import translate
 
-OURS = ("network.base.backbone.", "base.backbone.")  # in a run's checkpoint, in a network
+# A network's parts that start from files, in our names.
+PARTS = {"backbone": "base.backbone.", "landmark network": "base.landmarks.net."}
 
 
 class Match(NamedTuple):
@@ -26,12 +28,22 @@ class Match(NamedTuple):
     extras: int  # the file's keys of other parts: heads, later stages
 
 
-def match(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
-    """Find a backbone's tensors in a state dict of any of the layouts."""
+def match(backbone: nn.Module, tensors: Mapping[str, Tensor], part: str = "backbone") -> Match:
+    """Find a backbone's tensors in a state dict of any of the layouts.
+
+    Args:
+        backbone: the network to fill.
+        tensors: of the file. Where it holds several networks, the one that fits is taken.
+        part: of `PARTS`, what the backbone is; where two fit, that one is taken.
+    """
     own = backbone.state_dict()
     slots = {_plain(key): key for key in own}
-    names = backbone_names(tensors)
-    pairs = {slots[_plain(name)]: key for key, name in names.items() if _plain(name) in slots}
+
+    def paired(names: Mapping[str, str]) -> dict[str, str]:
+        return {slots[_plain(name)]: key for key, name in names.items() if _plain(name) in slots}
+
+    names = max(networks(tensors, part), key=lambda names: len(paired(names)))
+    pairs = paired(names)
     fits = {o: key for o, key in pairs.items() if own[o].shape == tensors[key].shape}
     shapes = [
         f"{o} {tuple(own[o].shape)} is {tuple(tensors[key].shape)} there"
@@ -44,23 +56,31 @@ def match(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
     return Match(fits, shapes, missing, inside, len(tensors) - len(pairs) - len(inside))
 
 
-def backbone_names(keys: Iterable[str]) -> dict[str, str]:
-    """Name a file's keys as a backbone does; those of other parts of a network are left out."""
+def networks(keys: Iterable[str], part: str = "backbone") -> list[dict[str, str]]:
+    """Name a file's keys as a backbone does, for each network in it that could be one.
+
+    Those of `part` come first; keys of other parts of a network are left out.
+    """
     names = {key: key.removeprefix("module.") for key in keys}
-    for prefix in OURS:
-        if any(name.startswith(prefix) for name in names.values()):
-            return {k: n.removeprefix(prefix) for k, n in names.items() if n.startswith(prefix)}
     if any(name.startswith("input_layer.") for name in names.values()):
         names = {key: f"ir_back.{name}" for key, name in _staged(names).items()}
-    if not any(name.startswith("ir_back.") for name in names.values()):
-        return names  # a backbone's own, timm's or ours
-    ours = {k: _official(n) for k, n in names.items() if n.startswith("ir_back.")}
-    return {k: n.removeprefix("base.backbone.") for k, n in ours.items() if n is not None}
+    elif any(name.startswith("conv2_dw.") for name in names.values()):
+        names = {key: f"face_landback.{name}" for key, name in names.items()}
+    if any(name.startswith(("ir_back.", "face_landback.")) for name in names.values()):
+        names = {key: _official(name) for key, name in names.items()}
+    names = {key: re.sub(r"^network\.(?=base\.)", "", name) for key, name in names.items()}
+    prefixes = sorted(PARTS.values(), key=lambda prefix: prefix != PARTS[part])
+    found = [
+        {key: name.removeprefix(p) for key, name in names.items() if name.startswith(p)}
+        for p in prefixes
+    ]
+    return [names for names in found if names] or [names]  # a backbone's own, timm's or ours
 
 
-def _official(name: str) -> str | None:
+def _official(name: str) -> str:
+    """Our name; what is dropped or of no official model keeps its own."""
     try:
-        return translate(name)
+        return translate(name)[0] or name
     except KeyError:
         return name
 

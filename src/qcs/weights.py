@@ -17,7 +17,10 @@ from qcs.matching import match
 
 log = logging.getLogger(__name__)
 
-STATE_DICTS = ("state_dict", "model_state_dict", "model")  # where training files keep theirs
+# Where training files keep theirs.
+STATE_DICTS = ("state_dict", "model_state_dict", "net_state_dict", "model")
+# The config key of each part's file.
+KEYS = {"backbone": "backbone.weights", "landmark network": "model.base.landmarks.weights"}
 
 
 class Weights(NamedTuple):
@@ -107,7 +110,7 @@ def reason(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def load_backbone(backbone: nn.Module, path: str | Path) -> None:
+def load_backbone(backbone: nn.Module, path: str | Path, part: str = "backbone") -> None:
     """Start a backbone from a file; other parts of the file are left out.
 
     What the file lacks, or has in another shape, keeps its values and is named in a warning.
@@ -115,24 +118,26 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     Args:
         backbone: as `qcs.models.BaseBranch` holds it.
         path: safetensors or torch's format, a layout of `qcs.matching`.
+        part: "backbone" or "landmark network", what it is in the whole network.
 
     Raises:
         FileNotFoundError, ValueError: as `read_state_dict`; ValueError as well where less than
             half of the backbone's tensors are in the file.
     """
+    where = f"{KEYS[part]}={path}"
     if not Path(path).expanduser().is_file():
-        raise FileNotFoundError(f"no file at backbone.weights={path}; write the path of yours")
+        raise FileNotFoundError(f"no file at {where}; write the path of yours")
     tensors = read_state_dict(path).state_dict
     own = backbone.state_dict()
-    found = match(backbone, tensors)
+    found = match(backbone, tensors, part)
     if 2 * len(found.fits) < len(own):
         taken = set(found.fits.values())
         ours = [*found.shapes, *found.missing][:3]
         theirs = [key for key in tensors if key not in taken][:3]
         raise ValueError(
-            f"backbone.weights={path} fits {len(found.fits)} of the backbone's {len(own)} tensors: "
-            f"without a partner are the backbone's {'; '.join(ours)} and the file's "
-            f"{', '.join(theirs) or 'none'}; choose the backbone that the file was made for"
+            f"{where} fits {len(found.fits)} of the {part}'s {len(own)} tensors: "
+            f"without a partner are the {part}'s {'; '.join(ours)} and the file's "
+            f"{', '.join(theirs) or 'none'}; choose the {part} that the file was made for"
         )
     backbone.load_state_dict({o: tensors[k] for o, k in found.fits.items()}, strict=False)
     for what, keys in {
@@ -142,9 +147,9 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
     }.items():
         if keys:
             names = ", ".join(keys)
-            log.warning("backbone.weights=%s: %d tensors %s: %s", path, len(keys), what, names)
+            log.warning("%s: %d tensors %s: %s", where, len(keys), what, names)
     taken = f"took {len(found.fits)} of {len(own)} tensors"
     log.info(
-        "backbone.weights=%s: %s, left out %d of other parts of the file (heads, later stages)",
-        *(path, taken, found.extras),
+        "%s: %s, left out %d of other parts of the file (heads, later stages)",
+        *(where, taken, found.extras),
     )

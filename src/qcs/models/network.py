@@ -18,6 +18,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qcs.models.fitting import map_sizes
+from qcs.models.poster import LandmarkBranch, LandmarkOptions
 from qcs.models.role_norm import set_roles
 from qcs.models.similarity import CrossSimilarityBlock, SimilarityOptions
 
@@ -31,6 +33,12 @@ class EncoderOptions(TypedDict, total=False):
     depth: int
     drop: float
     attention_drop: float
+
+
+class BaseOptions(EncoderOptions, total=False):
+    """Arguments of `BaseBranch` that are a choice."""
+
+    landmarks: LandmarkOptions | None
 
 
 class CrossOptions(EncoderOptions, total=False):
@@ -70,6 +78,9 @@ class PyramidTokens(nn.Module):
         embed_dim: C.
         grid: tokens a side.
 
+    Attributes:
+        sides: pixels a side of each level after the convolution at its own width.
+
     Raises:
         ValueError: a map cannot be halved to the grid.
     """
@@ -78,7 +89,7 @@ class PyramidTokens(nn.Module):
         self, channels: Sequence[int], sizes: Sequence[tuple[int, int]], embed_dim: int, grid: int
     ) -> None:
         super().__init__()
-        self.lateral, self.embed = nn.ModuleList(), nn.ModuleList()
+        self.lateral, self.embed, self.sides = nn.ModuleList(), nn.ModuleList(), []
         for level, (width, (h, w)) in enumerate(zip(channels, sizes, strict=True), start=1):
             steps = _halvings(h, grid)
             if steps is None or h != w:
@@ -88,6 +99,7 @@ class PyramidTokens(nn.Module):
                     "model.input_size or the backbone's out_indices"
                 )
             self.lateral.append(nn.Conv2d(width, width, 3, 2, 1) if steps else nn.Identity())
+            self.sides.append((h + 1) // 2 if steps else h)
             widths = [width] + [embed_dim] * max(steps - 1, 1)
             kernel = dict(kernel_size=3, stride=2, padding=1) if steps > 1 else {"kernel_size": 1}
             convs = [nn.Conv2d(i, o, **kernel) for i, o in pairwise(widths)]
@@ -97,10 +109,13 @@ class PyramidTokens(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
                 nn.init.zeros_(module.bias)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Turn L maps (B, C_l, H_l, W_l) into tokens (B, L*N, C), level by level."""
-        levels = zip(self.lateral, self.embed, maps, strict=True)
-        tokens = [embed(lateral(x)).flatten(2).mT for lateral, embed, x in levels]
+    def levels(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Bring L maps (B, C_l, H_l, W_l) to (B, C_l, S_l, S_l), S_l of `sides`."""
+        return [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Turn L levels (B, C_l, S_l, S_l) into tokens (B, L*N, C), level by level."""
+        tokens = [embed(x).flatten(2).mT for embed, x in zip(self.embed, levels, strict=True)]
         return torch.cat(tokens, dim=1)
 
 
@@ -178,9 +193,11 @@ class BaseBranch(nn.Module):
         input_size: images are sub-sampled to this many pixels by nearest neighbour (224 to
             112 in the paper: every second pixel).
         embed_dim, grid, depth, num_heads, drop, attention_drop: see the parts.
+        landmarks: arguments of `LandmarkBranch` that are a choice; None leaves it out. With it
+            and one role the network is POSTER++.
 
     Raises:
-        ValueError: the backbone's maps are not NCHW or do not fit the grid.
+        ValueError: the backbone's maps are not NCHW, do not fit the grid or the landmarks'.
     """
 
     def __init__(
@@ -194,70 +211,43 @@ class BaseBranch(nn.Module):
         num_heads: int = 8,
         drop: float = 0.0,
         attention_drop: float = 0.0,
+        landmarks: LandmarkOptions | None = None,
     ) -> None:
         super().__init__()
         self.input_size = input_size
         self.backbone, self.roles = backbone, "apart"
-        channels = backbone.feature_info.channels()
-        sizes = self._map_sizes(channels)
+        channels, sizes = backbone.feature_info.channels(), map_sizes(backbone, input_size)
         self.pyramid = PyramidTokens(channels, sizes, embed_dim, grid)
+        self.landmarks = None
+        if landmarks is not None:
+            sides = self.pyramid.sides
+            self.landmarks = LandmarkBranch(channels, sides, input_size, **landmarks)
         self.encoder = TokenEncoder(
             len(channels) * grid**2, embed_dim, num_classes, depth, num_heads, drop, attention_drop
         )
 
-    def _map_sizes(self, channels: Sequence[int]) -> list[tuple[int, int]]:
-        """Ask the backbone itself, with one black image: paddings differ between families."""
-        training, size = self.backbone.training, self.input_size
-        try:
-            with torch.enable_grad():  # wherever it is built: `_prune` follows the gradient
-                maps = self.backbone.eval()(torch.zeros(1, 3, size, size))
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(
-                f"the backbone does not take model.input_size={size} pixels: {error}"
-            ) from error
-        if [m.shape[1] if m.ndim == 4 else None for m in maps] != list(channels):
-            raise ValueError(
-                f"the backbone's maps are {[tuple(m.shape) for m in maps]}, expected (batch, "
-                f"channel, height, width) with {list(channels)} channels; choose another backbone"
-            )
-        self._prune(maps)
-        self.backbone.train(training)
-        return [tuple(m.shape[2:]) for m in maps]
-
-    def _prune(self, maps: Sequence[Tensor]) -> None:
-        """Drop what lies behind the last map (timm keeps a stage more in some families)."""
-        params = dict(self.backbone.named_parameters())
-        with torch.enable_grad():
-            total = sum(m.sum() for m in maps)
-        grads = torch.autograd.grad(total, list(params.values()), allow_unused=True)
-        unused = {k for k, g in zip(params, grads, strict=True) if g is None}
-        for name, _ in list(self.backbone.named_modules()):
-            inside = {k for k in unused if k.startswith(f"{name}.")}
-            if inside and inside == {k for k in params if k.startswith(f"{name}.")}:
-                self.backbone.set_submodule(name, nn.Identity())
-                unused -= inside
-        try:
-            with torch.no_grad():
-                self.backbone(torch.zeros(1, 3, self.input_size, self.input_size))
-        except (IndexError, RuntimeError, TypeError):
-            unused |= set(params)
-        if unused:
-            raise ValueError(
-                "the backbone has parameters that its maps do not use and that cannot be left "
-                "out; choose backbone.out_indices that include its last map"
-            )
-
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Sub-sample images (B, 3, H, W) and return the backbone's maps (B, C_l, H_l, W_l)."""
+        """Sub-sample images (B, 3, H, W) and return the backbone's maps (B, C_l, H_l, W_l).
+
+        Those of the landmark network, if any, follow. All that holds BatchNorm is here.
+        """
         if images.shape[-2:] != (self.input_size, self.input_size):
             images = F.interpolate(images, size=self.input_size, mode="nearest")
-        return self.backbone(images)
+        maps = self.backbone(images)
+        return maps if self.landmarks is None else [*maps, *self.landmarks.net(images)]
+
+    def _encode(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        number = len(self.pyramid.sides)
+        levels = self.pyramid.levels(maps[:number])
+        if self.landmarks is not None:
+            levels = self.landmarks(levels, maps[number:])
+        return self.encoder(self.pyramid(levels))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Turn images (B, 3, H, W) into logits (B, K), features (B, C), tokens (B, L*N, C)."""
         if self.training and self.roles == "together":
-            set_roles(self.backbone, 1)
-        return self.encoder(self.pyramid(self.maps(images)))
+            set_roles(self, 1)
+        return self._encode(self.maps(images))
 
     def compare(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same for groups (B, R, 3, H, W); every output gains the role axis.
@@ -269,12 +259,12 @@ class BaseBranch(nn.Module):
         """
         roles = images.transpose(0, 1)  # (R, B, 3, H, W)
         at_once = not self.training or self.roles == "joint"
-        if at_once or (self.roles == "together" and set_roles(self.backbone, len(roles))):
+        if at_once or (self.roles == "together" and set_roles(self, len(roles))):
             maps = self.maps(roles.flatten(0, 1))
         else:
             levels = zip(*(self.maps(x) for x in roles), strict=True)
             maps = [torch.cat(m) for m in levels]  # (R*B, C_l, H_l, W_l)
-        out = self.encoder(self.pyramid(maps))
+        out = self._encode(maps)
         return tuple(x.unflatten(0, roles.shape[:2]).transpose(0, 1) for x in out)
 
 
@@ -339,7 +329,8 @@ class QCSNetwork(nn.Module):
         num_classes: K.
         roles: 1 (plain classifier), 2 (DCS: anchor, positive) or 4 (QCS: and two negatives).
         input_size, embed_dim, grid, num_heads: see the parts; heads serve both encoders.
-        base: depth, drop, attention_drop of the base branch's encoder.
+        base: depth, drop, attention_drop of the base branch's encoder; landmarks, see
+            `BaseBranch`.
         cross: arguments of `CrossModule` that are a choice: depth, drop, attention_drop,
             residual, similarity. None leaves the module out (its ablation).
 
@@ -357,7 +348,7 @@ class QCSNetwork(nn.Module):
         embed_dim: int = 768,
         grid: int = 7,
         num_heads: int = 8,
-        base: EncoderOptions | None = None,
+        base: BaseOptions | None = None,
         cross: CrossOptions | None = None,
     ) -> None:
         super().__init__()

@@ -93,7 +93,7 @@ def speed_up(
         ValueError: `compiled` without a C++ compiler.
     """
     if roles == "together":
-        by_role(network.base.backbone)
+        by_role(network.base)
     network.base.roles = roles
     if cpu_kernels:
         use_cpu_kernels(network)
@@ -101,7 +101,10 @@ def speed_up(
         hold_memory()
     if compiled:
         require_compiler("speed.compiled=true")
-        for part in (network.base.backbone, network.base.encoder, network.cross):
+        base = network.base
+        parts = [base.backbone, base.landmarks, base.encoder, network.cross]
+        parts += [] if base.landmarks is None else [base.landmarks.net]
+        for part in parts:
             if part is not None:
                 part.compile()
     return network.to(memory_format=torch.channels_last) if channels_last else network
