@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import Block
 from torch import nn
 from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
@@ -125,6 +126,18 @@ def test_the_gradient_of_prelu_is_torchs():
     torch.testing.assert_close(found, expected)
 
 
+def test_attention_in_bf16_is_explicit_on_a_cpu_and_the_same():
+    plain = Block(32, 2, qkv_bias=True).attn
+    fast = copy.deepcopy(plain)
+    speed.use_cpu_kernels(nn.ModuleList([fast]))
+    tokens = torch.randn(2, 5, 32)
+    assert fast.fused_attn
+    torch.testing.assert_close(fast(tokens), plain(tokens))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fast.fused_attn
+        torch.testing.assert_close(fast(tokens), plain(tokens), atol=0.02, rtol=0.05)
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_memory_that_is_held_stays_with_the_process():
     """A freed tensor of 64 MB leaves the process as large as it was, or as small."""
@@ -192,7 +205,7 @@ def test_a_form_answers_as_the_network(form):
     """Through the real compiler: `pytest -m slow tests/test_speed.py`, needs g++ (and torchao)."""
     network = tiny_network().eval()
     faces = images(4, torch.float32).flatten(0, 1)
-    found = forms.in_form(network, form, 5)(faces)
+    found = forms.in_form(network, form, len(faces))(faces)
     expected = network(faces)
     allowed = {"compiled": 1e-5, "compiled_bf16": 0.05, "compiled_int8": 0.15}[form]
     assert ((found - expected).square().mean().sqrt() / expected.std()).item() < allowed

@@ -10,6 +10,7 @@ import sys
 from typing import Any, TypedDict
 
 import torch
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -69,6 +70,15 @@ class _VectorPReLU(torch.autograd.Function):
         return out, below.mul_(x).sum((0, 2, 3), dtype=weight.dtype)
 
 
+class ExplicitAttention(Attention):
+    """timm's attention by explicit softmax in bf16 on a CPU: torch's own takes twice as long."""
+
+    @property
+    def fused_attn(self) -> bool:
+        """Whether torch's kernel is taken."""
+        return self.qkv.weight.device.type != "cpu" or not torch.is_autocast_enabled("cpu")
+
+
 def speed_up(
     network: QCSNetwork,
     channels_last: bool = False,
@@ -85,7 +95,7 @@ def speed_up(
         roles: through the backbone "apart", one after the other as in the papers; "together", at
             once with BatchNorm still by role; "joint", at once with BatchNorm over all of them,
             which is other mathematics.
-        cpu_kernels: see `ConvolutionLinear` and `VectorPReLU`.
+        cpu_kernels: see `ConvolutionLinear`, `VectorPReLU` and `ExplicitAttention`.
         keep_memory: see the function.
         compiled: torch.compile, at the first step (minutes).
 
@@ -111,9 +121,14 @@ def speed_up(
 
 
 def use_cpu_kernels(module: nn.Module) -> None:
-    """Put `ConvolutionLinear` and `VectorPReLU` in the place of torch's own below a module."""
+    """Put `ConvolutionLinear`, `VectorPReLU` and `ExplicitAttention` in the place of plain ones."""
+    kinds = {
+        nn.Linear: ConvolutionLinear,
+        nn.PReLU: VectorPReLU,
+        Attention: ExplicitAttention,
+    }
     for child in module.modules():
-        faster = {nn.Linear: ConvolutionLinear, nn.PReLU: VectorPReLU}.get(type(child))
+        faster = kinds.get(type(child))
         if faster:
             child.__class__ = faster
 
