@@ -162,7 +162,7 @@ def config(model, table, folder, **changes) -> dict:
     target = "qcs.data.manifest.Manifest.from_csv"
     data = {"_target_": target, "path": str(table), "class_names": COLOURS}
     given = {"ckpt": str(model), "compare": None, "dataset": data, "store": None, "device": "cpu"}
-    given |= {"split": "test", "batch_size": 4, "num_workers": 0, "flip": False}
+    given |= {"split": "test", "batch_size": 4, "num_workers": 0, "flip": False, "form": "eager"}
     return given | {"restrict": False, "resamples": 100, "run_dir": str(folder)} | changes
 
 

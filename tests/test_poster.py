@@ -167,6 +167,7 @@ def test_network_reproduces_the_authors_numbers(name, double):
             assert p.grad is None and torch.equal(p, before[k])
 
 
+@pytest.mark.slow  # the loop is held by test_parity.py as well
 def test_three_sam_steps_reproduce_the_authors_numbers(tmp_path):
     """Through the LightningModule and the Trainer, so the loop that users run is what is tested."""
     golden = np.load(POSTER / "golden_poster7.npz")

@@ -117,6 +117,7 @@ def test_without_time_nothing_is_started(tmp_path, faces_table):
 
 
 def test_a_run_that_fails_is_named(tmp_path, faces_table):
-    failed = study(tmp_path, f"dataset.path={faces_table}", time=None, seeds=[0], images=8000)
+    alone = {"time": None, "seeds": [0], "variants": {"base": ["ablation=base"]}}
+    failed = study(tmp_path, f"dataset.path={faces_table}", images=8000, **alone)
     assert failed.returncode == 1 and "error: failed: base-8000-0" in failed.stderr
     assert "must be from 1 to" in (tmp_path / "runs/study/base-8000-0/output.log").read_text()
