@@ -76,6 +76,8 @@ class Study:
     """
 
     def __init__(self, file: Path, extra: Sequence[str], runs: Path, report: Path) -> None:
+        if not file.is_file():
+            raise FileNotFoundError(f"no study file at {file}; ours are scripts/study_*.yaml")
         content = OmegaConf.to_container(OmegaConf.load(file))
         if wrong := set(content) ^ KEYS:
             raise ValueError(f"{file}: {', '.join(sorted(wrong))}: a study has {sorted(KEYS)}")
