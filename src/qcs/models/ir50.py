@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from timm.models import FeatureInfo
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 
@@ -24,7 +25,7 @@ class Every(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, ceil(H/stride), ceil(W/stride))."""
-        return x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x
+        return F.avg_pool2d(x, 1, self.stride) if self.stride > 1 else x
 
 
 class IRUnit(nn.Module):

@@ -64,10 +64,9 @@ class _VectorPReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        above = torch.ops.aten.threshold_backward(grad, x, 0)
-        below = grad - above
-        out = above.addcmul_(below, weight.to(x.dtype).view(1, -1, 1, 1))
-        return out, below.mul_(x).sum((0, 2, 3), dtype=weight.dtype)
+        scale = weight.to(x.dtype).view(1, -1, 1, 1)
+        out = torch.lerp(torch.ops.aten.threshold_backward(grad, x, 0), grad, scale)
+        return out, x.clamp(max=0).mul_(grad).sum((0, 2, 3)).to(weight.dtype)
 
 
 class ExplicitAttention(Attention):
@@ -144,7 +143,7 @@ def hold_memory(hold: bool = True) -> None:
         return
     trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
     libc.mallopt(mmap_max, 0 if hold else 65536)
-    libc.mallopt(trim_threshold, 2**31 - 1 if hold else 2**26)
+    libc.mallopt(trim_threshold, -1 if hold else 2**26)
     if not hold:
         libc.mallopt(mmap_threshold, 2**25)
         libc.malloc_trim(0)
