@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
 from PIL import Image
 
 from qcs import build
 from qcs.data.manifest import Manifest
+from qcs.losses import QCSLoss
 from qcs.models import IR, QCSNetwork
+from qcs.module import QCSModule
+from qcs.sam import gradient_norm
 
 # Two workers of pytest-xdist on two cores: a thread each.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
@@ -73,3 +77,42 @@ def tiny_checkpoint(
     state = build.network(recipe).state_dict()
     torch.save({"qcs": recipe, "state_dict": {f"network.{k}": v for k, v in state.items()}}, path)
     return path
+
+
+class RecordedLoss(QCSLoss):
+    """The paper's loss, which keeps its values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[float] = []
+
+    def forward(self, out, labels):
+        parts = super().forward(out, labels)
+        self.values.append(parts["loss"].item())
+        return parts
+
+
+def sam_steps(
+    network: QCSNetwork, batch: dict[str, torch.Tensor], steps: int, folder: Path
+) -> tuple[list[float], list[float]]:
+    """Train on one batch through the Trainer, so that the loop that users run is what is tested.
+
+    Returns:
+        All losses, two a step, and the norms of the first gradients.
+    """
+    loss, norms = RecordedLoss(), []
+    adam = lambda params: torch.optim.Adam(params, lr=1e-3)  # noqa: E731
+    module = QCSModule(network, loss, adam, class_names=[str(i) for i in range(7)])
+    second = module._second_gradient
+
+    def record(optimizer):
+        norms.append(gradient_norm(network.parameters()).item())
+        second(optimizer)
+
+    module._second_gradient = record
+    silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    options = dict.fromkeys(silent, False) | {"accelerator": "cpu", "default_root_dir": folder}
+    trainer = Trainer(precision="64-true", max_epochs=1, **options)
+    trainer.fit(module, torch.utils.data.DataLoader([batch] * steps, batch_size=None))
+    assert trainer.global_step == steps
+    return loss.values, norms

@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from qcs.data import batched, transforms
+from qcs.data import batched, colours, transforms
 from qcs.data.datamodule import FaceDataModule
 
 STILL = {"flip": 0.0, "jitter": (0, 0, 0, 0), "erase": 0.0, "by": "batch"}
@@ -21,7 +21,7 @@ def test_hue_is_torchvisions(turns):
     levels = images().float()
     levels[0, :, 0] = 77.0  # grey has no hue
     expected = F.adjust_hue(levels / 255, turns) * 255
-    batched.hue(levels, torch.full((6, 1, 1, 1), turns))
+    colours.hue(levels, torch.full((6, 1, 1, 1), turns))
     torch.testing.assert_close(levels, expected, atol=1e-3, rtol=0)
 
 
@@ -38,7 +38,7 @@ def test_hue_all_around_the_circle():
 def test_other_colour_changes_are_torchvisions(name, factor):
     levels = images().float()
     expected = getattr(F, f"adjust_{name}")(levels / 255, factor) * 255
-    getattr(batched, f"_{name}")(levels, torch.full((6, 1, 1, 1), factor))
+    getattr(colours, name)(levels, torch.full((6, 1, 1, 1), factor))
     torch.testing.assert_close(levels, expected, atol=1e-3, rtol=0)
 
 

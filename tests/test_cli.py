@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qcs import build
+from qcs import build, trained
 from qcs.data import synthetic
 
 SMALL = [
@@ -107,7 +107,7 @@ def test_a_run_resumes_and_repeats_the_uninterrupted_one(run):
 
 
 def test_a_checkpoint_rebuilds_itself_from_the_file_alone(run):
-    checkpoint = build.load(run / "run/checkpoints/best.ckpt")
+    checkpoint = trained.load(run / "run/checkpoints/best.ckpt")
     assert checkpoint.class_names == synthetic.EXPRESSIONS
     image = synthetic.draw_face(5, 0, "Happiness", 48)
     from PIL import Image
@@ -121,7 +121,7 @@ def test_a_checkpoint_that_names_foreign_code_is_refused(run):
     content["qcs"]["backbone"] = {"_target_": "os.system", "command": "touch hacked"}
     torch.save(content, run / "hostile.ckpt")
     with pytest.raises(ValueError, match="not trusted"):
-        build.load(run / "hostile.ckpt")
+        trained.load(run / "hostile.ckpt")
 
 
 class Payload:
@@ -132,7 +132,7 @@ class Payload:
 def test_a_pickle_that_calls_something_is_refused(run):
     torch.save({"qcs": Payload()}, run / "pickle.ckpt")
     with pytest.raises(ValueError, match="cannot be read safely|can be read safely"):
-        build.load(run / "pickle.ckpt")
+        trained.load(run / "pickle.ckpt")
     assert not Path("hacked").exists()
 
 

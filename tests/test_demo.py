@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from conftest import tiny_checkpoint
-from qcs import build, demo
+from qcs import build, demo, trained
 from qcs.predictor import Predictor
 from test_cli import qcs
 
@@ -34,7 +34,7 @@ def photo(tmp_path_factory) -> Path:
 
 
 def predictor(folder: Path, **options) -> Predictor:
-    return Predictor(build.load(tiny_checkpoint(folder / "model.ckpt", **options)))
+    return Predictor(trained.load(tiny_checkpoint(folder / "model.ckpt", **options)))
 
 
 def test_what_the_page_shows(tmp_path, photo):

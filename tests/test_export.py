@@ -11,7 +11,7 @@ from PIL import Image
 
 import qcs as package
 from conftest import tiny_network
-from qcs import build
+from qcs import build, trained
 from qcs.data import synthetic
 from qcs.export import check, export
 from qcs.exported import Exported, metadata, open_onnx, to_onnx
@@ -130,7 +130,7 @@ def test_a_torch_program(run, tmp_path):
     about = {"metadata.json": ""}
     program = torch.export.load(tmp_path / "model.pt2", extra_files=about).module()
     images = torch.randn(3, 3, 32, 32)
-    network = build.load(run / "run/checkpoints/best.ckpt").network
+    network = trained.load(run / "run/checkpoints/best.ckpt").network
     torch.testing.assert_close(program(images), network(images), atol=1e-5, rtol=1e-5)
     assert json.loads(json.loads(about["metadata.json"])["class_names"])[0] == "Surprise"
 
@@ -162,23 +162,23 @@ def test_a_users_mistake_is_one_sentence(changes, sentence, run):
 
 def test_an_export_is_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="an export only classifies"):
-        build.load(exported(tmp_path, False)[1])
+        trained.load(exported(tmp_path, False)[1])
 
 
 def test_what_is_no_export_is_one_sentence(tmp_path):
     (tmp_path / "text.onnx").write_text("no")
     with pytest.raises(ValueError, match="cannot be read as ONNX"):
-        build.classifier(tmp_path / "text.onnx")
+        trained.classifier(tmp_path / "text.onnx")
     _, path = exported(tmp_path, False)
     proto = onnx.load(path)
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "bare.onnx")
     with pytest.raises(ValueError, match="is not an export of"):
-        build.classifier(tmp_path / "bare.onnx")
+        trained.classifier(tmp_path / "bare.onnx")
     evil = json.dumps(
         {**RECIPE, "include_transform": False, "transform": {"_target_": "os.system"}}
     )
     onnx.helper.set_model_props(proto, {"qcs": evil})
     onnx.save(proto, tmp_path / "evil.onnx")
     with pytest.raises(ValueError, match="not trusted"):
-        build.classifier(tmp_path / "evil.onnx")
+        trained.classifier(tmp_path / "evil.onnx")

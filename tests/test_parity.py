@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
 from torch.nn import functional as F
 
+from conftest import sam_steps
 from qcs.losses import QCSLoss
 from qcs.models import IR, QCSNetwork
 from qcs.models.similarity import cross_similarity
-from qcs.module import QCSModule
 from qcs.official import from_official
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
@@ -171,44 +170,10 @@ def test_dot_product_maps_reproduce_the_authors_numbers(dtype, atol):
 
 
 def test_three_sam_steps_reproduce_the_authors_numbers(tmp_path):
-    """Through the LightningModule and the Trainer, so the loop that users run is what is tested."""
     golden = np.load(PARITY / "golden_QCS_7cls_raf_db.npz")
     network, names = build("QCS_7cls_raf_db")
-    losses, norms = [], []
-
-    class Recorded(QCSLoss):
-        def forward(self, out, labels):
-            parts = super().forward(out, labels)
-            losses.append(parts["loss"].item())
-            return parts
-
-    module = QCSModule(
-        network,
-        Recorded(),
-        lambda params: torch.optim.Adam(params, lr=1e-3),
-        class_names=list("abcdefg"),
-    )
-    backward = module._second_gradient
-
-    def record_norm(optimizer):
-        grads = [p.grad.norm() for p in network.parameters()]
-        norms.append(torch.stack(grads).norm().item())
-        backward(optimizer)
-
-    module._second_gradient = record_norm
     data = batch(4, torch.float64)
-    trainer = Trainer(
-        precision="64-true",
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(module, torch.utils.data.DataLoader([data] * 3, batch_size=None))
-    assert trainer.global_step == 3
+    losses, norms = sam_steps(network, data, 3, tmp_path)
     expected = golden["f64_sam_losses"].flatten()
     np.testing.assert_allclose(losses, expected, atol=1e-9, rtol=0)
     np.testing.assert_allclose(norms, golden["f64_sam_grad_norm"], rtol=1e-8)

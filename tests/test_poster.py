@@ -13,16 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning import Trainer
 from torch.nn import functional as F
 
-from qcs import build
+from conftest import sam_steps
+from qcs import trained
 from qcs.convert import DATASETS, convert
-from qcs.losses import QCSLoss
 from qcs.models import IR, MobileFaceNet, QCSNetwork
-from qcs.module import QCSModule
 from qcs.official import from_official
-from qcs.sam import gradient_norm
 from qcs.weights import load_backbone
 from test_parity import recipe
 
@@ -169,33 +166,12 @@ def test_network_reproduces_the_authors_numbers(name, double):
 
 @pytest.mark.slow  # the loop is held by test_parity.py as well
 def test_three_sam_steps_reproduce_the_authors_numbers(tmp_path):
-    """Through the LightningModule and the Trainer, so the loop that users run is what is tested."""
     golden = np.load(POSTER / "golden_poster7.npz")
     network, names = filled("poster7")
     frozen = {k: p.clone() for k, p in network.named_parameters() if not p.requires_grad}
-    losses, norms = [], []
-
-    class Recorded(QCSLoss):
-        def forward(self, out, labels):
-            parts = super().forward(out, labels)
-            losses.append(parts["loss"].item())
-            return parts
-
-    adam = lambda params: torch.optim.Adam(params, lr=1e-3)  # noqa: E731
-    module = QCSModule(network, Recorded(), adam, class_names=list("abcdefg"))
-    backward = module._second_gradient
-
-    def record_norm(optimizer):
-        norms.append(gradient_norm(network.parameters()).item())
-        backward(optimizer)
-
-    module._second_gradient = record_norm
     images = torch.from_numpy(recipe.images("anchor", 3)).double()
     data = {"images": images[:, None], "labels": LABELS[:, None]}
-    silent = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    options = dict.fromkeys(silent, False) | {"accelerator": "cpu", "default_root_dir": tmp_path}
-    trainer = Trainer(precision="64-true", max_epochs=1, **options)
-    trainer.fit(module, torch.utils.data.DataLoader([data] * 3, batch_size=None))
+    losses, norms = sam_steps(network, data, 3, tmp_path)
     np.testing.assert_allclose(losses, golden["f64_sam_losses"].flatten(), rtol=1e-8)
     np.testing.assert_allclose(norms, golden["f64_sam_grad_norm"], rtol=1e-8)
     params = {names[k]: p.detach() for k, p in network.named_parameters()}
@@ -239,7 +215,7 @@ def test_a_converted_file_gives_the_authors_logits(whole, tmp_path):
     parts = convert(path, tmp_path / "out.ckpt")
     assert parts["dataset"]["_target_"].endswith("rafdb.read") and parts["model"]["roles"] == 1
     assert "weights" not in parts["model"]["base"]["landmarks"]
-    network = build.load(tmp_path / "out.ckpt").network
+    network = trained.load(tmp_path / "out.ckpt").network
     golden = np.load(POSTER / "golden_poster7.npz")
     with torch.inference_mode():
         logits = network(torch.from_numpy(recipe.images("anchor", 3)))

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from qcs import build, inference, plots
+from qcs import inference, plots, trained
 from qcs.attention import class_token_attention, pair_maps
 from qcs.config import CONF, plain
 from qcs.data import synthetic
@@ -209,7 +209,7 @@ def _serve(config: dict[str, Any], folder: Path) -> None:
         import gradio
     except ImportError as error:
         raise ImportError("the page needs `pip install 'qcs[demo]'`") from error
-    checkpoint = build.classifier(config["ckpt"])
+    checkpoint = trained.classifier(config["ckpt"])
     detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
     device = inference.chosen(config["device"])

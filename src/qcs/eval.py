@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from qcs import build, compare, inference, report
+from qcs import build, compare, inference, report, trained
 from qcs.config import CONF, plain
 from qcs.data.classes import Mapped, canonical, mapped
 from qcs.data.manifest import Manifest
@@ -38,7 +38,7 @@ def evaluate(config: dict[str, Any]) -> list[dict[str, Any]]:
     common: Mapped | None = None
     for name, paths in groups.items():
         for number, path in enumerate(paths):
-            checkpoint = build.classifier(path)
+            checkpoint = trained.classifier(path)
             dataset = dataset or checkpoint.recipe["dataset"]
             found = _data(config, dataset, checkpoint, tables)
             _same(found, common) if common else _announce(found, config["restrict"])
@@ -102,7 +102,7 @@ def _short(file: str, files: list[str]) -> str:
 def _data(
     config: dict[str, Any],
     dataset: dict[str, Any],
-    checkpoint: build.Checkpoint,
+    checkpoint: trained.Checkpoint,
     tables: dict[int, Manifest],
 ) -> Mapped:
     """The images in the checkpoint's classes; a data set is opened once for all of its size."""
@@ -141,7 +141,7 @@ def _same(found: Mapped, first: Mapped) -> None:
 def _report(
     config: dict[str, Any],
     path: str,
-    checkpoint: build.Checkpoint,
+    checkpoint: trained.Checkpoint,
     found: Mapped,
     folder: Path,
 ) -> compare.Member:

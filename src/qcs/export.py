@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from qcs import build
+from qcs import build, trained
 from qcs.config import CONF, plain
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import pixels
@@ -42,7 +42,7 @@ def export(config: dict[str, Any]) -> dict[str, float]:
     if out.suffix not in (".onnx", ".pt2") or (config["int8"] and out.suffix != ".onnx"):
         expected = "*.onnx with int8=true" if config["int8"] else "*.onnx or *.pt2"
         raise ValueError(f"out={config['out']}: the format goes by the name, {expected}")
-    checkpoint = build.load(config["ckpt"])
+    checkpoint = trained.load(config["ckpt"])
     model = Exported(
         checkpoint.network, checkpoint.recipe["transform"], config["include_transform"]
     ).eval()
@@ -66,7 +66,7 @@ def export(config: dict[str, Any]) -> dict[str, float]:
     return result
 
 
-def _data(config: dict[str, Any], checkpoint: build.Checkpoint) -> Manifest | None:
+def _data(config: dict[str, Any], checkpoint: trained.Checkpoint) -> Manifest | None:
     """The data set, or None where the checkpoint's own is not here and nothing needs it."""
     given = config.get("dataset")
     try:
@@ -80,7 +80,7 @@ def _data(config: dict[str, Any], checkpoint: build.Checkpoint) -> Manifest | No
 
 
 def _inputs(
-    model: Exported, checkpoint: build.Checkpoint, data: Manifest, rows: np.ndarray
+    model: Exported, checkpoint: trained.Checkpoint, data: Manifest, rows: np.ndarray
 ) -> Tensor:
     """Images of some rows as the file takes them; uint8 ones are of the transform's size."""
     images = [pixels(data, int(row), model.resize) for row in rows]
@@ -89,7 +89,7 @@ def _inputs(
 
 
 def _real(
-    model: Exported, checkpoint: build.Checkpoint, data: Manifest | None, split: str
+    model: Exported, checkpoint: trained.Checkpoint, data: Manifest | None, split: str
 ) -> Tensor | None:
     if data is None:
         return None
@@ -127,7 +127,7 @@ def check(model: Exported, path: Path, real: Tensor | None) -> float:
 def _quantise(
     config: dict[str, Any],
     model: Exported,
-    checkpoint: build.Checkpoint,
+    checkpoint: trained.Checkpoint,
     data: Manifest,
     path: Path,
 ) -> dict[str, float]:

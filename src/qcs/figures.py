@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from qcs import build, inference, plots
+from qcs import build, inference, plots, trained
 from qcs.attention import class_token_attention, pair_maps
 from qcs.config import CONF, plain
 from qcs.data.groups import Faces
@@ -170,21 +170,21 @@ def curves(config: dict[str, Any], path: Path) -> None:
     plots.curves(found, path)
 
 
-def _load(config: dict[str, Any], path: str | None) -> build.Checkpoint:
+def _load(config: dict[str, Any], path: str | None) -> trained.Checkpoint:
     if not isinstance(path, str):
         raise ValueError("ckpt is not set: write ckpt=model.ckpt")
-    checkpoint = build.load(path)
+    checkpoint = trained.load(path)
     checkpoint.network.to(inference.chosen(config["device"]))
     return checkpoint
 
 
-def _data(config: dict[str, Any], checkpoint: build.Checkpoint) -> Manifest:
+def _data(config: dict[str, Any], checkpoint: trained.Checkpoint) -> Manifest:
     dataset = config.get("dataset") or checkpoint.recipe["dataset"]
     transform = checkpoint.recipe["transform"]
     return build.manifest(dataset, [transform], config["store"]).split(config["split"])
 
 
-def _same_classes(checkpoint: build.Checkpoint, data: Manifest, name: str = "") -> None:
+def _same_classes(checkpoint: trained.Checkpoint, data: Manifest, name: str = "") -> None:
     if checkpoint.class_names != data.class_names:
         raise ValueError(
             f"the checkpoint {name} knows {', '.join(checkpoint.class_names)} and {data.root} has "
@@ -202,7 +202,7 @@ def _rows(data: Manifest, seed: int, number: int) -> np.ndarray:
 
 
 def _images(
-    config: dict[str, Any], data: Manifest, checkpoint: build.Checkpoint, rows: np.ndarray
+    config: dict[str, Any], data: Manifest, checkpoint: trained.Checkpoint, rows: np.ndarray
 ) -> Tensor:
     faces = Faces(data, checkpoint.transform)
     return torch.stack([faces[int(row)]["images"] for row in rows]).to(
@@ -213,7 +213,7 @@ def _images(
 def _apply(
     config: dict[str, Any],
     data: Manifest,
-    checkpoint: build.Checkpoint,
+    checkpoint: trained.Checkpoint,
     function: Callable[[Tensor], Tensor],
 ) -> Tensor:
     options = {k: config[k] for k in ("batch_size", "num_workers")}

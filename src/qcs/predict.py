@@ -13,7 +13,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from qcs import build, inference
+from qcs import inference, trained
 from qcs.config import CONF, plain
 from qcs.faces import Detector
 from qcs.media import Pictures, Records, files_of, open_items
@@ -36,7 +36,7 @@ def predict(config: dict[str, Any]) -> Counter:
         if config[key] is None:
             raise ValueError(f"{key} is not set: write ckpt=model.ckpt input=photo.jpg")
     files = files_of(config["input"])
-    checkpoint, detector = build.classifier(config["ckpt"]), None
+    checkpoint, detector = trained.classifier(config["ckpt"]), None
     if config["detect"] == "auto" or config["crop"]:
         detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)

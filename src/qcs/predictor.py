@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from qcs import build
+from qcs import trained
 from qcs.data.images import BROKEN, decode
 from qcs.faces import CROPS, LOOSE, Crop, Detector, Face, as_trained, cut, measure
 from qcs.models.forms import Form, in_form
@@ -61,7 +61,7 @@ class Predictor:
     """A checkpoint, a detector and the crops of its data set.
 
     Args:
-        checkpoint: of `qcs.build.classifier`.
+        checkpoint: of `qcs.trained.classifier`.
         detector: finds faces; None makes the default one when it is first needed.
         crop: how faces are cut; see `crop_of`.
         batch_size: faces classified at once.
@@ -71,7 +71,7 @@ class Predictor:
 
     def __init__(
         self,
-        checkpoint: build.Checkpoint,
+        checkpoint: trained.Checkpoint,
         detector: Detector | None = None,
         crop: Crop = LOOSE,
         batch_size: int = 32,
@@ -237,9 +237,9 @@ def load(
         form: see `Predictor`.
 
     Raises:
-        FileNotFoundError, ValueError: as `qcs.build.classifier`, `crop_of` and
+        FileNotFoundError, ValueError: as `qcs.trained.classifier`, `crop_of` and
             `qcs.models.forms.in_form`.
     """
-    checkpoint = build.classifier(path)
+    checkpoint = trained.classifier(path)
     found, _ = crop_of(checkpoint.recipe, crop)
     return Predictor(checkpoint, crop=found, device=device, form=form)

@@ -5,10 +5,6 @@ order of the colour changes and clamps; only its rounding to whole levels after 
 once, at the end. On the CPU the work goes image by image through the processor's cache, on a
 device as one.
 
-Hue is turned without the way to HSV and back: with M, m and c the largest and smallest channel
-and their difference, the hue in sixths of a turn, times c, is copysign(M + g + b - r - 2 m, g - b),
-and a channel is M + c - d, kept between m and M, d its distance from that hue, times c.
-
 N images, S pixels as they come, P pixels of the result.
 """
 
@@ -20,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-GREY = (0.2989, 0.587, 0.114)  # torchvision's
+from qcs.data.colours import brightness, contrast, hue, saturation
+
 ERASE_TRIES, ERASE_RATIO = 10, (0.3, 3.3)  # torchvision's
 
 
@@ -189,7 +186,7 @@ class BatchAugmentation:
 
     def _colours(self, x: Tensor, p: Parameters) -> None:
         """The four changes, in each image's own order; in place, levels 0 to 255."""
-        changes = (_brightness, _contrast, _saturation, self._hue)
+        changes = (brightness, contrast, saturation, self._hue)
         factors = p.factors.to(x.device)
         for place in zip(*p.order.tolist(), strict=True):
             for kind in set(place):
@@ -208,45 +205,3 @@ class BatchAugmentation:
         steps = max(1, math.ceil(6 * self.jitter[3]))
         for _ in range(steps):
             hue(x, turns / steps)
-
-
-def _brightness(x: Tensor, factor: Tensor) -> None:
-    x.mul_(factor).clamp_(0, 255)
-
-
-def _contrast(x: Tensor, factor: Tensor) -> None:
-    grey = x.mean((2, 3)) @ x.new_tensor(GREY)  # (N,)
-    x.mul_(factor).add_((1 - factor) * grey.view(-1, 1, 1, 1)).clamp_(0, 255)
-
-
-def _saturation(x: Tensor, factor: Tensor) -> None:
-    red, green, blue = x.unbind(1)
-    grey = (red * GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])[:, None]
-    x.mul_(factor).add_(grey.mul_(1 - factor)).clamp_(0, 255)
-
-
-def hue(x: Tensor, turns: Tensor) -> None:
-    """Turn the hue of levels (N, 3, P, P) in place.
-
-    Args:
-        x: contiguous, of any range.
-        turns: (N, 1, 1, 1), from -1/6 to 1/6: no channel's hue then comes round the circle.
-    """
-    red, green, blue = x.unbind(1)  # each (N, P, P)
-    shape = (7, *red.shape)
-    top, low, chroma, angle, distance, near, far = x.new_empty(shape).unbind()  # one allocation
-    torch.maximum(torch.maximum(red, green, out=top), blue, out=top)
-    torch.minimum(torch.minimum(red, green, out=low), blue, out=low)
-    torch.sub(top, low, out=chroma)
-    torch.sub(green, blue, out=distance)
-    torch.add(top, green, out=angle).add_(blue).sub_(red).sub_(low, alpha=2)
-    torch.copysign(angle, distance, out=angle)
-    angle.add_(torch.mul(chroma, 6 * turns[:, 0], out=distance))
-    torch.add(top, chroma, out=near)
-    torch.sub(top, chroma, alpha=5, out=far)
-    for channel, offset in zip((red, green, blue), (0, -2, 2), strict=True):
-        torch.add(angle, chroma, alpha=offset, out=distance).abs_()
-        torch.sub(near, distance, out=channel)
-        if offset:  # the other way round the circle
-            torch.maximum(channel, distance.add_(far), out=channel)
-        torch.maximum(torch.minimum(channel, top, out=channel), low, out=channel)
