@@ -3,7 +3,7 @@
     python scripts/study.py scripts/study_ferplus.yaml dataset.path=ferplus.zip --minutes 60
 
 Each run is a Hydra multirun of one job in a folder of its own, so `hydra/launcher=...` may send it
-elsewhere. Runs go side by side, seed by seed. When the minutes are over those that still run are
+elsewhere. Runs go side by side, by table and seed. When the minutes are over those that still run are
 asked to save (SIGTERM); the same command goes on with them. What is finished is kept in the
 report's study.json, so a study goes on without the folders of its finished runs as well.
 
@@ -192,9 +192,9 @@ def _step(config: dict[str, Any], study: Study) -> tuple[Callable[[], None], int
 
 
 def order(tables: dict[str, dict[str, list[Run]]]) -> list[Run]:
-    """All runs, each once, seed by seed, so that what is finished can be compared."""
-    columns = [runs for table in tables.values() for runs in table.values()]
-    return list(dict.fromkeys(run for row in zip(*columns, strict=True) for run in row))
+    """All runs, each once, by table and seed, so that what is finished can be compared."""
+    rows = [row for by in tables.values() for row in zip(*by.values(), strict=True)]
+    return list(dict.fromkeys(run for row in rows for run in row))
 
 
 def run_all(study: Study, runs: Sequence[Run], jobs: int, end: float) -> list[str]:
