@@ -3,7 +3,7 @@
     python scripts/study.py scripts/study_ferplus.yaml dataset.path=ferplus.zip --minutes 60
 
 Each run is a Hydra multirun of one job in a folder of its own, so `hydra/launcher=...` may send it
-elsewhere. Runs go side by side, by table and seed. When the minutes are over those that still run are
+elsewhere. Runs go side by side, by table and seed. When the minutes are over those under way are
 asked to save (SIGTERM); the same command goes on with them. What is finished is kept in the
 report's study.json, so a study goes on without the folders of its finished runs as well.
 
