@@ -163,7 +163,7 @@ def _step(config: dict[str, Any], study: Study) -> tuple[Callable[[], None], int
     options = {"batch_size": max(1, study.content["batch"] // roles), "num_workers": 0}
     data = build.datamodule(config | {"loader": config["loader"] | options})
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    module = build.module(config | {"ckpt": None}, data).to(device).train()
+    module = build.module(config, data).to(device).train()
     batch = next(iter(data.train_dataloader()))
     batch = data.on_after_batch_transfer({k: v.to(device) for k, v in batch.items()})
     optimizer = module.make_optimizer(module.network.parameters())

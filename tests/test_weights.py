@@ -23,6 +23,7 @@ from qcs.data.datamodule import FaceDataModule
 from qcs.matching import match
 from qcs.models import IR
 from qcs.sam import frozen_statistics
+from qcs.train import train
 from qcs.weights import StandIn, load_backbone, read_state_dict
 from test_config import config
 
@@ -301,6 +302,13 @@ def test_a_run_starts_from_the_file_and_its_checkpoint_needs_it_no_more(tmp_path
     (tmp_path / "file.pth").unlink()
     assert "file.pth" not in str(run.recipe)
     assert same(build.network(run.recipe).base.backbone, IR((1, 1, 2), (8, 12, 16), 2)) is False
+
+
+def test_a_run_that_may_go_on_starts_from_the_file_where_there_is_nothing(tmp_path, faces_table):
+    data = ("dataset=csv", f"dataset.path={faces_table}")
+    given = config(tmp_path, *data, "ckpt=auto", "backbone.weights=nowhere.pth")
+    with pytest.raises(FileNotFoundError, match="backbone.weights=nowhere.pth"):
+        train(given)
 
 
 def test_timms_pretrained_weights_reach_the_network(tmp_path, faces, monkeypatch):

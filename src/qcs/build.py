@@ -111,15 +111,19 @@ def loss(config: dict[str, Any], manifest: Manifest) -> nn.Module:
     return instantiate(options)
 
 
-def module(config: dict[str, Any], data: FaceDataModule) -> QCSModule:
+def module(config: dict[str, Any], data: FaceDataModule, resumes: bool = False) -> QCSModule:
     """Build the LightningModule for a data set.
+
+    Args:
+        config: plain and checked.
+        data: of `datamodule`.
+        resumes: whether a checkpoint brings all weights, so that none are started from.
 
     Raises:
         FileNotFoundError, ValueError: weights that are not there or do not fit, a network that
             cannot be built, or not be recomputed.
     """
     parts, options = recipe(config, data.manifest.class_names), config["backbone"]
-    resumes = bool(config["ckpt"])  # from there come all weights
     net = network(parts if resumes else {**parts, "backbone": options})
     if not resumes:
         _start(net, options.get("weights"), _landmarks(config["model"]).get("weights"))

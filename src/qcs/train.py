@@ -37,7 +37,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         _continue(config, ckpt)
     lightning.seed_everything(config["seed"], verbose=False)
     data = build.datamodule(config)
-    module = build.module(config, data)
+    module = build.module(config, data, resumes=ckpt is not None)
     trainer = build.trainer(config, folder)
     if trainer.is_global_zero:
         provenance.write(folder, config)
