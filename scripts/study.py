@@ -350,6 +350,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="of the report, RUNS/report by default")
     options = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # lets `run_all` stop its runs
     end = time.time() + 60 * options.minutes
     runs = (options.runs or Path("runs") / options.study.stem).resolve()
     try:

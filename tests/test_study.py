@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,26 @@ def test_a_run_that_fails_is_named(tmp_path, faces_table):
     failed = study(tmp_path, f"dataset.path={faces_table}", images=8000, **alone)
     assert failed.returncode == 1 and "error: failed: base-8000-0" in failed.stderr
     assert "must be from 1 to" in (tmp_path / "runs/study/base-8000-0/output.log").read_text()
+
+
+def test_a_study_that_is_stopped_stops_its_runs(tmp_path, monkeypatch):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(CONTENT | {"time": None}))
+    started = []
+
+    def start(*_) -> subprocess.Popen:
+        started.append(subprocess.Popen(["sleep", "60"]))
+        return started[-1]
+
+    monkeypatch.setattr(script, "start", start)
+    monkeypatch.setattr(script, "measure", lambda study: None)
+    monkeypatch.setattr(script.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    options = ["study.yaml", "--jobs", "2", "--runs", "runs"]
+    monkeypatch.setattr(sys, "argv", ["study.py", *options])
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit):
+            script.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [run.poll() for run in started] == [-signal.SIGTERM] * 2
