@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from qcs.models.forms import Form
     from qcs.predictor import Predictor
 
 __version__ = "0.1.0"
@@ -16,8 +17,10 @@ __version__ = "0.1.0"
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
-def load(path: str | os.PathLike, device: str = "cpu", crop: str | None = None) -> "Predictor":
+def load(
+    path: str | os.PathLike, device: str = "cpu", crop: str | None = None, form: "Form" = "eager"
+) -> "Predictor":
     """Make a predictor of a checkpoint; see `qcs.predictor.load`."""
     from qcs import predictor  # torch only when it is needed
 
-    return predictor.load(path, device, crop)
+    return predictor.load(path, device, crop, form)
