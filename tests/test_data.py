@@ -154,6 +154,8 @@ def test_evaluation_resizes_crops_the_centre_and_normalises():
     image.paste((255, 255, 255), (5, 5, 15, 15))
     got = transforms.evaluation(size=10, resize=20, mean=(0.5,) * 3, std=(0.5,) * 3)(image)
     torch.testing.assert_close(got, torch.ones(3, 10, 10))
+    with pytest.raises(ValueError, match="augment.std need three numbers"):
+        transforms.evaluation(10, std=(0.2, 0.2, 0.0))
     with pytest.raises(ValueError, match="resize=8 is smaller than size=10"):
         transforms.evaluation(10, 8)
 

@@ -63,9 +63,9 @@ def evaluation(
     default (no crop).
 
     Raises:
-        ValueError: `resize` is smaller than `size`.
+        ValueError: `resize` is smaller than `size`, or `mean` and `std` are not of three channels.
     """
-    resize = _checked(size, resize)
+    resize = _checked(size, resize, mean, std)
     steps = [v2.PILToTensor(), v2.Resize([resize, resize], antialias=True)]
     if resize > size:
         steps.append(v2.CenterCrop(size))
@@ -100,9 +100,10 @@ def training(
             them on the training device.
 
     Raises:
-        ValueError: `resize` is smaller than `size`, or `jitter` has not four numbers.
+        ValueError: `resize` is smaller than `size`, `jitter` has not four numbers, or `mean` and
+            `std` not three.
     """
-    resize = _checked(size, resize)
+    resize = _checked(size, resize, mean, std)
     if len(jitter) != 4:
         raise ValueError(f"augment.train.jitter needs four numbers, got {list(jitter)}")
     if by != "image":
@@ -131,7 +132,12 @@ def unnormalised(images: Tensor, transform: Callable) -> Tensor:
     return images.clamp(0, 1)
 
 
-def _checked(size: int, resize: int | None) -> int:
+def _checked(size: int, resize: int | None, mean: Sequence[float], std: Sequence[float]) -> int:
     if resize is not None and resize < size:
         raise ValueError(f"augment: resize={resize} is smaller than size={size}")
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(
+            "augment.mean and augment.std need three numbers each, those of std above 0, "
+            f"got {list(mean)} and {list(std)}"
+        )
     return resize or size
