@@ -1,9 +1,12 @@
 """The real thing through the command line: train, resume, evaluate, on small drawn faces."""
 
 import json
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -26,18 +29,43 @@ SMALL = [
 ]
 
 
+# Each command has a process of its own, forked from one that has imported the libraries: their
+# import is most of what a command on such small data takes.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["lightning", "timm", "torchmetrics", "qcs.build", "qcs.plots"])
+
+
+def _main(command: str, arguments: tuple[str, ...], cwd: Path, output: tuple[str, str]) -> None:
+    """Be `python COMMAND` or `python -m COMMAND`, in a fresh fork."""
+    os.chdir(cwd)
+    os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    os.environ["PYTHONPATH"] = str(Path(build.__file__).parents[1])  # for processes that it starts
+    torch.set_num_threads(1)
+    for descriptor, file in enumerate(output, start=1):
+        os.dup2(os.open(file, os.O_WRONLY), descriptor)
+    sys.argv = [command, *arguments]
+    if command.endswith(".py"):
+        runpy.run_path(command, run_name="__main__")
+    else:
+        runpy.run_module(command, run_name="__main__", alter_sys=True)
+
+
+def python(command: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a script or a module as a user does."""
+    with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
+        process = FORKS.Process(target=_main, args=(command, arguments, cwd, (out.name, err.name)))
+        process.start()
+        process.join(300)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        called = [command, *arguments]
+        return subprocess.CompletedProcess(called, process.exitcode, out.read(), err.read())
+
+
 def qcs(command: str, *overrides: str, cwd: Path, ok: bool = True) -> subprocess.CompletedProcess:
-    """Run `python -m qcs.COMMAND` as a user does."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    env["PYTHONPATH"] = str(Path(build.__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-m", f"qcs.{command}", *overrides],
-        cwd=cwd,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """Run `python -m qcs.COMMAND`; it must end well, or not if `ok` is False."""
+    done = python(f"qcs.{command}", *overrides, cwd=cwd)
     assert (done.returncode == 0) == ok, done.stderr[-3000:]
     return done
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from qcs.config import CONF
-from test_cli import SMALL
+from test_cli import SMALL, python
 
 SCRIPT = CONF.parent / "scripts/study.py"
 spec = importlib.util.spec_from_file_location("study", SCRIPT)
@@ -32,9 +32,7 @@ CONTENT = {
 
 def study(folder: Path, *options: str, **changes) -> subprocess.CompletedProcess:
     (folder / "study.yaml").write_text(yaml.safe_dump(CONTENT | changes))
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), "study.yaml", *options]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    return python(str(SCRIPT), "study.yaml", *options, cwd=folder)
 
 
 @pytest.fixture(scope="module")
