@@ -1,5 +1,6 @@
 """The real thing through the command line: train, resume, evaluate, on small drawn faces."""
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -44,10 +46,14 @@ def _main(command: str, arguments: tuple[str, ...], cwd: Path, output: tuple[str
     for descriptor, file in enumerate(output, start=1):
         os.dup2(os.open(file, os.O_WRONLY), descriptor)
     sys.argv = [command, *arguments]
-    if command.endswith(".py"):
-        runpy.run_path(command, run_name="__main__")
-    else:
-        runpy.run_module(command, run_name="__main__", alter_sys=True)
+    try:
+        if command.endswith(".py"):
+            runpy.run_path(command, run_name="__main__")
+        else:
+            runpy.run_module(command, run_name="__main__", alter_sys=True)
+    finally:  # as any process ends; a fork would wait for joblib's workers first
+        threading._shutdown()
+        atexit._run_exitfuncs()
 
 
 def python(command: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
