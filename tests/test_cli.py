@@ -1,6 +1,5 @@
 """The real thing through the command line: train, resume, evaluate, on small drawn faces."""
 
-import atexit
 import json
 import multiprocessing
 import os
@@ -53,7 +52,6 @@ def _main(command: str, arguments: tuple[str, ...], cwd: Path, output: tuple[str
             runpy.run_module(command, run_name="__main__", alter_sys=True)
     finally:  # as any process ends; a fork would wait for joblib's workers first
         threading._shutdown()
-        atexit._run_exitfuncs()
 
 
 def python(command: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
