@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 OnError = Literal["fail", "skip"]
 CHUNK = 64
-TODO, DONE, BAD = 0, 1, 2
+PENDING, DONE, BAD = 0, 1, 2
 
 
 def prepare(
@@ -106,7 +106,7 @@ def _begin(part: Path, stamps: np.ndarray, size: int) -> tuple[np.memmap, np.mem
         images = np.memmap(pixels, np.uint8, "r+", shape=shape)
         state = np.lib.format.open_memmap(part / "state.npy", "r+")
         changed = (np.load(before, allow_pickle=False) != stamps).any(1)
-        state[changed | (state == BAD)] = TODO
+        state[changed | (state == BAD)] = PENDING
         log.info("going on: %d of %d images are done", (state == DONE).sum(), len(state))
     else:
         shutil.rmtree(part, ignore_errors=True)
