@@ -355,10 +355,10 @@ def main() -> None:
     runs = (options.runs or Path("runs") / options.study.stem).resolve()
     try:
         study = Study(options.study, options.overrides, runs, options.report or runs / "report")
+        if set(study.kept["seconds_per_image"]) != set(study.configs):
+            measure(study)  # reads the data, of which something may be missing
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    if set(study.kept["seconds_per_image"]) != set(study.configs):
-        measure(study)
     failed = run_all(study, order(study.tables()), options.jobs, end)
     write_report(study, " ".join(["python", *sys.argv]))
     log.info("report in %s", study.report)

@@ -109,6 +109,9 @@ def test_what_is_wrong_is_one_sentence(done, tmp_path, faces_table):
     assert wrong.returncode == 1 and "time=other is none of its variants" in wrong.stderr
     wrong = study(tmp_path, data, epoch=3)
     assert "epoch: a study has" in wrong.stderr
+    wrong = study(tmp_path, "dataset.path=nowhere.csv")
+    assert wrong.returncode == 1 and "nowhere.csv" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
     wrong = study(done[0], data, images=32)
     assert "is of other settings" in wrong.stderr and "Traceback" not in wrong.stderr
 
