@@ -172,7 +172,7 @@ def _step(config: dict[str, Any], study: Study) -> tuple[Callable[[], None], int
     def gradient() -> None:
         optimizer.zero_grad()
         with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
-            out = module.network.compare(batch["images"])
+            out = module.network.compare(batch["images"], batch.get("groups"))
             loss = module.loss(out, batch["labels"])["loss"]
         loss.backward()
 
@@ -185,7 +185,7 @@ def _step(config: dict[str, Any], study: Study) -> tuple[Callable[[], None], int
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return step, len(batch["labels"]) * roles
+    return step, len(batch["images"]) * roles
 
 
 # -- running ---------------------------------------------------------------------------------

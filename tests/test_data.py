@@ -199,6 +199,21 @@ def test_batches_are_groups_and_the_last_partial_one_is_kept(faces):
     assert (labels[:, 0] == labels[:, 1]).all() and (labels[:, 1] != labels[:, 2]).all()
 
 
+@pytest.mark.parametrize("by", ["image", "batch"])
+def test_images_may_be_in_several_groups_of_their_batch(by, faces):
+    options = {"batch_size": 8, "num_workers": 0, "groups_per_image": 2}
+    change = transforms.training(16, 20, by=by)
+    data = FaceDataModule(faces, change, transforms.evaluation(16), **options)
+    batches = list(data.train_dataloader())
+    assert [len(b["images"]) for b in batches] == [8, 8, 8, 8, 4]
+    assert [len(b["labels"]) for b in batches] == [16, 16, 16, 16, 8]
+    batch = batches[0]
+    assert torch.equal(batch["rows"][:8].flatten()[batch["groups"]], batch["rows"])
+    assert torch.equal(torch.from_numpy(data.train.labels)[batch["rows"]], batch["labels"])
+    with pytest.raises(ValueError, match="groups_per_image=2 must be 1 or more, and 1 where"):
+        FaceDataModule(faces, change, change, roles=1, **options)
+
+
 def test_fetching_leaves_the_loops_random_numbers_alone(faces):
     loader = module(faces, num_workers=0).train_dataloader()
     torch.manual_seed(3)

@@ -61,6 +61,19 @@ def test_without_cross_residual_no_gradient_of_the_cross_loss_is_lost():
     assert network.base.backbone.stem[0].weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("roles", [2, 4])
+def test_images_in_several_groups_pass_the_base_once_and_are_compared_as_if_repeated(roles):
+    network = tiny_network(roles).eval().double()
+    images, seen = torch.randn(3, roles, 3, 16, 16, dtype=torch.double), []
+    network.base.backbone.stem.register_forward_hook(lambda m, x, y: seen.append(len(x[0])))
+    groups = torch.tensor([[0, 3, 2, 1], [4, 1, 5, 0], [2, 5, 1, 3], [0, 1, 4, 2]])[:, :roles]
+    out = network.compare(images, groups)
+    assert sum(seen) == 3 * roles
+    repeated = network.compare(images.flatten(0, 1)[groups])
+    for one, other in zip(out, repeated, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_base_logits_stay_when_the_cross_module_is_deleted():
     network = tiny_network().eval()
     images = torch.randn(2, 3, 16, 16)

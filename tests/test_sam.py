@@ -25,7 +25,7 @@ class Linear(nn.Module):
         torch.manual_seed(0)
         self.layer = nn.Linear(12, 3)
 
-    def compare(self, images):
+    def compare(self, images, groups=None):
         return Comparison(self.layer(images.flatten(2)), images.flatten(2))
 
 
@@ -129,6 +129,15 @@ def test_rho_zero_is_the_plain_optimiser(tmp_path):
         QCSLoss()(twin.compare(batch["images"]), batch["labels"])["loss"].backward()
         optimizer.step()
     torch.testing.assert_close(network.layer.weight, twin.layer.weight)
+
+
+def test_every_second_step_is_sharpness_aware(tmp_path):
+    network, twin, data = Linear(), Linear(), batches(5)
+    fit(network, data, tmp_path, sam={"rho": 0.5, "every": 2})
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    for step, batch in enumerate(data):
+        _reference(twin, [batch], optimizer, rho=0.5 if step % 2 == 0 else 0.0)
+    torch.testing.assert_close(network.layer.weight, twin.layer.weight, atol=1e-6, rtol=1e-5)
 
 
 def test_accumulated_batches_equal_the_whole_batch_and_count_one_step(tmp_path):

@@ -79,7 +79,7 @@ class Dashboard(Callback):
     ) -> None:
         """Count, and log where it is time."""
         self.groups += batch["labels"].shape[0]
-        self.faces += batch["labels"].numel()
+        self.faces += batch["images"].shape[:2].numel()
         if self.norm is None:
             return
         values = self._numbers(trainer, pl_module)

@@ -151,7 +151,7 @@ class QCSModule(LightningModule):
 
     def _backward(self, batch: Batch, share: int) -> tuple[Comparison, dict[str, Tensor]]:
         """Add the gradient of 1/share of the batch's loss."""
-        out = self.network.compare(batch["images"])
+        out = self.network.compare(batch["images"], batch.get("groups"))
         parts = self.loss(out, batch.get("targets", batch["labels"]))
         loss = parts["loss"] / share
         if "share" in batch:  # of an epoch's last batch that the processes cannot divide evenly

@@ -13,7 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qcs.data.batched import BatchAugmentation
-from qcs.data.groups import Faces, GroupBatches, GroupLoader, Groups, Transform, keep_shared, same
+from qcs.data.groups import (
+    Collate,
+    Faces,
+    GroupBatches,
+    GroupLoader,
+    Groups,
+    Transform,
+    keep_shared,
+)
 from qcs.data.manifest import SPLITS, Manifest
 from qcs.data.quadruplets import (
     AnchorBatches,
@@ -37,7 +45,9 @@ class FaceDataModule(LightningDataModule):
         train_transform, eval_transform: an image to (3, H, W) float32; or, to train, a
             `BatchAugmentation`.
         roles: images of a group: 1, 2 or 4.
-        batch_size: groups of a training batch.
+        batch_size: groups of a training batch whose images are read.
+        groups_per_image: groups that each image of a batch is in; those above 1 share the
+            backbone's work, see `regroup`.
         eval_batch_size: images of an evaluation batch.
         num_workers: loader processes; the batches are the same for any number.
         negatives: "by_sample" or "by_class", see `QuadrupletDraw`.
@@ -63,6 +73,7 @@ class FaceDataModule(LightningDataModule):
         roles: int = 4,
         batch_size: int = 24,
         eval_batch_size: int = 128,
+        groups_per_image: int = 1,
         num_workers: int = 2,
         negatives: Negatives = "by_sample",
         anchors: Anchors = "shuffle",
@@ -78,12 +89,17 @@ class FaceDataModule(LightningDataModule):
                 "loader.batch_size and loader.eval_batch_size must be 1 or more and "
                 f"loader.num_workers 0 or more, got {batch_size}, {eval_batch_size}, {num_workers}"
             )
+        if groups_per_image < 1 or (groups_per_image > 1 and roles == 1):
+            raise ValueError(
+                f"loader.groups_per_image={groups_per_image} must be 1 or more, and 1 where nothing "
+                "is compared (model.roles=1)"
+            )
         if select_on == "val" and not manifest.has("val"):
             manifest = manifest.hold_out(val_fraction, seed)
             log.info("no validation images: held out %g of each class's train", val_fraction)
         self.manifest, self.select_on, self.seed = manifest, select_on, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers = num_workers
+        self.num_workers, self.collate = num_workers, Collate(groups_per_image)
         self.eval_transform = eval_transform
         self.train = manifest.split("train")
         draw = QuadrupletDraw(self.train.labels, roles, negatives, manifest.class_names)
@@ -119,11 +135,14 @@ class FaceDataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> GroupLoader:
-        """Batches of images (B, R, 3, H, W) and labels (B, R); the last partial one is kept."""
+        """Batches of images (B, R, 3, H, W) and labels (B, R); the last partial one is kept.
+
+        With several groups an image also "groups", see `Collate`.
+        """
         batches = AnchorBatches(self.sampler, self.batch_size, *self._process())
         batches.skip, self.done = self.done, 0
-        options = {"collate_fn": same} if self.whole else {}
-        self.loader = self._loader(self.groups, GroupLoader, batch_sampler=batches, **options)
+        options = {"batch_sampler": batches, "collate_fn": self.collate}
+        self.loader = self._loader(self.groups, GroupLoader, **options)
         return self.loader
 
     def state_dict(self) -> dict[str, int]:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from qcs.data.batched import BatchAugmentation
 from qcs.data.manifest import Manifest
-from qcs.data.quadruplets import Anchor, AnchorBatches, QuadrupletDraw, draw_generator
+from qcs.data.quadruplets import Anchor, AnchorBatches, QuadrupletDraw, draw_generator, regroup
 from qcs.data.transforms import pixels, sub_sampled
 
 Transform = Callable[[Image | Tensor], Tensor]
@@ -138,6 +138,24 @@ def keep_shared(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def same(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is a batch already needs no collation."""
-    return batch
+class Collate:
+    """Makes a batch of items, or takes one that is whole already.
+
+    With `times` above 1 each image is in so many groups, see `regroup`: "groups" (times * B, R) are
+    their positions in the flattened (B, R) of the images, and labels, rows and targets are theirs.
+    """
+
+    def __init__(self, times: int = 1) -> None:
+        self.times = times
+
+    def __call__(self, batch: list[dict[str, Tensor]] | dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the batch."""
+        if isinstance(batch, list):
+            batch = default_collate(batch)
+        if self.times == 1:
+            return batch
+        groups = regroup(batch["labels"].numpy(), batch["rows"].numpy(), self.times)
+        batch["groups"] = torch.from_numpy(groups)
+        for name in {"labels", "rows", "targets"} & set(batch):
+            batch[name] = batch[name].flatten(0, 1)[batch["groups"]]
+        return batch

@@ -236,15 +236,23 @@ class QCSNetwork(nn.Module):
         """Classify images (B, 3, H, W) with the base branch: logits (B, K)."""
         return self.base(images)[0]
 
-    def compare(self, images: Tensor) -> Comparison:
+    def compare(self, images: Tensor, groups: Tensor | None = None) -> Comparison:
         """Classify groups (B, R, 3, H, W) with both halves; for training and for pictures.
+
+        Args:
+            images: groups of faces.
+            groups: (G, R) positions in their flattened (B, R): the groups to compare where images
+                are in several. The base branch takes each image once; what returns has G for B.
 
         Raises:
             ValueError: the group has another number of roles than the network.
         """
         if images.shape[1] != self.roles:
             raise ValueError(f"expected groups of {self.roles} roles, got {images.shape[1]}")
-        logits, features, tokens = self.base.compare(images)
+        logits, features, tokens = out = self.base.compare(images)
+        if groups is not None:
+            picked = (x.flatten(0, 1).index_select(0, groups.flatten()) for x in out)
+            logits, features, tokens = (x.unflatten(0, groups.shape) for x in picked)
         if self.cross is None:
             return Comparison(logits, features)
         return Comparison(logits, features, *self.cross(tokens))
