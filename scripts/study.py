@@ -10,7 +10,7 @@ report's study.json, so a study goes on without the folders of its finished runs
 A study file holds: title; common (overrides of all runs); seeds; images (seen by a run), epochs and
 batch (images of a step), which groups of R faces are counted by; variants (overrides by name); and
 time, the variant as long as whose runs the second table's are. How long the others take an image
-is measured first, in turns.
+is measured first, in turns. Variants may be added later.
 """
 
 import argparse
@@ -86,13 +86,18 @@ class Study:
         self.content, self.extra, self.runs, self.report = content, list(extra), runs, report
         report.mkdir(parents=True, exist_ok=True)
         self.path = report / "study.json"
-        kept = json.loads(self.path.read_text()) if self.path.exists() else {}
-        asked = {k: v for k, v in content.items() if k not in ("seeds", "title")}
-        if kept and kept["study"] != asked:
-            raise ValueError(
-                f"{self.path} is of other settings than {file}: choose another --report"
-            )
-        self.kept = kept or {"study": asked, "seconds_per_image": {}, "runs": {}}
+        asked = {k: content[k] for k in ("common", "images", "epochs", "batch", "variants")}
+        self.kept = {"study": asked, "seconds_per_image": {}, "runs": {}}
+        if self.path.exists():
+            self.kept = json.loads(self.path.read_text())
+            before, now = self.kept["study"], content["variants"]
+            before.pop("time", None)
+            merged = before | asked | {"variants": before["variants"] | now}
+            if merged != before | {"variants": now | before["variants"]}:
+                raise ValueError(
+                    f"{self.path} is of other settings than {file}: choose another --report"
+                )
+            self.kept["study"] = merged
         self.configs = {name: self._config(name) for name in content["variants"]}
 
     def _config(self, variant: str) -> dict[str, Any]:
@@ -158,7 +163,7 @@ def measure(study: Study) -> None:
 
 
 def _step(config: dict[str, Any], study: Study) -> tuple[Callable[[], None], int]:
-    """A training step of a variant on one of its batches, and the images of the batch."""
+    """Training steps of a variant on one of its batches, and the images that they see."""
     roles = config["model"]["roles"]
     options = {"batch_size": max(1, study.content["batch"] // roles), "num_workers": 0}
     data = build.datamodule(config | {"loader": config["loader"] | options})
@@ -176,16 +181,17 @@ def _step(config: dict[str, Any], study: Study) -> tuple[Callable[[], None], int
             loss = module.loss(out, batch["labels"])["loss"]
         loss.backward()
 
-    def step() -> None:
-        gradient()
-        if module.rho:
-            with perturbed(module.network.parameters(), module.rho):
-                gradient()
-        optimizer.step()
+    def steps() -> None:  # of which SAM takes one
+        for number in range(module.sam_every):
+            gradient()
+            if module.rho and number == 0:
+                with perturbed(module.network.parameters(), module.rho):
+                    gradient()
+            optimizer.step()
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return step, len(batch["images"]) * roles
+    return steps, len(batch["images"]) * roles * module.sam_every
 
 
 # -- running ---------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_regrouped_images_are_valid_groups_and_used_alike(roles, size):
 
 
 def test_regrouped_images_meet_new_partners_where_there_are_any():
-    """Anchors of classes 0 0 1 1, negatives of 2 2 0 2: each may have another, but no pair twice."""
+    """Anchors of classes 0 0 1 1, negatives of 2 2 0 2: all may change their partners."""
     labels = np.array([[0, 0, 2, 2], [0, 0, 2, 2], [1, 1, 0, 0], [1, 1, 2, 2]])
     rows = np.arange(16).reshape(4, 4)
     first, again = np.split(regroup(labels, rows, 2), 2)

@@ -91,6 +91,22 @@ def test_runs_of_equal_time_see_fewer_images_and_are_shared(tmp_path):
     assert [run.seed for run in order] == [0, 0, 1, 1, 0, 1] and len(set(order)) == 6
 
 
+def test_variants_may_be_added_but_not_changed(tmp_path):
+    def made(**variants) -> script.Study:
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(CONTENT | {"variants": variants}))
+        return script.Study(tmp_path / "study.yaml", [], tmp_path / "runs", tmp_path / "report")
+
+    made(base=["ablation=base"]).save()
+    made(base=["ablation=base"], dcs=["ablation=dcs"]).save()
+    made(base=["ablation=base"]).save()
+    assert set(json.loads((tmp_path / "report/study.json").read_text())["study"]["variants"]) == {
+        "base",
+        "dcs",
+    }
+    with pytest.raises(ValueError, match="is of other settings"):
+        made(base=["ablation=base"], dcs=["ablation=dcs", "sam.rho=0.05"])
+
+
 @pytest.mark.parametrize("file", sorted(SCRIPT.parent.glob("study_*.yaml")), ids=lambda f: f.stem)
 def test_every_study_composes(file, tmp_path):
     made = script.Study(file, ["dataset.path=x"], tmp_path / "runs", tmp_path / "report")

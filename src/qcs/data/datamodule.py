@@ -91,8 +91,8 @@ class FaceDataModule(LightningDataModule):
             )
         if groups_per_image < 1 or (groups_per_image > 1 and roles == 1):
             raise ValueError(
-                f"loader.groups_per_image={groups_per_image} must be 1 or more, and 1 where nothing "
-                "is compared (model.roles=1)"
+                f"loader.groups_per_image={groups_per_image} must be 1 or more, and 1 where "
+                "nothing is compared (model.roles=1)"
             )
         if select_on == "val" and not manifest.has("val"):
             manifest = manifest.hold_out(val_fraction, seed)
