@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from qcs.data.quadruplets import regroup
+from qcs.data.regrouping import regroup
 from qcs.losses import QCSLoss
 from qcs.models import IR, QCSNetwork
 from qcs.models.forms import in_form
@@ -281,8 +281,6 @@ def agreement(found: list[Row], images: Tensor, labels: Tensor) -> dict[str, dic
     total = torch.stack([g.norm() for g in wanted]).norm()
     result = {}
     for row in found:
-        if row.name == SHARED:
-            continue
         loss = row.gradient(images, labels).item()
         gaps = [p.grad.double() - g for p, g in zip(row.network.parameters(), wanted, strict=True)]
         together = torch.stack([g.norm() for g in gaps]).norm() / total
@@ -302,7 +300,7 @@ def training(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Times of training steps, and how the ways agree."""
     table, found = [], rows(device, compiled)
-    agreed = agreement(found, *group(2, device))
+    agreed = agreement([r for r in found if r.name != SHARED], *group(2, device))
     fast = {r.bf16: r for r in found if r.name in ("speed=exact, fp32", "speed=fast, bf16")}
     hold_memory()
     own = {

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 
 from qcs.data.batched import BatchAugmentation
 from qcs.data.manifest import Manifest
-from qcs.data.quadruplets import Anchor, AnchorBatches, QuadrupletDraw, draw_generator, regroup
+from qcs.data.quadruplets import Anchor, AnchorBatches, QuadrupletDraw, draw_generator
+from qcs.data.regrouping import regroup
 from qcs.data.transforms import pixels, sub_sampled
 
 Transform = Callable[[Image | Tensor], Tensor]
