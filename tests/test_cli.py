@@ -175,6 +175,11 @@ def test_a_pickle_that_calls_something_is_refused(run):
         ("train", ["dataset=ferplus", "dataset.path=nowhere"], "error: nothing to read at"),
         ("train", ["+nonsense=1"], "error: nonsense is not an option"),
         ("train", ["model.grid=3"], "error: map 1 of the backbone is 16x16 pixels"),
+        (
+            "train",
+            ["ablation=no_cross", "loader.groups_per_image=2"],
+            "error: loader.groups_per_image above 1 is of use where groups are compared",
+        ),
         ("train", ["optimizer.lr=fast"], "error: optimizer.lr='fast' is a str"),
         ("eval", [], "error: ckpt is not set"),
         ("eval", ["ckpt=nowhere.ckpt"], "error: no checkpoint at ckpt=nowhere.ckpt"),

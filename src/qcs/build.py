@@ -24,7 +24,16 @@ log = logging.getLogger(__name__)
 
 
 def datamodule(config: dict[str, Any]) -> FaceDataModule:
-    """Read the data set and make its loaders."""
+    """Read the data set and make its loaders.
+
+    Raises:
+        ValueError: images are to be in several groups, and nothing compares them.
+    """
+    if config["model"].get("cross") is None and config["loader"].get("groups_per_image", 1) > 1:
+        raise ValueError(
+            "loader.groups_per_image above 1 is of use where groups are compared, and this model "
+            "has no cross module: set it to 1, or choose model=qcs or model=dcs"
+        )
     return instantiate(
         config["loader"],
         manifest=manifest(config["dataset"], list(config["augment"].values()), config["store"]),
