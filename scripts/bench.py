@@ -30,11 +30,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from qcs.data.regrouping import regroup
-from qcs.losses import QCSLoss
+from qcs.inference.backends import in_form
 from qcs.models import IR, QCSNetwork
-from qcs.models.forms import in_form
-from qcs.models.speed import hold_memory, speed_up, use_cpu_kernels
-from qcs.sam import perturbed
+from qcs.models.cpu_kernels import hold_memory, speed_up, use_cpu_kernels
+from qcs.training.losses import QCSLoss
+from qcs.training.sam import perturbed
 
 FAST = {"channels_last": True, "roles": "together", "cpu_kernels": True}
 SHARED = "speed=fast, each image in two, bf16"  # other mathematics, and less work

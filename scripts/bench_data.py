@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
-from qcs.data import preparation, store, transforms
+from qcs.data import preparation, prepared, transforms
 from qcs.data.datamodule import FaceDataModule
-from qcs.data.groups import keep_shared
+from qcs.data.datasets import keep_shared
 from qcs.data.manifest import Manifest
-from qcs.data.quadruplets import AnchorSampler, QuadrupletDraw, draw_generator
+from qcs.data.sampling import AnchorSampler, QuadrupletDraw, draw_generator
 
 RAFDB, AFFECTNET = 12_271, 283_901
 SIZE, BATCH = 224, 24
@@ -133,7 +133,7 @@ def bench_loading(table: Path, batches: int) -> Table:
     folder = preparation.prepare(plain, SIZE, table.parent / "prepared", num_workers=os.cpu_count())
     seconds = time.perf_counter() - start
     size = sum(f.stat().st_size for f in folder.iterdir()) / 1e9
-    found = store.find(plain, SIZE, table.parent / "prepared")
+    found = prepared.find(plain, SIZE, table.parent / "prepared")
     out = Table(
         "images",
         "augmentation",

@@ -19,11 +19,12 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from qcs import build, trained
-from qcs.config import CONF
-from qcs.data.groups import Faces
+from qcs.checkpoints.load import load_checkpoint
+from qcs.checkpoints.onnx import Exported, metadata, open_onnx, to_int8, to_onnx, to_program
+from qcs.config.options import CONF
+from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
-from qcs.exported import Exported, metadata, open_onnx, to_int8, to_onnx, to_program
+from qcs.training import build
 
 CALIBRATION = 200
 
@@ -32,7 +33,7 @@ def formats(
     path: str, folder: Path, data: Manifest | None, threads: int
 ) -> dict[str, tuple[float, Callable[[Tensor], Tensor]]]:
     """Megabytes and the network of each format."""
-    checkpoint = trained.load(path)
+    checkpoint = load_checkpoint(path)
     model = Exported(checkpoint.network, checkpoint.recipe["transform"], False).eval()
     files = {name: folder / name for name in ("model.onnx", "int8.onnx", "model.pt2")}
     about = metadata(model, checkpoint.recipe)
@@ -85,7 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    data, checkpoint = None, trained.load(options.ckpt)
+    data, checkpoint = None, load_checkpoint(options.ckpt)
     if options.overrides:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("check", options.overrides)

@@ -15,8 +15,8 @@ import numpy as np
 import skimage.data
 from PIL import Image, ImageDraw
 
-from qcs.faces import Detector
-from qcs.predictor import as_image
+from qcs.inference.detector import Detector
+from qcs.inference.predictor import as_image
 
 TEXTURES = ("coffee", "rocket", "brick", "grass", "page", "chelsea")
 SCENE = (960, 720)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from qcs.data.manifest import Manifest
 from qcs.data.sources import ferplus
-from qcs.metrics import confusion_matrix, scores
+from qcs.evaluation.metrics import confusion_matrix, scores
 
 
 def pixels(manifest: Manifest) -> tuple[torch.Tensor, torch.Tensor]:

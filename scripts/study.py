@@ -34,11 +34,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from qcs import build, compare, plots
-from qcs.checkpoints import STOPPED
-from qcs.config import CONF, plain
-from qcs.report import write_json
-from qcs.sam import perturbed
+from qcs import plots
+from qcs.config.options import CONF, plain
+from qcs.evaluation import compare
+from qcs.evaluation.report import write_json
+from qcs.training import build
+from qcs.training.last_checkpoint import STOPPED
+from qcs.training.sam import perturbed
 
 KEYS = {"title", "common", "seeds", "images", "epochs", "batch", "variants", "time"}
 SCORES = ("acc", "mean_acc", "f1", "ece")

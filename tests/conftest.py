@@ -9,12 +9,12 @@ import torch
 from lightning import Trainer
 from PIL import Image
 
-from qcs import build
 from qcs.data.manifest import Manifest
-from qcs.losses import QCSLoss
 from qcs.models import IR, QCSNetwork
-from qcs.module import QCSModule
-from qcs.sam import gradient_norm
+from qcs.training import build
+from qcs.training.losses import QCSLoss
+from qcs.training.module import QCSModule
+from qcs.training.sam import gradient_norm
 
 # Two workers of pytest-xdist on two cores: a thread each.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)

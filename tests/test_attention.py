@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from conftest import tiny_network
-from qcs.attention import class_token_attention, pair_maps
-from qcs.models.similarity import cross_similarity
+from qcs.models.attention_maps import class_token_attention, pair_maps
+from qcs.models.cross_similarity import cross_similarity
 
 
 def images(number: int) -> torch.Tensor:

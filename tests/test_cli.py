@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from qcs import build, trained
-from qcs.data import synthetic
+from qcs.checkpoints.load import load_checkpoint
+from qcs.data.sources import synthetic
+from qcs.training import build
 
 SMALL = [
     "backbone.channels=[8,8,16]",
@@ -33,14 +34,16 @@ SMALL = [
 # Each command has a process of its own, forked from one that has imported the libraries: their
 # import is most of what a command on such small data takes.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["lightning", "timm", "torchmetrics", "qcs.build", "qcs.plots"])
+FORKS.set_forkserver_preload(
+    ["lightning", "timm", "torchmetrics", "qcs.training.build", "qcs.plots"]
+)
 
 
 def _main(command: str, arguments: tuple[str, ...], cwd: Path, output: tuple[str, str]) -> None:
     """Be `python COMMAND` or `python -m COMMAND`, in a fresh fork."""
     os.chdir(cwd)
     os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    os.environ["PYTHONPATH"] = str(Path(build.__file__).parents[1])  # for processes that it starts
+    os.environ["PYTHONPATH"] = str(Path(build.__file__).parents[2])  # for processes that it starts
     torch.set_num_threads(1)
     for descriptor, file in enumerate(output, start=1):
         os.dup2(os.open(file, os.O_WRONLY), descriptor)
@@ -139,7 +142,7 @@ def test_a_run_resumes_and_repeats_the_uninterrupted_one(run):
 
 
 def test_a_checkpoint_rebuilds_itself_from_the_file_alone(run):
-    checkpoint = trained.load(run / "run/checkpoints/best.ckpt")
+    checkpoint = load_checkpoint(run / "run/checkpoints/best.ckpt")
     assert checkpoint.class_names == synthetic.EXPRESSIONS
     image = synthetic.draw_face(5, 0, "Happiness", 48)
     from PIL import Image
@@ -153,7 +156,7 @@ def test_a_checkpoint_that_names_foreign_code_is_refused(run):
     content["qcs"]["backbone"] = {"_target_": "os.system", "command": "touch hacked"}
     torch.save(content, run / "hostile.ckpt")
     with pytest.raises(ValueError, match="not trusted"):
-        trained.load(run / "hostile.ckpt")
+        load_checkpoint(run / "hostile.ckpt")
 
 
 class Payload:
@@ -164,7 +167,7 @@ class Payload:
 def test_a_pickle_that_calls_something_is_refused(run):
     torch.save({"qcs": Payload()}, run / "pickle.ckpt")
     with pytest.raises(ValueError, match="cannot be read safely|can be read safely"):
-        trained.load(run / "pickle.ckpt")
+        load_checkpoint(run / "pickle.ckpt")
     assert not Path("hacked").exists()
 
 

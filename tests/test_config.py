@@ -6,9 +6,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from qcs import build
-from qcs.config import CONF, instantiate, plain, problem
+from qcs.config.options import CONF, instantiate, plain, problem
 from qcs.models import QCSNetwork
+from qcs.training import build
 
 GROUPS = (
     "model",
@@ -90,7 +90,7 @@ def test_every_optimiser_and_schedule_builds(choice, tmp_path):
         ("+model.cross.similarity.alpha=1", "model.cross.similarity.alpha is not an option"),
         ("+optimizer.momentum=0.9", "optimizer.momentum is not an option"),
         ("optimizer.lr=fast", "optimizer.lr='fast' is a str"),
-        ("loss._target_=qcs.losses.Nothing", "cannot be imported"),
+        ("loss._target_=qcs.training.losses.Nothing", "cannot be imported"),
         ("+nonsense=1", "nonsense is not an option"),
     ],
 )

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from qcs import trained
+from qcs.checkpoints.load import load_checkpoint
+from qcs.checkpoints.official_keys import from_official
 from qcs.convert import DATASETS, convert
-from qcs.official import from_official
 from test_cli import qcs
 from test_parity import MODELS, PARITY, official, recipe
 
@@ -62,7 +62,7 @@ def test_every_official_kind_is_recognised(name, tmp_path):
     best = 65.0 if rest == "affectnet" else 92.0
     file = training_file(tmp_path / "official.pth", zeros(name), best)
     parts = convert(file, tmp_path / "out.ckpt")
-    made = trained.load(tmp_path / "out.ckpt")
+    made = load_checkpoint(tmp_path / "out.ckpt")
     assert made.class_names == DATASETS[data] and made.network.num_classes == int(classes[0])
     assert made.network.roles == (4 if roles == "QCS" else 2)
     assert data.rstrip("78") in parts["dataset"]["_target_"]
@@ -78,7 +78,7 @@ def test_a_converted_file_gives_the_authors_logits(tmp_path):
     state = {f"module.{k}": v for k, v in official(name).items()}
     training_file(tmp_path / "official.pth", state, 92.5)
     qcs("convert", "official.pth", "out.ckpt", cwd=tmp_path)
-    network = trained.load(tmp_path / "out.ckpt").network
+    network = load_checkpoint(tmp_path / "out.ckpt").network
     golden = np.load(PARITY / f"golden_{name}.npz")
     with torch.inference_mode():
         logits = network(torch.from_numpy(recipe.images("anchor", 3)))

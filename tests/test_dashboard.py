@@ -14,13 +14,14 @@ from torch.optim import SGD
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from conftest import tiny_network
-from qcs import loggers, report
-from qcs.dashboard import Dashboard
-from qcs.data import synthetic
 from qcs.data.datamodule import FaceDataModule
+from qcs.data.sources import synthetic
 from qcs.data.transforms import evaluation, unnormalised
-from qcs.losses import QCSLoss
-from qcs.module import QCSModule
+from qcs.evaluation import report
+from qcs.training import loggers
+from qcs.training.dashboard import Dashboard
+from qcs.training.losses import QCSLoss
+from qcs.training.module import QCSModule
 from test_cli import SMALL, qcs
 
 PICTURES = {"confusion.png", "attention.png"}

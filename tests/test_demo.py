@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 
 from conftest import tiny_checkpoint
-from qcs import build, demo, trained
-from qcs.predictor import Predictor
+from qcs import demo
+from qcs.checkpoints.load import load_checkpoint
+from qcs.inference.predictor import Predictor
+from qcs.training import build
 from test_cli import qcs
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -34,7 +36,7 @@ def photo(tmp_path_factory) -> Path:
 
 
 def predictor(folder: Path, **options) -> Predictor:
-    return Predictor(trained.load(tiny_checkpoint(folder / "model.ckpt", **options)))
+    return Predictor(load_checkpoint(tiny_checkpoint(folder / "model.ckpt", **options)))
 
 
 def test_what_the_page_shows(tmp_path, photo):
@@ -78,7 +80,7 @@ def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     tiny_checkpoint(folder / "model.ckpt")
     command = [sys.executable, "-m", "qcs.demo", "ckpt=model.ckpt", "hydra.run.dir=run"]
-    env = os.environ | {"PYTHONPATH": str(Path(build.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"PYTHONPATH": str(Path(build.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=folder, env=env, **pipes) as process:
         try:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import two_processes
-from qcs import build
-from qcs.data import synthetic
-from qcs.data.quadruplets import AnchorBatches, AnchorSampler
+from qcs.data.sampling import AnchorBatches, AnchorSampler
+from qcs.data.sources import synthetic
+from qcs.training import build
 from test_cli import SMALL, qcs
 
 
@@ -48,7 +48,7 @@ def ranks(tmp_path_factory, request):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [two_processes.__file__, str(faces), str(folder)]
     command += [json.dumps(list(two_processes.CASES))]
-    source = Path(build.__file__).parents[1]
+    source = Path(build.__file__).parents[2]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -11,12 +11,20 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from conftest import tiny_checkpoint, tiny_network
 from qcs import eval as entry
-from qcs import inference, report
-from qcs.compare import Member, compare
-from qcs.data.classes import canonical, mapped
+from qcs.data.class_names import canonical, mapped
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import evaluation
-from qcs.metrics import bootstrap, calibration, class_scores, confusion_matrix, paired, scores
+from qcs.evaluation import report
+from qcs.evaluation.apply import apply
+from qcs.evaluation.compare import Member, compare
+from qcs.evaluation.metrics import (
+    bootstrap,
+    calibration,
+    class_scores,
+    confusion_matrix,
+    paired,
+    scores,
+)
 from test_cli import qcs
 
 COLOURS = ["red", "green", "blue"]
@@ -207,15 +215,15 @@ def test_the_worst_mistakes_come_first(faces, tmp_path, monkeypatch):
 
 def test_flip_averages_an_image_and_its_mirror(faces):
     network, transform = tiny_network().eval(), evaluation(16)
-    plain = inference.apply(network, faces, transform, batch_size=7)
+    plain = apply(network, faces, transform, batch_size=7)
     seen = []
 
     def mirrored(images):
         seen.append(len(images))
         return network(images.flip(-1))
 
-    expected = (plain + inference.apply(mirrored, faces, transform, batch_size=7)) / 2
-    got = inference.apply(network, faces, transform, batch_size=7, flip=True)
+    expected = (plain + apply(mirrored, faces, transform, batch_size=7)) / 2
+    got = apply(network, faces, transform, batch_size=7, flip=True)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
     assert not torch.allclose(got, plain, atol=1e-4)
 

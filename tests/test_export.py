@@ -11,10 +11,11 @@ from PIL import Image
 
 import qcs as package
 from conftest import tiny_network
-from qcs import build, trained
-from qcs.data import synthetic
+from qcs.checkpoints.load import load_checkpoint, load_classifier
+from qcs.checkpoints.onnx import Exported, metadata, open_onnx, to_onnx
+from qcs.data.sources import synthetic
 from qcs.export import check, export
-from qcs.exported import Exported, metadata, open_onnx, to_onnx
+from qcs.training import build
 from test_cli import SMALL, qcs
 
 TRANSFORM = {"_target_": "qcs.data.transforms.evaluation", "size": 16, "resize": 20}
@@ -130,7 +131,7 @@ def test_a_torch_program(run, tmp_path):
     about = {"metadata.json": ""}
     program = torch.export.load(tmp_path / "model.pt2", extra_files=about).module()
     images = torch.randn(3, 3, 32, 32)
-    network = trained.load(run / "run/checkpoints/best.ckpt").network
+    network = load_checkpoint(run / "run/checkpoints/best.ckpt").network
     torch.testing.assert_close(program(images), network(images), atol=1e-5, rtol=1e-5)
     assert json.loads(json.loads(about["metadata.json"])["class_names"])[0] == "Surprise"
 
@@ -162,23 +163,23 @@ def test_a_users_mistake_is_one_sentence(changes, sentence, run):
 
 def test_an_export_is_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="an export only classifies"):
-        trained.load(exported(tmp_path, False)[1])
+        load_checkpoint(exported(tmp_path, False)[1])
 
 
 def test_what_is_no_export_is_one_sentence(tmp_path):
     (tmp_path / "text.onnx").write_text("no")
     with pytest.raises(ValueError, match="cannot be read as ONNX"):
-        trained.classifier(tmp_path / "text.onnx")
+        load_classifier(tmp_path / "text.onnx")
     _, path = exported(tmp_path, False)
     proto = onnx.load(path)
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "bare.onnx")
     with pytest.raises(ValueError, match="is not an export of"):
-        trained.classifier(tmp_path / "bare.onnx")
+        load_classifier(tmp_path / "bare.onnx")
     evil = json.dumps(
         {**RECIPE, "include_transform": False, "transform": {"_target_": "os.system"}}
     )
     onnx.helper.set_model_props(proto, {"qcs": evil})
     onnx.save(proto, tmp_path / "evil.onnx")
     with pytest.raises(ValueError, match="not trusted"):
-        trained.classifier(tmp_path / "evil.onnx")
+        load_classifier(tmp_path / "evil.onnx")

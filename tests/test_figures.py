@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from conftest import tiny_checkpoint
-from qcs import figures, trained
-from qcs.attention import class_token_attention, pair_maps
-from qcs.data.groups import Faces
+from qcs import figures
+from qcs.checkpoints.load import load_checkpoint
+from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
+from qcs.models.attention_maps import class_token_attention, pair_maps
 from test_cli import qcs
 
 COLOURS = ["red", "green", "blue"]
@@ -49,7 +50,7 @@ def test_attention_is_on_the_same_faces_for_every_network(config, drawn, tmp_pat
     assert rows == ["base", "qcs"] and len(pixels) == 6 and gaze.shape == (2, 6, 4)
     assert columns == ["red", "red", "green", "green", "blue", "blue"]
     torch.testing.assert_close(gaze.sum(-1), torch.ones(2, 6))
-    checkpoint = trained.load(config["ckpt"])
+    checkpoint = load_checkpoint(config["ckpt"])
     data = Manifest.from_csv(config["dataset"]["path"], class_names=COLOURS).split("test")
     chosen = figures._rows(data, 0, 2)
     images = torch.stack([Faces(data, checkpoint.transform)[int(r)]["images"] for r in chosen])
@@ -64,7 +65,7 @@ def test_the_grid_shares_on_the_diagonal_and_tells_apart_elsewhere(config, drawn
     figures.pairs(config | {"level": 2}, tmp_path / "x.png")
     _, grid, names, _, _, partners = drawn["pair_grid"]
     assert names == COLOURS and grid.shape == (3, 3, 4) and len(partners) == 3
-    checkpoint = trained.load(config["ckpt"])
+    checkpoint = load_checkpoint(config["ckpt"])
     data = Manifest.from_csv(config["dataset"]["path"], class_names=COLOURS).split("test")
     rows = figures._rows(data, 0, 2)
     assert len(set(rows)) == 6

@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import tiny_network
-from qcs import build
-from qcs.losses import QCSLoss
-from qcs.models import IR, MobileFaceNet, QCSNetwork, speed
-from qcs.models.poster import LandmarkAttention, position_bias
-from qcs.models.speed import speed_up
+from qcs.models import IR, MobileFaceNet, QCSNetwork, cpu_kernels
+from qcs.models.cpu_kernels import speed_up
+from qcs.models.landmarks import LandmarkAttention, position_bias
+from qcs.training import build
+from qcs.training.losses import QCSLoss
 from test_config import config
 from test_sam import fit
 from test_speed import LABELS, images
@@ -88,7 +88,7 @@ def test_a_fast_step_is_the_one_of_the_plain_network(options, roles):
 def test_compiled_training_is_whole_graphs(monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
-    monkeypatch.setattr(speed, "require_compiler", lambda why: None)
+    monkeypatch.setattr(cpu_kernels, "require_compiler", lambda why: None)
     base = speed_up(tiny_network(**TINY), compiled=True).base
     assert base.landmarks in compiled and base.landmarks.net in compiled
     blocks = torch.compile(base.landmarks, backend="aot_eager", fullgraph=True)
@@ -216,7 +216,7 @@ def test_quadruplets_on_poster_from_the_command_line(tmp_path):
 @pytest.mark.slow
 def test_an_export_answers_as_the_network(tmp_path):
     pytest.importorskip("onnxscript")
-    from qcs.exported import Exported, metadata, open_onnx, to_onnx
+    from qcs.checkpoints.onnx import Exported, metadata, open_onnx, to_onnx
     from test_export import RECIPE, TRANSFORM
 
     model = Exported(tiny_network(**TINY).eval(), TRANSFORM, False).eval()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from qcs.losses import QCSLoss, feature_distillation, logit_distillation
 from qcs.models import Comparison
+from qcs.training.losses import QCSLoss, feature_distillation, logit_distillation
 
 LABELS = torch.tensor([[0, 0, 1, 1], [2, 2, 0, 0], [1, 1, 2, 2]])
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from qcs.metrics import class_scores, confusion_matrix, scores
+from qcs.evaluation.metrics import class_scores, confusion_matrix, scores
 
 
 def _reference(predictions: list[int], labels: list[int], k: int) -> dict[str, float]:

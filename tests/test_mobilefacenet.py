@@ -5,9 +5,9 @@ import torch
 from safetensors.torch import save_file
 from timm import create_model
 
-from qcs.losses import QCSLoss
+from qcs.checkpoints.pretrained import load_backbone
 from qcs.models import MobileFaceNet, QCSNetwork
-from qcs.weights import load_backbone
+from qcs.training.losses import QCSLoss
 
 
 def test_it_answers_like_timms_features_only():

@@ -9,7 +9,7 @@ import skimage.data
 from nbclient import NotebookClient
 from PIL import Image
 
-from qcs.data import synthetic
+from qcs.data.sources import synthetic
 from test_cli import SMALL, qcs
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"

@@ -17,10 +17,10 @@ import torch
 from torch.nn import functional as F
 
 from conftest import sam_steps
-from qcs.losses import QCSLoss
+from qcs.checkpoints.official_keys import from_official
 from qcs.models import IR, QCSNetwork
-from qcs.models.similarity import cross_similarity
-from qcs.official import from_official
+from qcs.models.cross_similarity import cross_similarity
+from qcs.training.losses import QCSLoss
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 spec = importlib.util.spec_from_file_location("recipe", PARITY / "recipe.py")
@@ -159,7 +159,7 @@ def test_attention_functions_reproduce_the_authors_numbers(dtype, atol):
 @pytest.mark.parametrize("dtype,atol", [(torch.float64, 1e-12), (torch.float32, 3e-6)])
 def test_dot_product_maps_reproduce_the_authors_numbers(dtype, atol):
     """The maps are inside of torch's attention; identity values bring them to light."""
-    from qcs.models.similarity import dot_attention
+    from qcs.models.cross_similarity import dot_attention
 
     golden = np.load(PARITY / "golden_csa.npz")
     prefix = "f64_" if dtype == torch.float64 else "f32_"

@@ -16,11 +16,11 @@ import torch
 from torch.nn import functional as F
 
 from conftest import sam_steps
-from qcs import trained
+from qcs.checkpoints.load import load_checkpoint
+from qcs.checkpoints.official_keys import from_official
+from qcs.checkpoints.pretrained import load_backbone
 from qcs.convert import DATASETS, convert
 from qcs.models import IR, MobileFaceNet, QCSNetwork
-from qcs.official import from_official
-from qcs.weights import load_backbone
 from test_parity import recipe
 
 POSTER = Path(__file__).parent / "fixtures" / "poster"
@@ -215,7 +215,7 @@ def test_a_converted_file_gives_the_authors_logits(whole, tmp_path):
     parts = convert(path, tmp_path / "out.ckpt")
     assert parts["dataset"]["_target_"].endswith("rafdb.read") and parts["model"]["roles"] == 1
     assert "weights" not in parts["model"]["base"]["landmarks"]
-    network = trained.load(tmp_path / "out.ckpt").network
+    network = load_checkpoint(tmp_path / "out.ckpt").network
     golden = np.load(POSTER / "golden_poster7.npz")
     with torch.inference_mode():
         logits = network(torch.from_numpy(recipe.images("anchor", 3)))

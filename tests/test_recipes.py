@@ -2,8 +2,8 @@
 
 import pytest
 
-from qcs import build
 from qcs.data.datamodule import FaceDataModule
+from qcs.training import build
 from test_config import choices, config
 
 RAF, FER, AFF = (224, 0, [0.02, 0.1]), (232, 10, [0.02, 0.1]), (236, 12, [0.03, 0.1])

@@ -14,13 +14,16 @@ import torch
 from lightning import Trainer
 
 from conftest import tiny_network
-from qcs import build, checkpoints
-from qcs.config import instantiate
-from qcs.data import synthetic, transforms
+from qcs.checkpoints import files
+from qcs.config.options import instantiate
+from qcs.data import transforms
 from qcs.data.datamodule import FaceDataModule
-from qcs.losses import QCSLoss
-from qcs.module import QCSModule
-from qcs.watch import NonFiniteLoss
+from qcs.data.sources import synthetic
+from qcs.training import build
+from qcs.training.distributed import NonFiniteLoss
+from qcs.training.last_checkpoint import STOPPED
+from qcs.training.losses import QCSLoss
+from qcs.training.module import QCSModule
 from test_cli import SMALL, qcs
 
 RUN = [
@@ -42,7 +45,7 @@ RUN = [
 
 def interrupted(folder: Path, saves: int, how: signal.Signals, *overrides: str) -> int:
     """Start a run, send it a signal once last.ckpt was written so often, return its exit status."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(build.__file__).parents[1])}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(build.__file__).parents[2])}
     command = [sys.executable, "-m", "qcs.train", *RUN, "hydra.run.dir=run", *overrides]
     file, seen = folder / "run/checkpoints/last.ckpt", set()
     before = file.stat().st_mtime_ns if file.exists() else None
@@ -66,7 +69,7 @@ def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(tmp_path):
     again = ["ckpt=auto"]
     assert interrupted(tmp_path, 6, signal.SIGKILL, data, *again) == -signal.SIGKILL
     stopped = interrupted(tmp_path, 3, signal.SIGTERM, data, *again)
-    assert stopped == checkpoints.STOPPED, (tmp_path / "out.txt").read_text()[-3000:]
+    assert stopped == STOPPED, (tmp_path / "out.txt").read_text()[-3000:]
     done = qcs("train", *RUN, data, "ckpt=last", "hydra.run.dir=run", cwd=tmp_path)
     assert "run/checkpoints/last.ckpt" in done.stdout.split("going on from ")[1]
     whole, run = (
@@ -92,13 +95,13 @@ def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(tmp_path):
 
 def test_last_finds_the_newest_run_and_auto_may_start_anew(tmp_path):
     file = tmp_path / "a/checkpoints/last.ckpt"
-    checkpoints.AtomicCheckpointIO().save_checkpoint({"x": torch.ones(3)}, file)
-    assert checkpoints.find("last", tmp_path / "b") == file
-    assert checkpoints.find("auto", tmp_path / "b") is None
+    files.AtomicCheckpointIO().save_checkpoint({"x": torch.ones(3)}, file)
+    assert files.find("last", tmp_path / "b") == file
+    assert files.find("auto", tmp_path / "b") is None
     with pytest.raises(FileNotFoundError, match="ckpt=last finds the newest"):
-        checkpoints.find("nowhere.ckpt", tmp_path / "b")
+        files.find("nowhere.ckpt", tmp_path / "b")
     with pytest.raises(FileNotFoundError, match="no whole checkpoint"):
-        checkpoints.find("last", tmp_path / "x/y")
+        files.find("last", tmp_path / "x/y")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
@@ -106,12 +109,12 @@ def test_a_damaged_newest_checkpoint_is_passed_over(damage, tmp_path, caplog):
     file = tmp_path / "checkpoints/last.ckpt"
     for number in (1, 2):
         content = {"x": torch.full((1000,), float(number))}
-        checkpoints.AtomicCheckpointIO().save_checkpoint(content, file)
-    assert checkpoints.last(tmp_path) == file
+        files.AtomicCheckpointIO().save_checkpoint(content, file)
+    assert files.last(tmp_path) == file
     data = bytearray(file.read_bytes())
     data[2000] ^= 255
     file.write_bytes({"truncated": data[:-100], "flipped": data, "empty": b""}[damage])
-    found = checkpoints.last(tmp_path)
+    found = files.last(tmp_path)
     assert torch.load(found, weights_only=True)["x"][0] == 1
     assert "damaged" in caplog.text
 
@@ -119,16 +122,16 @@ def test_a_damaged_newest_checkpoint_is_passed_over(damage, tmp_path, caplog):
 @pytest.mark.parametrize("free,sentence", [(0, "the disk is full"), (1 << 40, "No space left")])
 def test_a_write_that_fails_keeps_the_checkpoint_before(free, sentence, tmp_path, monkeypatch):
     file = tmp_path / "checkpoints/last.ckpt"
-    checkpoints.AtomicCheckpointIO().save_checkpoint({"x": 1}, file)
+    files.AtomicCheckpointIO().save_checkpoint({"x": 1}, file)
 
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     usage = type("Usage", (), {"free": free})
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=sentence):
-        checkpoints.AtomicCheckpointIO().save_checkpoint({"x": 2}, file)
+        files.AtomicCheckpointIO().save_checkpoint({"x": 2}, file)
     assert torch.load(file, weights_only=True) == {"x": 1}
     assert [p.name for p in file.parent.iterdir()] == ["last.ckpt"]
 
@@ -151,7 +154,7 @@ def fit(faces, folder: Path, callbacks: dict, epochs: int = 2, ckpt=None, rate=0
         accelerator="cpu",
         logger=False,
         callbacks=[instantiate(c) for c in callbacks.values()],
-        plugins=[checkpoints.AtomicCheckpointIO()],
+        plugins=[files.AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -162,7 +165,11 @@ def fit(faces, folder: Path, callbacks: dict, epochs: int = 2, ckpt=None, rate=0
 
 
 def last_in(folder: Path, **options) -> dict:
-    return {"_target_": "qcs.checkpoints.LastCheckpoint", "dirpath": str(folder), **options}
+    return {
+        "_target_": "qcs.training.last_checkpoint.LastCheckpoint",
+        "dirpath": str(folder),
+        **options,
+    }
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(faces, tmp_path):
@@ -195,7 +202,7 @@ def test_a_save_waits_for_the_end_of_an_accumulated_step(faces, tmp_path):
     options = {"accumulate_grad_batches": 4}  # 6 batches an epoch: windows of 4 and 2
     fit(faces, tmp_path, parts("whole"), **options)
     fit(faces, tmp_path, parts("part"), epochs=1, **options)
-    state = checkpoints.state_of(tmp_path / "part/last.previous.ckpt")
+    state = files.state_of(tmp_path / "part/last.previous.ckpt")
     assert state["step"] == 4
     fit(faces, tmp_path, parts("part"), ckpt=tmp_path / "part/last.previous.ckpt", **options)
     one, other = (

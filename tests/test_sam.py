@@ -9,10 +9,10 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from conftest import tiny_network
-from qcs.losses import QCSLoss
 from qcs.models import Comparison
-from qcs.module import QCSModule
-from qcs.sam import perturbed
+from qcs.training.losses import QCSLoss
+from qcs.training.module import QCSModule
+from qcs.training.sam import perturbed
 
 SAMPLE = {"similarity": {"extremes": "sample"}}
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from qcs.models.similarity import CrossSimilarityBlock, cross_similarity
+from qcs.models.cross_similarity import CrossSimilarityBlock, cross_similarity
 
 SAME, OTHER = (1, 0, 3, 2), (2, 3, 0, 1)
 

@@ -14,12 +14,13 @@ from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
 
 from conftest import tiny_network
-from qcs import build
-from qcs.losses import QCSLoss
-from qcs.models import QCSNetwork, forms, speed
-from qcs.models.role_norm import RoleBatchNorm2d, set_roles
-from qcs.models.speed import ConvolutionLinear, VectorPReLU, speed_up
-from qcs.sam import frozen_statistics
+from qcs.inference import backends
+from qcs.models import QCSNetwork, cpu_kernels
+from qcs.models.cpu_kernels import ConvolutionLinear, VectorPReLU, speed_up
+from qcs.models.role_batchnorm import RoleBatchNorm2d, set_roles
+from qcs.training import build
+from qcs.training.losses import QCSLoss
+from qcs.training.sam import frozen_statistics
 from test_config import config
 
 ALL = {"channels_last": True, "roles": "together", "cpu_kernels": True}
@@ -106,7 +107,7 @@ def test_compiled_training_has_no_graph_breaks_and_computes_the_same(options, mo
     """Every part is one graph; the compiler behind it, which needs g++, is a slow test's."""
     whole = partialmethod(nn.Module.compile, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(nn.Module, "compile", whole)
-    monkeypatch.setattr(speed, "require_compiler", lambda why: None)
+    monkeypatch.setattr(cpu_kernels, "require_compiler", lambda why: None)
     plain = tiny_network()
     fast = speed_up(copy.deepcopy(plain), **options, compiled=True)
     expected, found = (step(n, images(4, torch.float32)) for n in (plain, fast))
@@ -129,7 +130,7 @@ def test_the_gradient_of_prelu_is_torchs():
 def test_attention_in_bf16_is_explicit_on_a_cpu_and_the_same():
     plain = Block(32, 2, qkv_bias=True).attn
     fast = copy.deepcopy(plain)
-    speed.use_cpu_kernels(nn.ModuleList([fast]))
+    cpu_kernels.use_cpu_kernels(nn.ModuleList([fast]))
     tokens = torch.randn(2, 5, 32)
     assert fast.fused_attn
     torch.testing.assert_close(fast(tokens), plain(tokens))
@@ -141,8 +142,8 @@ def test_attention_in_bf16_is_explicit_on_a_cpu_and_the_same():
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_memory_that_is_held_stays_with_the_process():
     """A freed tensor of 64 MB leaves the process as large as it was, or as small."""
-    if not hasattr(speed.ctypes.CDLL(None), "mallopt"):
-        return speed.hold_memory()  # no effect, no error
+    if not hasattr(cpu_kernels.ctypes.CDLL(None), "mallopt"):
+        return cpu_kernels.hold_memory()  # no effect, no error
 
     def megabytes_kept() -> float:
         before = resident()
@@ -155,12 +156,12 @@ def test_memory_that_is_held_stays_with_the_process():
         return pages * resource.getpagesize() / 2**20
 
     try:
-        speed.hold_memory(False)
+        cpu_kernels.hold_memory(False)
         assert megabytes_kept() < 32
-        speed.hold_memory()
+        cpu_kernels.hold_memory()
         assert megabytes_kept() > 32
     finally:
-        speed.hold_memory(False)
+        cpu_kernels.hold_memory(False)
 
 
 class Doubled(nn.Module):
@@ -176,7 +177,7 @@ def test_a_compiled_form_takes_any_number_of_images(number, monkeypatch):
     """Batches are filled up or cut to the size that is compiled, once."""
     made = []
     monkeypatch.setattr(torch, "compile", lambda module, **options: made.append(1) or module)
-    form = forms.Compiled(Doubled(), "compiled", 4)
+    form = backends.Compiled(Doubled(), "compiled", 4)
     faces = torch.rand(number, 3, 8, 8)
     for _ in range(2):
         torch.testing.assert_close(form(faces), faces.mean((1, 2, 3))[:, None].repeat(1, 2))
@@ -185,18 +186,18 @@ def test_a_compiled_form_takes_any_number_of_images(number, monkeypatch):
 
 def test_what_has_no_form_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"\.onnx write form=eager"):
-        forms.in_form(nn.Identity(), "compiled", 1)
+        backends.in_form(nn.Identity(), "compiled", 1)
     with pytest.raises(ValueError, match="none of eager, compiled"):
-        forms.in_form(tiny_network(), "fast", 1)
+        backends.in_form(tiny_network(), "fast", 1)
     network = tiny_network()
-    assert forms.in_form(network, "eager", 1) is network
+    assert backends.in_form(network, "eager", 1) is network
 
     def absent():
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", absent)
     with pytest.raises(ValueError, match=r"form=compiled needs a C\+\+ compiler"):
-        forms.in_form(network, "compiled", 1)
+        backends.in_form(network, "compiled", 1)
 
 
 @pytest.mark.slow
@@ -205,7 +206,7 @@ def test_a_form_answers_as_the_network(form):
     """Through the real compiler: `pytest -m slow tests/test_speed.py`, needs g++ (and torchao)."""
     network = tiny_network().eval()
     faces = images(4, torch.float32).flatten(0, 1)
-    found = forms.in_form(network, form, len(faces))(faces)
+    found = backends.in_form(network, form, len(faces))(faces)
     expected = network(faces)
     allowed = {"compiled": 1e-5, "compiled_bf16": 0.05, "compiled_int8": 0.15}[form]
     assert ((found - expected).square().mean().sqrt() / expected.std()).item() < allowed

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from qcs.data import preparation, store, transforms
+from qcs.data import preparation, prepared, transforms
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import pixels, resized
@@ -20,15 +20,15 @@ from qcs.data.transforms import pixels, resized
 OPTIONS = {"num_workers": 0, "progress": False}
 
 
-def prepared(faces: Manifest, tmp_path: Path, **options) -> store.Store:
+def make_store(faces: Manifest, tmp_path: Path, **options) -> prepared.Store:
     preparation.prepare(faces, 16, tmp_path / "stores", **OPTIONS | options)
-    return store.find(faces, 16, tmp_path / "stores")
+    return prepared.find(faces, 16, tmp_path / "stores")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_store_holds_what_decoding_and_resizing_give(workers, faces, tmp_path):
-    assert store.find(faces, 16, tmp_path / "stores") is None
-    found = prepared(faces, tmp_path, num_workers=workers)
+    assert prepared.find(faces, 16, tmp_path / "stores") is None
+    found = make_store(faces, tmp_path, num_workers=workers)
     test = faces.with_store(found).split("test")
     for row in range(len(test)):
         torch.testing.assert_close(pixels(test, row), resized(test.image(row), 16))
@@ -40,7 +40,7 @@ def test_a_store_holds_what_decoding_and_resizing_give(workers, faces, tmp_path)
 @pytest.mark.parametrize("by", ["image", "batch"])
 def test_training_with_a_store_equals_training_without(by, faces, tmp_path):
     seen = []
-    for manifest in (faces, faces.with_store(prepared(faces, tmp_path))):
+    for manifest in (faces, faces.with_store(make_store(faces, tmp_path))):
         data = FaceDataModule(
             manifest,
             transforms.training(12, 16, rotation=9, by=by),
@@ -55,26 +55,26 @@ def test_training_with_a_store_equals_training_without(by, faces, tmp_path):
 
 
 def test_another_size_or_another_file_list_has_another_store(faces, tmp_path):
-    prepared(faces, tmp_path)
-    assert store.find(faces, 17, tmp_path / "stores") is None
-    assert store.find(faces.select(np.arange(9)), 16, tmp_path / "stores") is None
+    make_store(faces, tmp_path)
+    assert prepared.find(faces, 17, tmp_path / "stores") is None
+    assert prepared.find(faces.select(np.arange(9)), 16, tmp_path / "stores") is None
 
 
 def test_a_changed_source_is_noticed_and_prepared_anew(faces, tmp_path, caplog):
-    before = prepared(faces, tmp_path)
+    before = make_store(faces, tmp_path)
     victim = faces.root / faces.paths[4]
     victim.write_bytes((faces.root / faces.paths[20]).read_bytes())
     os.utime(victim, ns=(1, 1))
-    assert store.find(faces, 16, tmp_path / "stores") is None
+    assert prepared.find(faces, 16, tmp_path / "stores") is None
     assert f"1 of {len(faces)} files changed, the first is {faces.paths[4]}" in caplog.text
-    after = prepared(faces, tmp_path)
+    after = make_store(faces, tmp_path)
     assert np.array_equal(after[4], after[20]) and not np.array_equal(before[4], after[4])
 
 
 def test_a_whole_store_is_not_made_again(faces, tmp_path):
-    folder = prepared(faces, tmp_path).folder
+    folder = make_store(faces, tmp_path).folder
     before = (folder / "images.u8").stat().st_mtime_ns
-    prepared(faces, tmp_path)
+    make_store(faces, tmp_path)
     assert (folder / "images.u8").stat().st_mtime_ns == before
 
 
@@ -83,9 +83,9 @@ def test_an_undecodable_image_fails_or_is_left_out_and_listed(faces, tmp_path, c
     (faces.root / bad).write_bytes(b"nothing")
     with pytest.raises(ValueError, match=f"cannot read image {bad} .* on_error=skip"):
         preparation.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
-    assert store.find(faces, 16, tmp_path / "stores") is None
-    found = prepared(faces, tmp_path, on_error="skip")
-    listed = store.skipped_images(found.folder)
+    assert prepared.find(faces, 16, tmp_path / "stores") is None
+    found = make_store(faces, tmp_path, on_error="skip")
+    listed = prepared.skipped_images(found.folder)
     assert [(bad["row"], bad["path"]) for bad in listed] == [(7, bad)]
     assert "1 images that cannot be decoded are left out" in caplog.text
     rest = faces.with_store(found)
@@ -121,14 +121,14 @@ preparation.prepare(faces, 16, Path(sys.argv[2]), num_workers=0, progress=False)
 def test_a_killed_preparation_goes_on_where_it_was(faces, tmp_path, monkeypatch, caplog):
     faces.to_csv(faces.root / "table.csv")
     command = [sys.executable, "-c", SLOW, faces.root / "table.csv", tmp_path / "stores"]
-    source = str(Path(store.__file__).parents[2])
+    source = str(Path(prepared.__file__).parents[2])
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": source}
     ) as process:
         for _ in range(4):
             assert process.stdout.readline() == b"chunk\n"
         process.send_signal(signal.SIGKILL)
-    assert store.find(faces, 16, tmp_path / "stores") is None  # half is not whole
+    assert prepared.find(faces, 16, tmp_path / "stores") is None  # half is not whole
     decoded = []
     decode = preparation.Decoded.__getitems__
     monkeypatch.setattr(
@@ -136,7 +136,7 @@ def test_a_killed_preparation_goes_on_where_it_was(faces, tmp_path, monkeypatch,
         "__getitems__",
         lambda self, rows: decoded.extend(rows) or decode(self, rows),
     )
-    found = prepared(faces, tmp_path)
+    found = make_store(faces, tmp_path)
     assert 0 < len(decoded) <= len(faces) - 18  # three chunks of six were done
     whole = faces.with_store(found)
     for row in range(len(faces)):
@@ -147,13 +147,13 @@ def test_a_killed_preparation_goes_on_where_it_was(faces, tmp_path, monkeypatch,
 def test_two_preparations_of_the_same_images_are_kept_apart(faces, tmp_path):
     base = tmp_path / "stores"
     base.mkdir()
-    lock = store.folder_of(faces, 16, base)
+    lock = prepared.folder_of(faces, 16, base)
     with (
         preparation._locked(lock.with_name(lock.name + ".lock")),
         pytest.raises(OSError, match="another process is preparing these images"),
     ):
         preparation.prepare(faces, 16, base, **OPTIONS)
-    assert len(prepared(faces, tmp_path).images) == len(faces)
+    assert len(make_store(faces, tmp_path).images) == len(faces)
 
 
 def test_too_little_space_is_said_before_anything_is_written(faces, tmp_path, monkeypatch):
@@ -165,5 +165,5 @@ def test_too_little_space_is_said_before_anything_is_written(faces, tmp_path, mo
 
 
 def test_index_json_says_what_was_made(faces, tmp_path):
-    index = json.loads((prepared(faces, tmp_path).folder / "index.json").read_text())
-    assert index == {"version": store.VERSION, "size": 16, "images": len(faces), "skipped": []}
+    index = json.loads((make_store(faces, tmp_path).folder / "index.json").read_text())
+    assert index == {"version": prepared.VERSION, "size": 16, "images": len(faces), "skipped": []}

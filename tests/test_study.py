@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qcs.config import CONF
+from qcs.config.options import CONF
 from test_cli import SMALL, python
 
 SCRIPT = CONF.parent / "scripts/study.py"

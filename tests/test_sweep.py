@@ -13,9 +13,10 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from qcs import build, search
-from qcs.config import CONF
-from qcs.data import synthetic
+from qcs.config.options import CONF
+from qcs.data.sources import synthetic
+from qcs.search import sweep
+from qcs.training import build
 from test_cli import SMALL, qcs
 from test_config import config
 
@@ -31,7 +32,7 @@ def data(tmp_path_factory) -> str:
 
 
 def study(folder: Path) -> optuna.Study:
-    storage = search.open_storage(folder / "runs/search.journal")
+    storage = sweep.open_storage(folder / "runs/search.journal")
     return optuna.load_study(study_name="synthetic-qcs", storage=storage)
 
 
@@ -63,7 +64,7 @@ def test_a_search_is_summed_up_and_goes_on(data, tmp_path):
 
 
 def test_a_killed_search_tries_the_same_values_again(data, tmp_path):
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(build.__file__).parents[1])}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(build.__file__).parents[2])}
     options = [*SEARCH, data, "hydra.sweeper.n_trials=1"]
     command = [sys.executable, "-m", "qcs.train", *options, "trainer.max_epochs=500"]
     with (tmp_path / "out.txt").open("w") as out:

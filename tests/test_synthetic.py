@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qcs.data import synthetic
-from qcs.data.synthetic import EXPRESSIONS, draw_face, make, read
+from qcs.data.sources import synthetic
+from qcs.data.sources.synthetic import EXPRESSIONS, draw_face, make, read
 
 COUNTS = {"train": 3, "val": 1, "test": 2}
 

@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from conftest import tiny_network
-from qcs import build
+from qcs.checkpoints.matching import match
+from qcs.checkpoints.pretrained import StandIn, load_backbone, read_state_dict
 from qcs.data.datamodule import FaceDataModule
-from qcs.matching import match
 from qcs.models import IR
-from qcs.sam import frozen_statistics
 from qcs.train import train
-from qcs.weights import StandIn, load_backbone, read_state_dict
+from qcs.training import build
+from qcs.training.sam import frozen_statistics
 from test_config import config
 
 UNITS, CHANNELS = (2, 1, 2), (8, 12, 16)

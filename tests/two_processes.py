@@ -16,8 +16,8 @@ from conftest import tiny_network
 from qcs.data import transforms
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.manifest import Manifest
-from qcs.losses import QCSLoss
-from qcs.module import QCSModule
+from qcs.training.losses import QCSLoss
+from qcs.training.module import QCSModule
 
 BATCH = 10  # of all processes together
 CASES = {

@@ -1,6 +1,6 @@
 """Tells Hydra of `hydra/sweeper: qcs_optuna`; imported at every start, so it holds nothing heavy.
 
-hydra-optuna-sweeper 1.3 pins Optuna below 3; `qcs.search` talks to today's.
+hydra-optuna-sweeper 1.3 pins Optuna below 3; `qcs.search.sweep` talks to today's.
 """
 
 import sys
@@ -51,9 +51,9 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Search; the arguments are the command line's."""
         try:
-            from qcs import search
+            from qcs.search import sweep
 
-            return search.run(self.launcher, self.config, arguments, **self.options)
+            return sweep.run(self.launcher, self.config, arguments, **self.options)
         except (ValueError, ImportError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)

@@ -8,8 +8,8 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qcs.models.forms import Form
-    from qcs.predictor import Predictor
+    from qcs.inference.backends import Form
+    from qcs.inference.predictor import Predictor
 
 __version__ = "0.1.0"
 
@@ -20,7 +20,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 def load(
     path: str | os.PathLike, device: str = "cpu", crop: str | None = None, form: "Form" = "eager"
 ) -> "Predictor":
-    """Make a predictor of a checkpoint; see `qcs.predictor.load`."""
-    from qcs import predictor  # torch only when it is needed
+    """Make a predictor of a checkpoint; see `qcs.inference.predictor.load`."""
+    from qcs.inference import predictor  # torch only when it is needed
 
     return predictor.load(path, device, crop, form)

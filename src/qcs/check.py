@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from qcs import plots
-from qcs.config import CONF, instantiate, plain
+from qcs.config.errors import one_sentence
+from qcs.config.options import CONF, instantiate, plain
 from qcs.data.inspection import Inspection, inspect
 from qcs.data.manifest import SPLITS
-from qcs.mistakes import one_sentence
 
 log = logging.getLogger(__name__)
 

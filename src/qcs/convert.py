@@ -12,13 +12,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from qcs import build
-from qcs.checkpoints import AtomicCheckpointIO
-from qcs.config import CONF
+from qcs.checkpoints.files import AtomicCheckpointIO
+from qcs.checkpoints.official_keys import Report, from_official
+from qcs.checkpoints.pretrained import STATE_DICTS, Weights, read_state_dict
+from qcs.config.errors import one_sentence
+from qcs.config.options import CONF
 from qcs.data.sources import affectnet, ferplus, rafdb
-from qcs.mistakes import one_sentence
-from qcs.official import Report, from_official
-from qcs.weights import STATE_DICTS, Weights, read_state_dict
+from qcs.training import build
 
 log = logging.getLogger(__name__)
 

@@ -14,15 +14,18 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from qcs import inference, plots, trained
-from qcs.attention import class_token_attention, pair_maps
-from qcs.config import CONF, plain
-from qcs.data import synthetic
+from qcs import plots
+from qcs.checkpoints.load import load_classifier
+from qcs.config.errors import one_sentence
+from qcs.config.options import CONF, plain
+from qcs.data.sources import synthetic
 from qcs.data.transforms import unnormalised
-from qcs.faces import Detector
-from qcs.mistakes import one_sentence
+from qcs.evaluation.apply import pick_device
+from qcs.inference.detector import Detector
+from qcs.inference.outputs import annotated
+from qcs.inference.predictor import Item, Predictor, Result, as_image, crop_of
 from qcs.models import QCSNetwork
-from qcs.predictor import Item, Predictor, Result, as_image, crop_of
+from qcs.models.attention_maps import class_token_attention, pair_maps
 
 if TYPE_CHECKING:
     import gradio
@@ -135,7 +138,7 @@ def page(predictor: Predictor, folder: Path, about: str) -> "gradio.Blocks":
             raise said(error) from error
         captions = [f"{p.label} {100 * p.probability:.0f} %" for p in result.predictions]
         gallery = list(zip(result.crops, captions, strict=True))
-        drawn = plots.annotated(result.image, result.predictions)
+        drawn = annotated(result.image, result.predictions)
         return drawn, gallery, result, *chosen(result, 0)
 
     def chosen(result: Result, number: int) -> tuple:
@@ -209,10 +212,10 @@ def _serve(config: dict[str, Any], folder: Path) -> None:
         import gradio
     except ImportError as error:
         raise ImportError("the page needs `pip install 'qcs[demo]'`") from error
-    checkpoint = trained.classifier(config["ckpt"])
+    checkpoint = load_classifier(config["ckpt"])
     detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
-    device = inference.chosen(config["device"])
+    device = pick_device(config["device"])
     predictor = Predictor(checkpoint, detector, crop, device=device)
     predictor.classify([Image.fromarray(np.zeros((64, 64, 3), np.uint8))])  # the first one is slow
     names = ", ".join(checkpoint.class_names)

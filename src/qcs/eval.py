@@ -10,12 +10,15 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from qcs import build, compare, inference, report, trained
-from qcs.config import CONF, plain
-from qcs.data.classes import Mapped, canonical, mapped
+from qcs.checkpoints.load import Checkpoint, load_classifier
+from qcs.config.errors import one_sentence
+from qcs.config.options import CONF, plain
+from qcs.data.class_names import Mapped, canonical, mapped
 from qcs.data.manifest import Manifest
-from qcs.mistakes import one_sentence
-from qcs.models.forms import in_form
+from qcs.evaluation import compare, report
+from qcs.evaluation.apply import apply, pick_device
+from qcs.inference.backends import in_form
+from qcs.training import build
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ def evaluate(config: dict[str, Any]) -> list[dict[str, Any]]:
     common: Mapped | None = None
     for name, paths in groups.items():
         for number, path in enumerate(paths):
-            checkpoint = trained.classifier(path)
+            checkpoint = load_classifier(path)
             dataset = dataset or checkpoint.recipe["dataset"]
             found = _data(config, dataset, checkpoint, tables)
             _same(found, common) if common else _announce(found, config["restrict"])
@@ -102,7 +105,7 @@ def _short(file: str, files: list[str]) -> str:
 def _data(
     config: dict[str, Any],
     dataset: dict[str, Any],
-    checkpoint: trained.Checkpoint,
+    checkpoint: Checkpoint,
     tables: dict[int, Manifest],
 ) -> Mapped:
     """The images in the checkpoint's classes; a data set is opened once for all of its size."""
@@ -141,16 +144,16 @@ def _same(found: Mapped, first: Mapped) -> None:
 def _report(
     config: dict[str, Any],
     path: str,
-    checkpoint: trained.Checkpoint,
+    checkpoint: Checkpoint,
     found: Mapped,
     folder: Path,
 ) -> compare.Member:
     """Evaluate one checkpoint and write its report."""
-    device = inference.chosen(config["device"])
+    device = pick_device(config["device"])
     options = {k: config[k] for k in ("batch_size", "num_workers", "flip")}
     network, transform = checkpoint.network.to(device), checkpoint.transform
     network = in_form(network, config["form"], config["batch_size"])
-    logits = inference.apply(network, found.data, transform, device, **options)
+    logits = apply(network, found.data, transform, device, **options)
     if config["restrict"]:
         logits = _restricted(logits, found)
     renamed = {old: new for old, new in found.names.items() if old != new}

@@ -10,12 +10,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from qcs import build, trained
-from qcs.config import CONF, plain
+from qcs.checkpoints.load import Checkpoint, load_checkpoint
+from qcs.checkpoints.onnx import Exported, metadata, open_onnx, to_int8, to_onnx, to_program
+from qcs.config.errors import one_sentence
+from qcs.config.options import CONF, plain
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import pixels
-from qcs.exported import Exported, metadata, open_onnx, to_int8, to_onnx, to_program
-from qcs.mistakes import one_sentence
+from qcs.training import build
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def export(config: dict[str, Any]) -> dict[str, float]:
     if out.suffix not in (".onnx", ".pt2") or (config["int8"] and out.suffix != ".onnx"):
         expected = "*.onnx with int8=true" if config["int8"] else "*.onnx or *.pt2"
         raise ValueError(f"out={config['out']}: the format goes by the name, {expected}")
-    checkpoint = trained.load(config["ckpt"])
+    checkpoint = load_checkpoint(config["ckpt"])
     model = Exported(
         checkpoint.network, checkpoint.recipe["transform"], config["include_transform"]
     ).eval()
@@ -66,7 +67,7 @@ def export(config: dict[str, Any]) -> dict[str, float]:
     return result
 
 
-def _data(config: dict[str, Any], checkpoint: trained.Checkpoint) -> Manifest | None:
+def _data(config: dict[str, Any], checkpoint: Checkpoint) -> Manifest | None:
     """The data set, or None where the checkpoint's own is not here and nothing needs it."""
     given = config.get("dataset")
     try:
@@ -79,9 +80,7 @@ def _data(config: dict[str, Any], checkpoint: trained.Checkpoint) -> Manifest | 
         return None
 
 
-def _inputs(
-    model: Exported, checkpoint: trained.Checkpoint, data: Manifest, rows: np.ndarray
-) -> Tensor:
+def _inputs(model: Exported, checkpoint: Checkpoint, data: Manifest, rows: np.ndarray) -> Tensor:
     """Images of some rows as the file takes them; uint8 ones are of the transform's size."""
     images = [pixels(data, int(row), model.resize) for row in rows]
     return torch.stack(images if model.include_transform else
@@ -89,7 +88,7 @@ def _inputs(
 
 
 def _real(
-    model: Exported, checkpoint: trained.Checkpoint, data: Manifest | None, split: str
+    model: Exported, checkpoint: Checkpoint, data: Manifest | None, split: str
 ) -> Tensor | None:
     if data is None:
         return None
@@ -127,7 +126,7 @@ def check(model: Exported, path: Path, real: Tensor | None) -> float:
 def _quantise(
     config: dict[str, Any],
     model: Exported,
-    checkpoint: trained.Checkpoint,
+    checkpoint: Checkpoint,
     data: Manifest,
     path: Path,
 ) -> dict[str, float]:

@@ -13,15 +13,18 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from qcs import build, inference, plots, trained
-from qcs.attention import class_token_attention, pair_maps
-from qcs.config import CONF, plain
-from qcs.data.groups import Faces
+from qcs import plots
+from qcs.checkpoints.load import Checkpoint, load_checkpoint
+from qcs.config.errors import one_sentence
+from qcs.config.options import CONF, plain
+from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import unnormalised
-from qcs.loggers import by_epoch
-from qcs.metrics import confusion_matrix
-from qcs.mistakes import one_sentence
+from qcs.evaluation.apply import apply, pick_device
+from qcs.evaluation.metrics import confusion_matrix
+from qcs.models.attention_maps import class_token_attention, pair_maps
+from qcs.training import build
+from qcs.training.loggers import by_epoch
 
 log = logging.getLogger(__name__)
 
@@ -170,21 +173,21 @@ def curves(config: dict[str, Any], path: Path) -> None:
     plots.curves(found, path)
 
 
-def _load(config: dict[str, Any], path: str | None) -> trained.Checkpoint:
+def _load(config: dict[str, Any], path: str | None) -> Checkpoint:
     if not isinstance(path, str):
         raise ValueError("ckpt is not set: write ckpt=model.ckpt")
-    checkpoint = trained.load(path)
-    checkpoint.network.to(inference.chosen(config["device"]))
+    checkpoint = load_checkpoint(path)
+    checkpoint.network.to(pick_device(config["device"]))
     return checkpoint
 
 
-def _data(config: dict[str, Any], checkpoint: trained.Checkpoint) -> Manifest:
+def _data(config: dict[str, Any], checkpoint: Checkpoint) -> Manifest:
     dataset = config.get("dataset") or checkpoint.recipe["dataset"]
     transform = checkpoint.recipe["transform"]
     return build.manifest(dataset, [transform], config["store"]).split(config["split"])
 
 
-def _same_classes(checkpoint: trained.Checkpoint, data: Manifest, name: str = "") -> None:
+def _same_classes(checkpoint: Checkpoint, data: Manifest, name: str = "") -> None:
     if checkpoint.class_names != data.class_names:
         raise ValueError(
             f"the checkpoint {name} knows {', '.join(checkpoint.class_names)} and {data.root} has "
@@ -202,23 +205,23 @@ def _rows(data: Manifest, seed: int, number: int) -> np.ndarray:
 
 
 def _images(
-    config: dict[str, Any], data: Manifest, checkpoint: trained.Checkpoint, rows: np.ndarray
+    config: dict[str, Any], data: Manifest, checkpoint: Checkpoint, rows: np.ndarray
 ) -> Tensor:
     faces = Faces(data, checkpoint.transform)
     return torch.stack([faces[int(row)]["images"] for row in rows]).to(
-        inference.chosen(config["device"])
+        pick_device(config["device"])
     )
 
 
 def _apply(
     config: dict[str, Any],
     data: Manifest,
-    checkpoint: trained.Checkpoint,
+    checkpoint: Checkpoint,
     function: Callable[[Tensor], Tensor],
 ) -> Tensor:
     options = {k: config[k] for k in ("batch_size", "num_workers")}
-    device = inference.chosen(config["device"])
-    return inference.apply(function, data, checkpoint.transform, device, **options)
+    device = pick_device(config["device"])
+    return apply(function, data, checkpoint.transform, device, **options)
 
 
 def _heading(config: dict[str, Any], data: Manifest) -> str:

@@ -13,12 +13,14 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from qcs import inference, trained
-from qcs.config import CONF, plain
-from qcs.faces import Detector
-from qcs.media import Pictures, Records, files_of, open_items
-from qcs.mistakes import one_sentence
-from qcs.predictor import Predictor, crop_of
+from qcs.checkpoints.load import load_classifier
+from qcs.config.errors import one_sentence
+from qcs.config.options import CONF, plain
+from qcs.evaluation.apply import pick_device
+from qcs.inference.detector import Detector
+from qcs.inference.inputs import files_of, open_items
+from qcs.inference.outputs import Pictures, Records
+from qcs.inference.predictor import Predictor, crop_of
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +38,12 @@ def predict(config: dict[str, Any]) -> Counter:
         if config[key] is None:
             raise ValueError(f"{key} is not set: write ckpt=model.ckpt input=photo.jpg")
     files = files_of(config["input"])
-    checkpoint, detector = trained.classifier(config["ckpt"]), None
+    checkpoint, detector = load_classifier(config["ckpt"]), None
     if config["detect"] == "auto" or config["crop"]:
         detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
     log.info("faces are cut %s", why)
-    device = inference.chosen(config["device"])
+    device = pick_device(config["device"])
     batch_size = 1 if files[0][0].startswith("webcam ") else config["batch_size"]  # answer at once
     predictor = Predictor(checkpoint, detector, crop, batch_size, device, config["form"])
     folder, counts = Path(config["run_dir"]), Counter()

@@ -7,9 +7,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from qcs.config import CONF, instantiate, plain
-from qcs.data import preparation, store
-from qcs.mistakes import one_sentence
+from qcs.config.errors import one_sentence
+from qcs.config.options import CONF, instantiate, plain
+from qcs.data import preparation, prepared
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +22,10 @@ def prepare(config: dict[str, Any]) -> Path:
     """
     if config["store"] is None:
         raise ValueError("store=null has no place to write to: store=auto, or a folder")
-    manifest, base = instantiate(config["dataset"]), store.base(config["store"])
+    manifest, base = instantiate(config["dataset"]), prepared.base(config["store"])
     options = {"on_error": config["on_error"], "num_workers": config["num_workers"]}
     folder = preparation.prepare(manifest, config["size"], base, **options)
-    skipped = store.skipped_images(folder)
+    skipped = prepared.skipped_images(folder)
     for image in skipped:
         log.warning("left out: %s", image["error"])
     number, total = len(manifest) - len(skipped), len(manifest)

@@ -15,9 +15,12 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasti
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
-from qcs import build, checkpoints, loggers, provenance, report
-from qcs.config import CONF, plain
-from qcs.mistakes import one_sentence
+from qcs.checkpoints import files
+from qcs.config import provenance
+from qcs.config.errors import one_sentence
+from qcs.config.options import CONF, plain
+from qcs.evaluation import report
+from qcs.training import build, loggers
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         All metrics of the run by name ("val/acc", "test/acc", ...).
     """
     folder = Path(config["run_dir"])
-    ckpt = checkpoints.find(config["ckpt"], folder) if config["ckpt"] else None
+    ckpt = files.find(config["ckpt"], folder) if config["ckpt"] else None
     if ckpt and ckpt.parents[1].resolve() == folder.resolve():
         _continue(config, ckpt)
     lightning.seed_everything(config["seed"], verbose=False)
@@ -61,10 +64,10 @@ def train(config: dict[str, Any]) -> dict[str, float]:
 
 def _continue(config: dict[str, Any], ckpt: Path) -> None:
     """Let the loggers of a run go on where its checkpoint stands."""
-    state = checkpoints.state_of(ckpt)
+    state = files.state_of(ckpt)
     nodes = [node for node in (config["logger"] or {}).values() if node]
     for node in nodes:
-        if node["_target_"] == "qcs.loggers.CSVLogger" and rank_zero_only.rank == 0:
+        if node["_target_"] == "qcs.training.loggers.CSVLogger" and rank_zero_only.rank == 0:
             loggers.forget(Path(node["save_dir"]) / node["version"], state["step"])
         if node["_target_"].endswith("WandbLogger") and state["wandb_id"]:
             node["id"] = state["wandb_id"]
@@ -155,7 +158,7 @@ def main(cfg: DictConfig) -> float | list[float] | None:
     if rank_zero_only.rank:
         logging.getLogger().setLevel(logging.WARNING)
     if cfg.get("ckpt") == "last":  # goes on in the folder of that run
-        cfg.run_dir = str(checkpoints.find("last", Path(cfg.run_dir)).parents[1])
+        cfg.run_dir = str(files.find("last", Path(cfg.run_dir)).parents[1])
     config = plain(cfg)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         _sweep(config)

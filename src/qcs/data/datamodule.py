@@ -12,8 +12,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from qcs.data.batched import BatchAugmentation
-from qcs.data.groups import (
+from qcs.data.batch_transforms import BatchAugmentation
+from qcs.data.datasets import (
     Collate,
     Faces,
     GroupBatches,
@@ -23,7 +23,7 @@ from qcs.data.groups import (
     keep_shared,
 )
 from qcs.data.manifest import SPLITS, Manifest
-from qcs.data.quadruplets import (
+from qcs.data.sampling import (
     AnchorBatches,
     Anchors,
     AnchorSampler,

@@ -18,7 +18,7 @@ from qcs.data.images import BROKEN, Images, decode, images_of
 from qcs.data.tables import Row, collector_paused, present, read_csv, slashes, unique
 
 if TYPE_CHECKING:
-    from qcs.data.store import Store
+    from qcs.data.prepared import Store
 
 SPLITS = ("train", "val", "test")
 

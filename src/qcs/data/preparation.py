@@ -1,4 +1,4 @@
-"""Making a store of prepared images, see `qcs.data.store`.
+"""Making a store of prepared images, see `qcs.data.prepared`.
 
 It is filled in a `.part` folder that is renamed at the end: a store is whole or absent, and a
 killed preparation goes on where it was.
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from qcs.data.images import BROKEN
 from qcs.data.manifest import Manifest
-from qcs.data.store import VERSION, folder_of, skipped_images, stamps_of
+from qcs.data.prepared import VERSION, folder_of, skipped_images, stamps_of
 from qcs.data.transforms import resized
 
 try:

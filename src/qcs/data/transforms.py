@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from qcs.data.batched import BatchAugmentation
+from qcs.data.batch_transforms import BatchAugmentation
 from qcs.data.manifest import Manifest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -1,7 +1,7 @@
 """The network, in plain torch: backbones, cross similarity attention, the whole."""
 
-from qcs.models.ir50 import IR
-from qcs.models.mobilefacenet import MobileFaceNet
+from qcs.models.backbones.ir50 import IR
+from qcs.models.backbones.mobilefacenet import MobileFaceNet
 from qcs.models.network import ROLES, Comparison, QCSNetwork
 
 __all__ = ["IR", "ROLES", "Comparison", "MobileFaceNet", "QCSNetwork"]

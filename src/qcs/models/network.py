@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qcs.models.fitting import map_sizes
-from qcs.models.poster import LandmarkBranch, LandmarkOptions
-from qcs.models.role_norm import set_roles
-from qcs.models.similarity import CrossSimilarityBlock, SimilarityOptions
+from qcs.models.backbones.feature_maps import map_sizes
+from qcs.models.cross_similarity import CrossSimilarityBlock, SimilarityOptions
+from qcs.models.landmarks import LandmarkBranch, LandmarkOptions
+from qcs.models.role_batchnorm import set_roles
 from qcs.models.tokens import EncoderOptions, PyramidTokens, TokenEncoder
 
 ROLES = ("a", "p", "n", "n2")  # anchor, positive, negative, another of the negative's class
@@ -117,8 +117,8 @@ class BaseBranch(nn.Module):
 
         In training BatchNorm normalises (and counts) each role by itself, as in the paper's four
         branches: the roles pass the backbone one after the other, or `together` through
-        `qcs.models.role_norm`; `joint` takes the statistics over all roles. What follows holds no
-        BatchNorm and takes all at once.
+        `qcs.models.role_batchnorm`; `joint` takes the statistics over all roles. What follows
+        holds no BatchNorm and takes all at once.
         """
         roles = images.transpose(0, 1)  # (R, B, 3, H, W)
         at_once = not self.training or self.roles == "joint"

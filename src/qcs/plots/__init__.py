@@ -1,7 +1,6 @@
 """Every picture we make."""
 
 from qcs.plots.faces import attention_sheet, face_sheet, gaze_sheet, pair_grid, to_pixels
-from qcs.plots.photos import annotated
 from qcs.plots.scores import (
     confusion,
     curves,
@@ -13,7 +12,6 @@ from qcs.plots.scores import (
 )
 
 __all__ = [
-    "annotated",
     "attention_sheet",
     "confusion",
     "curves",

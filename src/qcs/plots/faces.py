@@ -135,7 +135,8 @@ def pair_grid(
 
     Args:
         images: (M, 3, H, W), pixels in [0, 1].
-        maps: (M, M, N), N a square, of `qcs.attention.pair_maps`: [i, j] is laid over face i.
+        maps: (M, M, N), N a square, of `qcs.models.attention_maps.pair_maps`: [i, j] is laid
+            over face i.
         names: M labels; equal ones are compared for what they share, and framed.
         path: PNG file to write.
         heading: above the picture.

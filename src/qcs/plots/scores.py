@@ -40,7 +40,7 @@ def reliability(found: dict[str, Tensor], path: Path, title: str = "") -> None:
     """Draw accuracy by confidence, the gap to what was promised, and how many faces are where.
 
     Args:
-        found: of `qcs.metrics.calibration`.
+        found: of `qcs.evaluation.metrics.calibration`.
         path: PNG file to write.
         title: above the picture, with the calibration error below it.
     """

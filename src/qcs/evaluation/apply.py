@@ -1,0 +1,52 @@
+"""A function of images over a whole data set, in batches."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from qcs.data.datasets import Faces, Transform
+from qcs.data.manifest import Manifest
+
+
+@torch.no_grad()
+def apply(
+    function: Callable[[Tensor], Tensor],
+    data: Manifest,
+    transform: Transform,
+    device: str | None = None,
+    batch_size: int = 128,
+    num_workers: int = 0,
+    flip: bool = False,
+) -> Tensor:
+    """Apply a function to all images of a data set, in their order.
+
+    Args:
+        function: images (B, 3, H, W) to (B, ...).
+        data: the images.
+        transform: of the checkpoint.
+        device: where the function computes.
+        batch_size: images of a batch.
+        num_workers: loader processes.
+        flip: average over an image and its mirror, both in one batch. Of logits that is the
+            geometric mean of the two answers, so that neither confidence outweighs the other.
+
+    Returns:
+        (N, ...) float32, on the CPU.
+    """
+    loader = DataLoader(Faces(data, transform), batch_size=batch_size, num_workers=num_workers)
+    found = []
+    for batch in loader:
+        images = batch["images"].to(device)
+        if flip:
+            both = function(torch.cat([images, images.flip(-1)])).float()
+            found.append(both.unflatten(0, (2, -1)).mean(0).cpu())
+        else:
+            found.append(function(images).float().cpu())
+    return torch.cat(found)
+
+
+def pick_device(device: str | None) -> str:
+    """A device as configured: cuda where there is one by default."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")

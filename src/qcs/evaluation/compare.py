@@ -1,0 +1,97 @@
+"""Several networks on the same images: means and spreads over seeds, differences, a paired test."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from qcs.evaluation.metrics import paired
+from qcs.evaluation.report import HEADLINE, percent, write_json
+
+COLUMNS = HEADLINE | {"ece": "ECE"}
+
+
+class Member(NamedTuple):
+    """A checkpoint that was evaluated."""
+
+    ckpt: str
+    result: dict[str, Any]  # of `qcs.evaluation.report.write`
+    correct: Tensor  # (N,) bool, in one order of the images for all
+
+
+def compare(groups: dict[str, list[Member]], resamples: int = 2000) -> list[dict[str, Any]]:
+    """Summarise groups of networks, each against the first group.
+
+    Args:
+        groups: by name; the members of one differ in their seeds, say.
+        resamples: of the interval of a difference.
+
+    Returns:
+        A row for each group: "name", "checkpoints", and for each of `COLUMNS` "values", "mean" and
+        "sd" (over members, n - 1; None for one member); "against" the first group: difference of
+        top-1, interval and p of `qcs.evaluation.metrics.paired` (None for the first itself).
+    """
+    first = torch.stack([member.correct for member in next(iter(groups.values()))])
+    rows: list[dict[str, Any]] = []
+    for name, members in groups.items():
+        row: dict[str, Any] = {"name": name, "checkpoints": [m.ckpt for m in members]}
+        for key in COLUMNS:
+            values = torch.tensor([m.result[key] for m in members], dtype=torch.float64)
+            spread = round(values.std().item(), 6) if len(values) > 1 else None
+            mean = round(values.mean().item(), 6)
+            row[key] = {"values": values.tolist(), "mean": mean, "sd": spread}
+        if len(members) == 1:
+            row["acc"]["interval"] = members[0].result["intervals"]["acc"]
+        correct = torch.stack([member.correct for member in members])
+        row["against"] = paired(first, correct, resamples) if rows else None
+        rows.append(row)
+    return rows
+
+
+def write(folder: Path, groups: dict[str, list[Member]], about: dict[str, Any]) -> None:
+    """Write compare.json and compare.md, and print the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = compare(groups, about["resamples"])
+    write_json(folder / "compare.json", about | {"groups": rows})
+    table = [_cells(row) for row in rows]
+    first = rows[0]["name"]
+    head = ["", "seeds", *COLUMNS.values(), f"top-1 - {first}", "p"]
+    title = f"{about['dataset']}, {about['split']}: {about['images']} images"
+    lines = [f"# {title}", "", _line(head), _line(["---"] * len(head)), *map(_line, table), ""]
+    lines.append(
+        "Percent: mean and standard deviation over seeds, or one network's value with its 95 % "
+        "bootstrap interval. The difference is of the same images: 95 % bootstrap interval over "
+        "images, and p of the paired sign-flip test (McNemar's for single networks); both take "
+        "the networks as given and say nothing of other seeds."
+    )
+    for name, members in groups.items():
+        lines += ["", f"{name}:", "", *(f"- {member.ckpt}" for member in members)]
+    (folder / "compare.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    shown = Table(*head, title=title)
+    for row in rows:
+        shown.add_row(*_cells(row, brief=True))
+    Console().print(shown)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cells(row: dict[str, Any], brief: bool = False) -> list[str]:
+    """The texts of a row; intervals are too wide for a terminal."""
+    cells = [row["name"], str(len(row["checkpoints"]))]
+    for key in COLUMNS:
+        value = row[key]
+        if value["sd"] is None:
+            cells.append(percent(value["mean"], None if brief else value.get("interval")))
+        else:
+            cells.append(f"{percent(value['mean'])} ± {percent(value['sd'])}")
+    against = row["against"]
+    if against is None:
+        return [*cells, "", ""]
+    difference = percent(against["difference"], None if brief else against["interval"])
+    p = against["p"]
+    return [*cells, difference, f"{p:.4f}" if p >= 0.0002 else "< 0.0002"]

@@ -1,0 +1,245 @@
+"""A trained network on images as users have them: faces found, cut out and classified.
+
+    import qcs
+    faces = qcs.load("model.ckpt").predict(["photo.jpg"])
+
+F faces of an image, K classes.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from qcs.checkpoints.load import Checkpoint, load_classifier
+from qcs.data.images import BROKEN, IMAGES, decode
+from qcs.inference.backends import Form, in_form
+from qcs.inference.crops import CROPS, LOOSE, Crop, as_trained, cut, measure
+from qcs.inference.detector import Detector, Face
+
+MOST_PIXELS = 50_000_000  # of photos that wait for their batch: 150 MB
+MEASURED = 400  # images of a folder of crops
+
+Input = str | PathLike | np.ndarray | Image.Image
+
+
+class Prediction(NamedTuple):
+    """A face and its expression; box, landmarks and score are None for images of cut faces."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]  # by class name, summing to 1
+    box: tuple[float, ...] | None = None  # left, top, right, bottom in pixels
+    landmarks: tuple[tuple[float, float], ...] | None = None  # see qcs.inference.detector
+    score: float | None = None  # of the detector
+
+
+class Item(NamedTuple):
+    """An image on its way through `Predictor.stream`; either an image or an error."""
+
+    key: Any
+    image: Image.Image | None = None
+    error: str | None = None
+
+
+class Result(NamedTuple):
+    """What became of an `Item`."""
+
+    key: Any
+    image: Image.Image | None
+    error: str | None
+    predictions: list[Prediction]
+    crops: list[Image.Image]
+
+
+class Predictor:
+    """A checkpoint, a detector and the crops of its data set.
+
+    Args:
+        checkpoint: of `qcs.checkpoints.load.load_classifier`.
+        detector: finds faces; None makes the default one when it is first needed.
+        crop: how faces are cut; see `crop_of`.
+        batch_size: faces classified at once.
+        device: the network's.
+        form: see `qcs.inference.backends`; one that is not "eager" pays for many faces.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        detector: Detector | None = None,
+        crop: Crop = LOOSE,
+        batch_size: int = 32,
+        device: str = "cpu",
+        form: Form = "eager",
+    ) -> None:
+        self.network = in_form(checkpoint.network.to(device), form, batch_size)
+        self.class_names = checkpoint.class_names
+        self.transform, self.crop = checkpoint.transform, crop
+        self._detector, self.batch_size, self.device = detector, batch_size, device
+
+    @property
+    def detector(self) -> Detector:
+        """Finds faces; made when it is first needed."""
+        self._detector = self._detector or Detector()
+        return self._detector
+
+    def predict(
+        self, images: Input | Sequence[Input], detect: bool = True
+    ) -> list[list[Prediction]]:
+        """Find and classify the faces of images.
+
+        Args:
+            images: paths, PIL images or uint8 arrays, (H, W, 3) RGB or (H, W) grey; or one.
+            detect: find the faces; False takes every image as a cut face.
+
+        Returns:
+            For each image its faces, the largest first; none where no face was found.
+
+        Raises:
+            ValueError: an image that cannot be read, or is not one.
+            ImportError: the detector is not installed.
+        """
+        if isinstance(images, (str, PathLike, np.ndarray, Image.Image)):
+            images = [images]
+        items = (Item(number, as_image(image)) for number, image in enumerate(images))
+        return [result.predictions for result in self.stream(items, detect)]
+
+    def stream(self, items: Iterable[Item], detect: bool = True) -> Iterator[Result]:
+        """Do the same for a stream of any length, in order, in batches over its images."""
+        waiting: list[tuple[Item, list[Face | None], list[Image.Image]]] = []
+        number = pixels = 0
+        for item in items:
+            faces: list[Face | None] = []
+            if item.image is not None:
+                faces = list(self.detector(item.image)) if detect else [None]
+            crops = [
+                as_trained(item.image, self.crop) if face is None
+                else cut(item.image, face.landmarks, self.crop)
+                for face in faces
+            ]  # fmt: skip
+            waiting.append((item, faces, crops))
+            number += len(faces)
+            pixels += item.image.width * item.image.height if item.image else 0
+            if number >= self.batch_size or pixels >= MOST_PIXELS:
+                yield from self._finish(waiting)
+                waiting, number, pixels = [], 0, 0
+        yield from self._finish(waiting)
+
+    def _finish(self, waiting: list) -> Iterator[Result]:
+        probabilities = self.classify([crop for *_, crops in waiting for crop in crops])
+        start = 0
+        for item, faces, crops in waiting:
+            rows = probabilities[start : start + len(faces)]
+            start += len(faces)
+            found = [self._prediction(f, row) for f, row in zip(faces, rows, strict=True)]
+            yield Result(item.key, item.image, item.error, found, crops)
+
+    @torch.no_grad()
+    def classify(self, crops: Sequence[Image.Image]) -> np.ndarray:
+        """Turn cut faces into probabilities (F, K), in batches."""
+        rows = [np.zeros((0, len(self.class_names)))]
+        for start in range(0, len(crops), self.batch_size):
+            part = crops[start : start + self.batch_size]
+            batch = torch.stack([self.transform(crop) for crop in part])
+            rows.append(self.network(batch.to(self.device)).double().softmax(1).cpu().numpy())
+        return np.concatenate(rows)
+
+    def _prediction(self, face: Face | None, row: np.ndarray) -> Prediction:
+        named = dict(zip(self.class_names, row.tolist(), strict=True))
+        answer = (self.class_names[row.argmax()], float(row.max()), named)
+        if face is None:
+            return Prediction(*answer)
+        landmarks = tuple(map(tuple, face.landmarks.tolist()))
+        return Prediction(*answer, tuple(face.box.tolist()), landmarks, face.score)
+
+
+def as_image(image: Input) -> Image.Image:
+    """Make an upright RGB image of a path, a PIL image or an array.
+
+    Raises:
+        ValueError: it cannot be read, or is of another shape or type.
+    """
+    if isinstance(image, (str, PathLike)):
+        try:
+            with open(image, "rb") as file:
+                return decode(file)
+        except BROKEN as error:
+            raise ValueError(f"cannot read {image} as an image ({_reason(error)})") from error
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    pixels = np.asarray(image)
+    rgb = pixels.ndim == 3 and pixels.shape[2] == 3
+    if pixels.dtype != np.uint8 or not (rgb or pixels.ndim == 2) or not pixels.size:
+        raise ValueError(
+            f"an image of shape {pixels.shape} and type {pixels.dtype}: expected uint8, "
+            "(height, width, 3) in the order RGB or (height, width)"
+        )
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    """A line without the file object's address."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def crop_of(
+    recipe: dict[str, Any], wanted: str | None = None, detector: Detector | None = None
+) -> tuple[Crop, str]:
+    """How a checkpoint's faces were cut, and what that was taken from.
+
+    Args:
+        recipe: of the checkpoint; its data set decides by default.
+        wanted: a data set of `qcs.inference.crops.CROPS`, or a folder of training crops to measure.
+        detector: for the measurement.
+
+    Raises:
+        FileNotFoundError: `wanted` is neither.
+        ValueError: a folder without faces.
+    """
+    target = recipe["dataset"]["_target_"]
+    source = re.fullmatch(r"qcs\.data\.sources\.(\w+)\..*", target)
+    name = wanted or (source[1] if source else target)
+    if name in CROPS:
+        return CROPS[name], f"as {name} cuts faces"
+    if not wanted:
+        return LOOSE, (
+            f"as ferplus cuts faces, in colour: how {name} does is not known "
+            "(crop=FOLDER of training faces measures it)"
+        )
+    folder = Path(wanted).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"crop={wanted} is neither one of {', '.join(CROPS)} nor a folder of training faces"
+        )
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGES)
+    step = max(len(files) // MEASURED, 1)
+    crop = measure((as_image(file) for file in files[::step]), detector or Detector())
+    return crop, f"as measured in {folder}: {crop}"
+
+
+def load(
+    path: str | PathLike, device: str = "cpu", crop: str | None = None, form: Form = "eager"
+) -> Predictor:
+    """Make a predictor of a checkpoint or an exported .onnx file.
+
+    Args:
+        path: the file.
+        device: the network's.
+        crop: how faces are cut, see `crop_of`.
+        form: see `Predictor`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `qcs.checkpoints.load.load_classifier`, `crop_of` and
+            `qcs.inference.backends.in_form`.
+    """
+    checkpoint = load_classifier(path)
+    found, _ = crop_of(checkpoint.recipe, crop)
+    return Predictor(checkpoint, crop=found, device=device, form=form)

@@ -1,0 +1,45 @@
+"""A training job reports to its trial of a search, which may stop it."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from qcs.search.summary import PRUNED
+
+try:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+except ImportError as error:
+    raise ImportError("a search needs Optuna: pip install 'qcs[sweep]'") from error
+
+log = logging.getLogger(__name__)
+
+
+def open_storage(path: str | Path) -> JournalStorage:
+    """Open the file of studies; several processes may."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+
+
+class Pruning(Callback):
+    """Reports each validation to the job's trial and stops the run where the study says so."""
+
+    def __init__(self, trial: dict[str, Any], metric: str) -> None:
+        study = optuna.load_study(study_name=trial["study"], storage=open_storage(trial["storage"]))
+        self.trial, self.metric = optuna.Trial(study, trial["id"]), metric
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report."""
+        if trainer.sanity_checking or self.metric not in trainer.callback_metrics:
+            return
+        step = trainer.current_epoch
+        self.trial.report(float(trainer.callback_metrics[self.metric]), step)
+        if self.trial.should_prune():
+            self.trial.set_user_attr("pruned", step)
+            (Path(trainer.default_root_dir) / PRUNED).touch()
+            log.info("pruned after epoch %d: others were better", step + 1)
+            trainer.should_stop = True

@@ -1,0 +1,209 @@
+"""From a config to objects."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+import qcs
+from qcs.checkpoints import pretrained
+from qcs.checkpoints.files import AtomicCheckpointIO
+from qcs.config.options import BackboneOptions, instantiate
+from qcs.data import prepared
+from qcs.data.datamodule import FaceDataModule
+from qcs.data.manifest import Manifest
+from qcs.models import QCSNetwork
+from qcs.models.cpu_kernels import speed_up
+from qcs.training.module import QCSModule
+
+log = logging.getLogger(__name__)
+
+
+def datamodule(config: dict[str, Any]) -> FaceDataModule:
+    """Read the data set and make its loaders.
+
+    Raises:
+        ValueError: images are to be in several groups, and nothing compares them.
+    """
+    if config["model"].get("cross") is None and config["loader"].get("groups_per_image", 1) > 1:
+        raise ValueError(
+            "loader.groups_per_image above 1 is of use where groups are compared, and this model "
+            "has no cross module: set it to 1, or choose model=qcs or model=dcs"
+        )
+    return instantiate(
+        config["loader"],
+        manifest=manifest(config["dataset"], list(config["augment"].values()), config["store"]),
+        train_transform=instantiate(config["augment"]["train"]),
+        eval_transform=instantiate(config["augment"]["eval"]),
+        roles=config["model"]["roles"],
+        select_on=config["select_on"],
+        seed=config["seed"],
+        input_size=config["model"]["input_size"],
+    )
+
+
+def manifest(
+    dataset: dict[str, Any], transforms: list[Any], folder: str | None = "auto"
+) -> Manifest:
+    """Read a data set, with its prepared images where they are there and current.
+
+    Args:
+        dataset: its source.
+        transforms: nodes with `resize` and `size`; what is prepared is of that size.
+        folder: of the stores: "auto" is in the user's cache folder; None uses none.
+    """
+    table = instantiate(dataset)
+    sizes = {t.get("resize") or t.get("size") for t in transforms if isinstance(t, dict)}
+    if folder is None or len(sizes) != 1 or None in sizes:
+        return table
+    found = prepared.find(table, sizes.pop(), prepared.base(folder))
+    return table if found is None else table.with_store(found)
+
+
+def recipe(config: dict[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
+    """What a checkpoint carries to rebuild its network, data set and input: plain values."""
+    backbone = _own(config["backbone"])
+    if backbone.get("pretrained"):  # the checkpoint itself holds the weights
+        backbone["pretrained"] = False
+    return {
+        "qcs_version": qcs.__version__,
+        "backbone": backbone,
+        "model": {**_own_model(config["model"]), "num_classes": len(class_names)},
+        "class_names": list(class_names),
+        "dataset": config["dataset"],
+        "transform": config["augment"]["eval"],
+        "select_on": config["select_on"],
+    }
+
+
+def network(parts: dict[str, Any]) -> QCSNetwork:
+    """Build the network of a recipe."""
+    return instantiate(_own_model(parts["model"]), backbone=instantiate(_own(parts["backbone"])))
+
+
+def _own(backbone: dict[str, Any]) -> dict[str, Any]:
+    """A backbone's node without what concerns training alone."""
+    return {k: v for k, v in backbone.items() if k not in BackboneOptions.__annotations__}
+
+
+def _own_model(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's node without the landmark network's file, which concerns training alone."""
+    landmarks = _landmarks(model)
+    if not landmarks:
+        return model
+    own = {k: v for k, v in landmarks.items() if k != "weights"}
+    return {**model, "base": {**model["base"], "landmarks": own}}
+
+
+def _landmarks(model: dict[str, Any]) -> dict[str, Any]:
+    return (model.get("base") or {}).get("landmarks") or {}
+
+
+def loss(config: dict[str, Any], manifest: Manifest) -> nn.Module:
+    """Build the loss; `class_weights: balanced` becomes N / (K * images of the class)."""
+    options = dict(config["loss"])
+    if options.get("class_weights") == "balanced":
+        counts = manifest.counts()
+        if not counts.all():
+            missing = manifest.class_names[int(counts.argmin())]
+            raise ValueError(f"loss.class_weights=balanced: no training image of {missing}")
+        options["class_weights"] = (len(manifest) / len(counts) / counts).tolist()
+    numbers = options.get("class_weights")
+    if numbers is not None and len(numbers) != len(manifest.class_names):
+        raise ValueError(
+            f"loss.class_weights has {len(numbers)} numbers for {len(manifest.class_names)} classes"
+        )
+    return instantiate(options)
+
+
+def module(config: dict[str, Any], data: FaceDataModule, resumes: bool = False) -> QCSModule:
+    """Build the LightningModule for a data set.
+
+    Args:
+        config: plain and checked.
+        data: of `datamodule`.
+        resumes: whether a checkpoint brings all weights, so that none are started from.
+
+    Raises:
+        FileNotFoundError, ValueError: weights that are not there or do not fit, a network that
+            cannot be built, or not be recomputed.
+    """
+    parts, options = recipe(config, data.manifest.class_names), config["backbone"]
+    net = network(parts if resumes else {**parts, "backbone": options})
+    if not resumes:
+        _start(net, options.get("weights"), _landmarks(config["model"]).get("weights"))
+    if options.get("grad_checkpointing"):
+        _recompute(net.base.backbone)
+    return QCSModule(
+        network=speed_up(net, **config["speed"]),
+        loss=loss(config, data.train),
+        optimizer=instantiate(config["optimizer"]),
+        class_names=data.manifest.class_names,
+        scheduler=_scheduler(config["scheduler"]),
+        sam=config["sam"],
+        accumulate_grad_batches=config["accumulate_grad_batches"],
+        gradient_clip_norm=config["gradient_clip_norm"],
+        seed=config["seed"],
+        recomputes=options.get("grad_checkpointing", False),
+        recipe=parts,
+    )
+
+
+def _start(net: QCSNetwork, backbone: str | None, landmarks: str | None) -> None:
+    """Take over the weights of files, where there are any."""
+    if backbone:
+        pretrained.load_backbone(net.base.backbone, backbone)
+    if landmarks:
+        pretrained.load_backbone(net.base.landmarks.net, landmarks, "landmark network")
+    elif net.base.landmarks is not None:
+        log.warning(
+            "model.base.landmarks.weights=null: the landmark network stays as it is, so its random "
+            "weights stay; write the path of its file"
+        )
+
+
+def _recompute(backbone: nn.Module) -> None:
+    if not hasattr(backbone, "set_grad_checkpointing"):
+        raise ValueError(
+            f"backbone.grad_checkpointing: {type(backbone).__name__} cannot be computed again "
+            "(no set_grad_checkpointing); leave it false"
+        )
+    backbone.set_grad_checkpointing()
+
+
+def _scheduler(options: dict[str, Any]) -> dict[str, Any]:
+    schedule = options.get("schedule")
+    return {**options, "schedule": schedule and instantiate(schedule)}
+
+
+def trainer(config: dict[str, Any], folder: Path) -> Trainer:
+    """Build the Trainer with its callbacks and loggers.
+
+    Raises:
+        ValueError: an option that manual optimisation takes elsewhere.
+    """
+    for key, ours in {
+        "accumulate_grad_batches": "accumulate_grad_batches",
+        "gradient_clip_val": "gradient_clip_norm",
+    }.items():
+        if config["trainer"].get(key) is not None:
+            raise ValueError(f"trainer.{key} is {ours} at the top level here: write {ours}=...")
+    parts = [c for c in (config["callbacks"] or {}).values() if c]
+    if config["select_on"] == "last":  # nothing is validated, so nothing can be monitored
+        if (config["callbacks"] or {}).get("early_stopping"):
+            raise ValueError("early_stopping watches validation: write select_on=val, not last")
+        parts = [c for c in parts if "monitor" not in c]
+    callbacks: list[Callback] = [instantiate(c) for c in parts]
+    if config["trial"] and isinstance(config["optimized_metric"], str):
+        from qcs.search.pruning import Pruning  # needs an extra
+
+        callbacks.append(Pruning(config["trial"], config["optimized_metric"]))
+    loggers: list[Logger] = [instantiate(c) for c in (config["logger"] or {}).values() if c]
+    ours = {"callbacks": callbacks, "logger": loggers, "plugins": [AtomicCheckpointIO()]}
+    # The data module shards its samplers itself.
+    ours |= {"default_root_dir": str(folder), "use_distributed_sampler": False}
+    return instantiate(config["trainer"], **ours)
