@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qcs import plots
-from qcs.config.errors import one_sentence
+from qcs.config.command import one_sentence
 from qcs.config.options import CONF, instantiate, plain
 from qcs.data.inspection import Inspection, inspect
 from qcs.data.manifest import SPLITS

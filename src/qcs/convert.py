@@ -15,7 +15,8 @@ from torch import Tensor
 from qcs.checkpoints.files import AtomicCheckpointIO
 from qcs.checkpoints.official_keys import Report, from_official
 from qcs.checkpoints.pretrained import STATE_DICTS, Weights, read_state_dict
-from qcs.config.errors import one_sentence
+from qcs.config.command import one_sentence
+from qcs.config.errors import UserError
 from qcs.config.options import CONF
 from qcs.data.sources import affectnet, ferplus, rafdb
 from qcs.training import build
@@ -47,12 +48,12 @@ def convert(official: str | Path, out: str | Path, dataset: str | None = None) -
         The recipe in the checkpoint.
 
     Raises:
-        FileNotFoundError, FileExistsError, ValueError: no such file, one of `out` already, or not
+        UserError: no such file, one of `out` already, or not
             a whole QCS, DCS or POSTER++ model of the authors, or its data set cannot be told.
     """
     out = Path(out).expanduser()
     if out.exists():
-        raise FileExistsError(f"{out} is there already: remove it or write to another name")
+        raise UserError(f"{out} is there already: remove it or write to another name")
     weights = read_state_dict(official)
     state, report = from_official(weights.state_dict)
     roles, classes = variant(state, official)
@@ -74,12 +75,12 @@ def variant(state: Mapping[str, Tensor], path: str | Path) -> tuple[int, int]:
     """Roles (1, POSTER++; 2 or 4) and classes of a translated state dict.
 
     Raises:
-        ValueError: it has no head of 7 or 8 classes.
+        UserError: it has no head of 7 or 8 classes.
     """
     head = state.get("base.encoder.head.weight")
     if head is None or len(head) not in (7, 8):
         found = "no head" if head is None else f"{len(head)} classes"
-        raise ValueError(f"{path} has {found}, the authors' models have 7 or 8 classes")
+        raise UserError(f"{path} has {found}, the authors' models have 7 or 8 classes")
     if any(key.startswith("base.landmarks.") for key in state):
         return 1, len(head)
     return 4 if any(key.endswith(".theta") for key in state) else 2, len(head)
@@ -97,11 +98,11 @@ def _dataset(model: str, classes: int, weights: Weights, path: Path, wanted: str
     fitting = _fitting(model, classes)
     if wanted:
         if wanted not in fitting:
-            raise ValueError(f"--dataset {wanted}: {path} has {classes} classes, so it is one of "
+            raise UserError(f"--dataset {wanted}: {path} has {classes} classes, so it is one of "
                              f"{' or '.join(fitting)}")  # fmt: skip
         return wanted
     if "caer" in path.name.lower():  # POSTER++ has one, with seven classes in another order
-        raise ValueError(f"{path} is of CAER-S by its name, which is no data set here")
+        raise UserError(f"{path} is of CAER-S by its name, which is no data set here")
     if len(fitting) == 1:
         return fitting[0]
     other, affectnet_ = sorted(fitting, key=lambda name: name.startswith("affectnet"))
@@ -117,7 +118,7 @@ def _dataset(model: str, classes: int, weights: Weights, path: Path, wanted: str
         found = affectnet_ if float(best) < GREATEST_AFFECTNET else other
         why = f"its best accuracy, {float(best):.2f} %"
     if found is None:
-        raise ValueError(
+        raise UserError(
             f"{path} has {classes} classes, and nothing in it tells {fitting[0]} from "
             f"{fitting[1]}, whose classes differ in order: add --dataset {fitting[0]} or "
             f"--dataset {fitting[1]}"
@@ -140,7 +141,7 @@ def _complete(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str
     missing = [key for key in ours if key not in state]
     wrong = [k for k in state if k not in ours or state[k].shape != ours[k].shape]
     if missing or wrong:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a whole model of the authors: {len(missing)} tensors are missing and "
             f"{len(wrong)} are of another shape, the first is {(missing + wrong)[0]}"
         )

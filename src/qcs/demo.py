@@ -16,7 +16,8 @@ from torch import Tensor
 
 from qcs import plots
 from qcs.checkpoints.load import load_classifier
-from qcs.config.errors import one_sentence
+from qcs.config.command import one_sentence
+from qcs.config.errors import UserError
 from qcs.config.options import CONF, plain
 from qcs.data.sources import synthetic
 from qcs.data.transforms import unnormalised
@@ -41,18 +42,18 @@ def analyse(predictor: Predictor, path: str | None, detect: bool) -> Result:
     """Find and classify the faces of one file.
 
     Raises:
-        ValueError: no file, not an image, or no face in it.
+        UserError: no file, not an image, or no face in it.
     """
     if not path:
-        raise ValueError("no image: upload one, take one with the webcam, or choose an example")
+        raise UserError("no image: upload one, take one with the webcam, or choose an example")
     name = Path(path).name
     try:
         image = as_image(path)
     except ValueError as error:
-        raise ValueError(str(error).replace(path, name)) from error
+        raise UserError(str(error).replace(path, name)) from error
     result = next(predictor.stream([Item(name, image)], detect))
     if not result.predictions:
-        raise ValueError(MISSING)
+        raise UserError(MISSING)
     return result
 
 
@@ -81,12 +82,12 @@ def compared(
     """Draw the maps between faces: what two of one label share, what tells two others apart.
 
     Raises:
-        ValueError: fewer than two faces, or a network that cannot compare.
+        UserError: fewer than two faces, or a network that cannot compare.
     """
     if not isinstance(predictor.network, QCSNetwork):
-        raise ValueError("an exported file holds the base branch alone: compare with the .ckpt")
+        raise UserError("an exported file holds the base branch alone: compare with the .ckpt")
     if len(crops) < 2:
-        raise ValueError(f"maps between faces need two faces or more, got {len(crops)}")
+        raise UserError(f"maps between faces need two faces or more, got {len(crops)}")
     images, pixels = inputs(predictor, crops)
     same = torch.tensor([[a == b for b in labels] for a in labels], device=predictor.device)
     maps = pair_maps(predictor.network, images.to(predictor.device), same).mean(2).cpu()
@@ -195,10 +196,10 @@ def serve(config: dict[str, Any]) -> None:
     """Serve the page until it is stopped.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: a missing checkpoint or extra.
+        UserError: a missing checkpoint or extra.
     """
     if config["ckpt"] is None:
-        raise ValueError("ckpt is not set: write ckpt=model.ckpt")
+        raise UserError("ckpt is not set: write ckpt=model.ckpt")
     with tempfile.TemporaryDirectory() as folder:  # uploads go with it
         _serve(config, Path(folder))
 
@@ -211,7 +212,7 @@ def _serve(config: dict[str, Any], folder: Path) -> None:
     try:
         import gradio
     except ImportError as error:
-        raise ImportError("the page needs `pip install 'qcs[demo]'`") from error
+        raise UserError("the page needs `pip install 'qcs[demo]'`") from error
     checkpoint = load_classifier(config["ckpt"])
     detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)

@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from qcs.checkpoints.load import Checkpoint, load_classifier
-from qcs.config.errors import one_sentence
+from qcs.config.command import one_sentence
+from qcs.config.errors import UserError
 from qcs.config.options import CONF, plain
 from qcs.data.class_names import Mapped, canonical, mapped
 from qcs.data.manifest import Manifest
@@ -31,8 +32,8 @@ def evaluate(config: dict[str, Any]) -> list[dict[str, Any]]:
         What each metrics.json holds.
 
     Raises:
-        FileNotFoundError: no such checkpoint or data set.
-        ValueError: no checkpoint given, an empty split, or classes that do not fit.
+        UserError: no such checkpoint or data set.
+        UserError: no checkpoint given, an empty split, or classes that do not fit.
     """
     groups = checkpoints(config["ckpt"], config["compare"])
     single = sum(map(len, groups.values())) == 1
@@ -61,11 +62,11 @@ def checkpoints(ckpt: str | None, groups: dict[str, Any] | list[str] | None) -> 
     """The files to evaluate, by the name of their group; patterns become the files that fit.
 
     Raises:
-        FileNotFoundError: a pattern that no file fits.
-        ValueError: no checkpoint given, or both ways at once.
+        UserError: a pattern that no file fits.
+        UserError: no checkpoint given, or both ways at once.
     """
     if (ckpt is None) == (groups is None):
-        raise ValueError(
+        raise UserError(
             "ckpt is not set: write ckpt=runs/.../checkpoints/best.ckpt"
             if ckpt is None
             else "write ckpt=... for one checkpoint or compare=... for several, not both"
@@ -87,7 +88,7 @@ def _files(pattern: str) -> list[str]:
         return [pattern]
     files = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
     if not files:
-        raise FileNotFoundError(f"no checkpoint fits compare={pattern}")
+        raise UserError(f"no checkpoint fits compare={pattern}")
     return files
 
 
@@ -131,12 +132,12 @@ def _same(found: Mapped, first: Mapped) -> None:
     """Raise ValueError where two checkpoints do not see the same images of the same classes."""
     theirs, ours = (sorted(map(canonical, f.data.class_names)) for f in (first, found))
     if theirs != ours:
-        raise ValueError(
+        raise UserError(
             f"compare: the checkpoints know different classes, {', '.join(first.data.class_names)} "
             f"and {', '.join(found.data.class_names)}; evaluate them one by one"
         )
     if first.data.paths.tolist() != found.data.paths.tolist():
-        raise ValueError(
+        raise UserError(
             "compare: of one size some images could not be prepared: write store=null to decode all"
         )
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from qcs.checkpoints.load import Checkpoint, load_checkpoint
 from qcs.checkpoints.onnx import Exported, metadata, open_onnx, to_int8, to_onnx, to_program
-from qcs.config.errors import one_sentence
+from qcs.config.command import one_sentence
+from qcs.config.errors import UserError
 from qcs.config.options import CONF, plain
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import pixels
@@ -34,15 +35,15 @@ def export(config: dict[str, Any]) -> dict[str, float]:
         "after", the accuracies.
 
     Raises:
-        ValueError: no checkpoint or an unknown format, or the file gives other logits.
-        FileNotFoundError, ImportError: of the checkpoint, the data set, the extra.
+        UserError: no checkpoint or an unknown format, or the file gives other logits.
+        UserError: of the checkpoint, the data set, the extra.
     """
     if config["ckpt"] is None:
-        raise ValueError("ckpt is not set: write ckpt=model.ckpt out=model.onnx")
+        raise UserError("ckpt is not set: write ckpt=model.ckpt out=model.onnx")
     out = Path(config["out"]).expanduser()
     if out.suffix not in (".onnx", ".pt2") or (config["int8"] and out.suffix != ".onnx"):
         expected = "*.onnx with int8=true" if config["int8"] else "*.onnx or *.pt2"
-        raise ValueError(f"out={config['out']}: the format goes by the name, {expected}")
+        raise UserError(f"out={config['out']}: the format goes by the name, {expected}")
     checkpoint = load_checkpoint(config["ckpt"])
     model = Exported(
         checkpoint.network, checkpoint.recipe["transform"], config["include_transform"]
@@ -105,7 +106,7 @@ def check(model: Exported, path: Path, real: Tensor | None) -> float:
         The largest difference of the logits, in units of their standard deviation.
 
     Raises:
-        ValueError: it is too large.
+        UserError: it is too large.
     """
     run = open_onnx(path)[0] if path.suffix == ".onnx" else torch.export.load(path).module()
     generator = torch.Generator().manual_seed(SEED)
@@ -116,7 +117,7 @@ def check(model: Exported, path: Path, real: Tensor | None) -> float:
         worst = max(worst, ((run(images) - expected).abs().max() / expected.std()).item())
     limit = ROUNDED if model.include_transform else TOLERANCE
     if not worst <= limit:
-        raise ValueError(
+        raise UserError(
             f"the exported file differs from torch by {worst:.2g} of the logits' spread, more than "
             f"{limit:g}: not written; please report it with the checkpoint's config"
         )

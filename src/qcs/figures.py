@@ -15,7 +15,8 @@ from torch import Tensor
 
 from qcs import plots
 from qcs.checkpoints.load import Checkpoint, load_checkpoint
-from qcs.config.errors import one_sentence
+from qcs.config.command import one_sentence
+from qcs.config.errors import UserError
 from qcs.config.options import CONF, plain
 from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
@@ -36,7 +37,7 @@ def attention(config: dict[str, Any], path: Path) -> None:
     What is drawn is the attention of the class token, all levels together.
 
     Raises:
-        ValueError: no checkpoint, or checkpoints of different classes or grids.
+        UserError: no checkpoint, or checkpoints of different classes or grids.
     """
     named = config["compare"] or {"": config["ckpt"]}
     if isinstance(named, list):
@@ -56,7 +57,7 @@ def attention(config: dict[str, Any], path: Path) -> None:
         correct.append((predicted.cpu().numpy() == data.labels[rows]).tolist())
         gaze.append(maps.sum(1).cpu())
     if len({maps.shape for maps in gaze}) > 1:
-        raise ValueError("the checkpoints of compare differ in model.grid: draw them one by one")
+        raise UserError("the checkpoints of compare differ in model.grid: draw them one by one")
     pixels = unnormalised(_images(config, data, first, rows).cpu(), first.transform)
     names = [data.class_names[label] for label in data.labels[rows]]
     plots.gaze_sheet(
@@ -79,7 +80,7 @@ def pairs(config: dict[str, Any], path: Path) -> None:
     elsewhere what tells the two apart.
 
     Raises:
-        ValueError: a network without cross similarity attention, or without that level.
+        UserError: a network without cross similarity attention, or without that level.
     """
     checkpoint = _load(config, config["ckpt"])
     data = _data(config, checkpoint)
@@ -93,7 +94,7 @@ def pairs(config: dict[str, Any], path: Path) -> None:
     maps = pair_maps(checkpoint.network, images, same).cpu()  # (2K, 2K, L, N)
     levels, level = maps.shape[2], config["level"]
     if level is not None and not 1 <= level <= levels:
-        raise ValueError(f"level={level}: the network has levels 1 to {levels}")
+        raise UserError(f"level={level}: the network has levels 1 to {levels}")
     maps = maps.mean(2) if level is None else maps[:, :, level - 1]
     partner = torch.arange(number)
     grid = maps[:number, :number].clone()
@@ -110,20 +111,20 @@ def embedding(config: dict[str, Any], path: Path) -> None:
     """Draw t-SNE of the features before the head, and write the points beside it.
 
     Raises:
-        ImportError: scikit-learn is not installed.
-        ValueError: fewer than four faces.
+        UserError: scikit-learn is not installed.
+        UserError: fewer than four faces.
     """
     try:
         from sklearn.manifold import TSNE
         from sklearn.metrics import silhouette_score
     except ImportError as error:
-        raise ImportError("figure=embedding needs `pip install 'qcs[figures]'`") from error
+        raise UserError("figure=embedding needs `pip install 'qcs[figures]'`") from error
     checkpoint = _load(config, config["ckpt"])
     data = _data(config, checkpoint)
     rng = np.random.default_rng(config["seed"])
     data = data.select(np.sort(rng.permutation(len(data))[: config["max_faces"]]))
     if len(data) < 4 or len(np.unique(data.labels)) < 2:
-        raise ValueError(f"an embedding needs four faces and two classes, got {len(data)} faces")
+        raise UserError(f"an embedding needs four faces and two classes, got {len(data)} faces")
     features = _apply(config, data, checkpoint, lambda x: checkpoint.network.base(x)[1]).numpy()
     perplexity = min(30.0, (len(data) - 1) / 3)
     options = {"init": "pca", "perplexity": perplexity, "random_state": config["seed"]}
@@ -155,12 +156,12 @@ def curves(config: dict[str, Any], path: Path) -> None:
     """Draw losses and accuracies of runs by epoch.
 
     Raises:
-        FileNotFoundError: no such run, or one without csv/metrics.csv.
-        ValueError: no runs given.
+        UserError: no such run, or one without csv/metrics.csv.
+        UserError: no runs given.
     """
     wanted = config["runs"]
     if not wanted:
-        raise ValueError("runs is not set: write runs=[runs/one,runs/two] or runs='runs/*'")
+        raise UserError("runs is not set: write runs=[runs/one,runs/two] or runs='runs/*'")
     patterns = wanted if isinstance(wanted, list) else [wanted]
     found = {}
     for pattern in patterns:
@@ -168,14 +169,14 @@ def curves(config: dict[str, Any], path: Path) -> None:
         for folder in [f for f in folders if f.is_dir()] or [Path(pattern)]:
             table = folder / "csv" / "metrics.csv"
             if not table.is_file():
-                raise FileNotFoundError(f"no {table}: runs are the folders that training wrote")
+                raise UserError(f"no {table}: runs are the folders that training wrote")
             found[str(folder)] = by_epoch(table)
     plots.curves(found, path)
 
 
 def _load(config: dict[str, Any], path: str | None) -> Checkpoint:
     if not isinstance(path, str):
-        raise ValueError("ckpt is not set: write ckpt=model.ckpt")
+        raise UserError("ckpt is not set: write ckpt=model.ckpt")
     checkpoint = load_checkpoint(path)
     checkpoint.network.to(pick_device(config["device"]))
     return checkpoint
@@ -189,7 +190,7 @@ def _data(config: dict[str, Any], checkpoint: Checkpoint) -> Manifest:
 
 def _same_classes(checkpoint: Checkpoint, data: Manifest, name: str = "") -> None:
     if checkpoint.class_names != data.class_names:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint {name} knows {', '.join(checkpoint.class_names)} and {data.root} has "
             f"{', '.join(data.class_names)}; this figure needs the same, in the same order"
         )
@@ -198,7 +199,7 @@ def _same_classes(checkpoint: Checkpoint, data: Manifest, name: str = "") -> Non
 def _rows(data: Manifest, seed: int, number: int) -> np.ndarray:
     """Random rows, `number` of each class that has any, in the order of the classes."""
     if number < 1:
-        raise ValueError(f"faces_per_class must be 1 or more, got {number}")
+        raise UserError(f"faces_per_class must be 1 or more, got {number}")
     rng = np.random.default_rng(seed)
     rows = [rng.permutation(np.flatnonzero(data.labels == c)) for c in np.unique(data.labels)]
     return np.concatenate([np.resize(r, number) for r in rows])

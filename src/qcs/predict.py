@@ -14,7 +14,8 @@ import hydra
 from omegaconf import DictConfig
 
 from qcs.checkpoints.load import load_classifier
-from qcs.config.errors import one_sentence
+from qcs.config.command import one_sentence
+from qcs.config.errors import UserError
 from qcs.config.options import CONF, plain
 from qcs.evaluation.apply import pick_device
 from qcs.inference.detector import Detector
@@ -32,11 +33,11 @@ def predict(config: dict[str, Any]) -> Counter:
         Numbers: "images", "faces", "empty" (images without a face), "errors", and of each label.
 
     Raises:
-        ValueError, FileNotFoundError, ImportError: what keeps the whole run from starting.
+        UserError: what keeps the whole run from starting.
     """
     for key in ("ckpt", "input"):
         if config[key] is None:
-            raise ValueError(f"{key} is not set: write ckpt=model.ckpt input=photo.jpg")
+            raise UserError(f"{key} is not set: write ckpt=model.ckpt input=photo.jpg")
     files = files_of(config["input"])
     checkpoint, detector = load_classifier(config["ckpt"]), None
     if config["detect"] == "auto" or config["crop"]:

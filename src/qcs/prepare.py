@@ -7,7 +7,8 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from qcs.config.errors import one_sentence
+from qcs.config.command import one_sentence
+from qcs.config.errors import UserError
 from qcs.config.options import CONF, instantiate, plain
 from qcs.data import preparation, prepared
 
@@ -21,7 +22,7 @@ def prepare(config: dict[str, Any]) -> Path:
         config: plain and checked, of conf/prepare.yaml.
     """
     if config["store"] is None:
-        raise ValueError("store=null has no place to write to: store=auto, or a folder")
+        raise UserError("store=null has no place to write to: store=auto, or a folder")
     manifest, base = instantiate(config["dataset"]), prepared.base(config["store"])
     options = {"on_error": config["on_error"], "num_workers": config["num_workers"]}
     folder = preparation.prepare(manifest, config["size"], base, **options)

@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 
 from qcs.checkpoints import files
 from qcs.config import provenance
-from qcs.config.errors import one_sentence
+from qcs.config.command import one_sentence
+from qcs.config.errors import UserError
 from qcs.config.options import CONF, plain
 from qcs.evaluation import report
 from qcs.training import build, loggers
@@ -111,7 +112,7 @@ def _sweep(config: dict[str, Any]) -> None:
     """Prepare a job of a multirun.
 
     Raises:
-        ValueError: the job would start processes, each of which would start the whole multirun
+        UserError: the job would start processes, each of which would start the whole multirun
             again; or what it optimises is never measured.
     """
     options = config["trainer"]
@@ -122,7 +123,7 @@ def _sweep(config: dict[str, Any]) -> None:
     number *= len(devices) if isinstance(devices, list) else int(devices)
     outside = TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
     if number > 1 and not outside:
-        raise ValueError(
+        raise UserError(
             "a multirun whose jobs start several processes would start itself again in each: "
             "write trainer.devices=1 (jobs side by side: hydra/launcher=joblib), or let SLURM "
             "(hydra/launcher=submitit_slurm) or Ray (hydra/launcher=ray) start them"
@@ -130,7 +131,7 @@ def _sweep(config: dict[str, Any]) -> None:
     names = [config["optimized_metric"]]
     names = names[0] if isinstance(names[0], list) else names
     if config["select_on"] == "last" and any(n and n.startswith("val/") for n in names):
-        raise ValueError(
+        raise UserError(
             f"optimized_metric={config['optimized_metric']} is never measured with "
             "select_on=last, and a sweep needs it: write select_on=val"
         )
@@ -146,7 +147,7 @@ def _optimized(config: dict[str, Any], metrics: dict[str, float]) -> float | lis
     if config["select_on"] == "last":  # nothing was validated
         names = [n for n in names if not n.startswith("val/")]
     if unknown := [n for n in names if n not in metrics]:
-        raise ValueError(f"optimized_metric={unknown[0]} is not logged: {sorted(metrics)} are")
+        raise UserError(f"optimized_metric={unknown[0]} is not logged: {sorted(metrics)} are")
     values = [metrics[n] for n in names]
     return values if isinstance(wanted, list) else values[0] if values else None
 

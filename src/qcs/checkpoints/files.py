@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from qcs.config.errors import UserError
+
 log = logging.getLogger(__name__)
 
 FOLDER, LAST, PREVIOUS = "checkpoints", "last.ckpt", "last.previous.ckpt"
@@ -29,7 +31,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            OSError: it cannot be written, for want of space or otherwise; what was there stays.
+            UserError: it cannot be written, for want of space or otherwise; what was there stays.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +45,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             free = shutil.disk_usage(path.parent).free
             part.unlink(missing_ok=True)
             reason = "the disk is full" if free < NEARLY_FULL else str(error).splitlines()[0]
-            raise OSError(
+            raise UserError(
                 f"cannot write {path}: {reason}; the checkpoint before it is kept: make room and "
                 "go on with ckpt=last"
             ) from error
@@ -91,11 +93,11 @@ def find(wanted: str, run_dir: Path) -> Path | None:
         run_dir: looked into first, then the newest run beside it.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        UserError: nothing is there.
     """
     if wanted not in ("last", "auto"):
         if not Path(wanted).expanduser().is_file():
-            raise FileNotFoundError(f"no checkpoint at ckpt={wanted}; ckpt=last finds the newest")
+            raise UserError(f"no checkpoint at ckpt={wanted}; ckpt=last finds the newest")
         return Path(wanted).expanduser()
     others = run_dir.parent.glob(f"*/{FOLDER}/{LAST}") if wanted == "last" else []
     runs = [path.parents[1] for path in sorted(others, key=os.path.getmtime, reverse=True)]
@@ -105,7 +107,7 @@ def find(wanted: str, run_dir: Path) -> Path | None:
     if wanted == "auto":
         log.info("no checkpoint in %s: starting anew", run_dir)
         return None
-    raise FileNotFoundError(
+    raise UserError(
         f"no whole checkpoint in {run_dir} or beside it; name the run with hydra.run.dir=... or "
         "the file with ckpt=..."
     )

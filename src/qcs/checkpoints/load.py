@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 
 from qcs.checkpoints import onnx as onnx_files
 from qcs.checkpoints import pretrained
+from qcs.config.errors import UserError
 from qcs.config.options import instantiate
 from qcs.data.datasets import Transform
 from qcs.models import QCSNetwork
@@ -35,19 +36,19 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     classes are built.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint of ours, or one that names a foreign class.
+        UserError: no such file.
+        UserError: not a checkpoint of ours, or one that names a foreign class.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at ckpt={path}; a run's are in checkpoints/")
+        raise UserError(f"no checkpoint at ckpt={path}; a run's are in checkpoints/")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = "an export only classifies" if path.suffix == ".onnx" else pretrained.reason(error)
-        raise ValueError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
     if not isinstance(content, dict) or not isinstance(content.get("qcs"), dict):
-        raise ValueError(
+        raise UserError(
             f"{path} is no checkpoint of `qcs.train`; `qcs.convert` makes one of the authors'"
         )
     parts = content["qcs"]
@@ -66,7 +67,7 @@ def load_classifier(path: str | Path) -> Checkpoint:
     """As `load_checkpoint`, and takes an .onnx of `python -m qcs.export`, which only classifies.
 
     Raises:
-        FileNotFoundError, ValueError, ImportError: as `load_checkpoint`, and as
+        UserError: as `load_checkpoint`, and as
             `qcs.checkpoints.onnx.open_onnx`.
     """
     path = Path(path).expanduser()
@@ -86,7 +87,7 @@ def _trust(node: Any, path: Path) -> None:
     if isinstance(node, dict):
         target = node.get("_target_")
         if target is not None and not str(target).startswith(TRUSTED_TARGETS):
-            raise ValueError(f"{path} asks to build {target!r}, which is not trusted; not loaded")
+            raise UserError(f"{path} asks to build {target!r}, which is not trusted; not loaded")
         for value in node.values():
             _trust(value, path)
     elif isinstance(node, (list, tuple)):

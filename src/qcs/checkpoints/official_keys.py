@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from qcs.config.errors import UserError
+
 
 def _landmark_network() -> list[tuple[str, str]]:
     """POSTER++'s names of `qcs.models.MobileFaceNet`: its blocks are numbered by stage there."""
@@ -123,7 +125,7 @@ def from_official(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
         Our state dict (load it with `strict=True`) and what became of each key.
 
     Raises:
-        ValueError: a key is neither in the table nor dropped on purpose, or two keys have the
+        UserError: a key is neither in the table nor dropped on purpose, or two keys have the
             same target.
     """
     ours: dict[str, Tensor] = {}
@@ -139,12 +141,12 @@ def from_official(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
         if target is None:
             report.dropped[key] = why
         elif target in ours:
-            raise ValueError(f"official key {key!r} repeats {target!r}: are two models mixed?")
+            raise UserError(f"official key {key!r} repeats {target!r}: are two models mixed?")
         else:
             ours[target] = tensor
             report.mapped[key] = target
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{len(unknown)} keys are not of an official QCS, DCS or POSTER++ model, the first is "
             f"{unknown[0]!r}; add them to OFFICIAL_KEYS in qcs/official.py or check the file"
         )

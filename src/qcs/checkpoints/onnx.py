@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from qcs.config.errors import UserError
 from qcs.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from qcs.models import QCSNetwork
 
@@ -100,13 +101,13 @@ def to_onnx(model: Exported, path: Path, about: dict[str, str]) -> None:
     """Write ONNX with a batch of any size.
 
     Raises:
-        ImportError: onnx or onnxscript are not installed.
+        UserError: onnx or onnxscript are not installed.
     """
     try:
         import onnx
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
-        raise ImportError(EXTRA) from error
+        raise UserError(EXTRA) from error
     for name in ("onnxscript", "onnx_ir"):  # they tell every step
         logging.getLogger(name).setLevel(logging.ERROR)
     program = torch.onnx.export(
@@ -188,13 +189,13 @@ def open_onnx(path: Path, threads: int | None = None) -> tuple[OnnxNetwork, dict
     """Open an ONNX file of `to_onnx`: its network and what it knows of itself.
 
     Raises:
-        ImportError: onnxruntime is not installed.
-        ValueError: not such a file.
+        UserError: onnxruntime is not installed.
+        UserError: not such a file.
     """
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError(EXTRA) from error
+        raise UserError(EXTRA) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3
@@ -203,8 +204,8 @@ def open_onnx(path: Path, threads: int | None = None) -> tuple[OnnxNetwork, dict
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         about = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
     except KeyError as error:
-        raise ValueError(f"{path} is not an export of `python -m qcs.export`") from error
+        raise UserError(f"{path} is not an export of `python -m qcs.export`") from error
     except Exception as error:  # onnxruntime's own have no common class
         reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"{path} cannot be read as ONNX: {reason}") from error
+        raise UserError(f"{path} cannot be read as ONNX: {reason}") from error
     return OnnxNetwork(session).eval(), about

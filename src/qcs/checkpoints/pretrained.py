@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qcs.checkpoints.matching import match
+from qcs.config.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +48,12 @@ def read_state_dict(path: str | Path) -> Weights:
     (`__main__`, or a module that is not installed here) become a `StandIn`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a file of weights, a broken one, or one that names other code.
+        UserError: no such file.
+        UserError: not a file of weights, a broken one, or one that names other code.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"no file of weights at {path}")
+        raise UserError(f"no file of weights at {path}")
     try:
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
@@ -60,12 +61,12 @@ def read_state_dict(path: str | Path) -> Weights:
             with torch.serialization.safe_globals(_allowed(path)):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken pickle fails in any way
-        raise ValueError(f"{path} cannot be read as weights: {reason(error)}") from error
+        raise UserError(f"{path} cannot be read as weights: {reason(error)}") from error
     found = content if isinstance(content, Mapping) else {}
     found = next((found[k] for k in STATE_DICTS if isinstance(found.get(k), Mapping)), found)
     tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
-        raise ValueError(
+        raise UserError(
             f"{path} holds no tensors by name, neither at its top nor under {list(STATE_DICTS)}"
         )
     return Weights(tensors, content)
@@ -75,7 +76,7 @@ def _allowed(path: Path) -> list[tuple[Any, str]]:
     """What a pickle names besides tensors and plain values, with what is put in its place.
 
     Raises:
-        ValueError: a name that is neither numpy's arrays nor unknown here.
+        UserError: a name that is neither numpy's arrays nor unknown here.
     """
     with path.open("rb") as file:
         if file.read(2) != b"PK":  # torch's format before 1.6: torch alone refuses all names
@@ -87,7 +88,7 @@ def _allowed(path: Path) -> list[tuple[Any, str]]:
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     known |= {name: StandIn for name in names if _foreign(name)}
     if refused := [name for name in names if name not in known]:
-        raise ValueError(f"it names {', '.join(refused)}, which is not run here")
+        raise UserError(f"it names {', '.join(refused)}, which is not run here")
     # torch sets the state of a dtype only where its class is allowed as well.
     kinds = [(getattr(np.dtypes, k), f"numpy.dtypes.{k}") for k in np.dtypes.__all__]
     return [(known[name], name) for name in names] + (kinds if names else [])
@@ -121,12 +122,12 @@ def load_backbone(backbone: nn.Module, path: str | Path, part: str = "backbone")
         part: "backbone" or "landmark network", what it is in the whole network.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_state_dict`; ValueError as well where less than
+        UserError: as `read_state_dict`; ValueError as well where less than
             half of the backbone's tensors are in the file.
     """
     where = f"{KEYS[part]}={path}"
     if not Path(path).expanduser().is_file():
-        raise FileNotFoundError(f"no file at {where}; write the path of yours")
+        raise UserError(f"no file at {where}; write the path of yours")
     tensors = read_state_dict(path).state_dict
     own = backbone.state_dict()
     found = match(backbone, tensors, part)
@@ -134,7 +135,7 @@ def load_backbone(backbone: nn.Module, path: str | Path, part: str = "backbone")
         taken = set(found.fits.values())
         ours = [*found.shapes, *found.missing][:3]
         theirs = [key for key in tensors if key not in taken][:3]
-        raise ValueError(
+        raise UserError(
             f"{where} fits {len(found.fits)} of the {part}'s {len(own)} tensors: "
             f"without a partner are the {part}'s {'; '.join(ours)} and the file's "
             f"{', '.join(theirs) or 'none'}; choose the {part} that the file was made for"

@@ -1,16 +1,13 @@
-"""One sentence for what a user got wrong, in place of a traceback."""
+"""The one exception for what a user got wrong; every other exception is a bug of ours."""
 
-import functools
-import os
-import sys
-from collections.abc import Callable
-from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+class UserError(ValueError):
+    """The user's mistake, in one sentence: where it is, what came, what to do.
+
+    It is raised where the mistake is found. The commands print the sentence and exit with status 2
+    (`qcs.config.command`); in Python it can be caught as a ValueError. This module imports nothing,
+    so that every room may raise it.
+    """
 
 
 class Failed(float):
@@ -23,27 +20,3 @@ class Failed(float):
 
     def __getnewargs__(self) -> tuple[str]:
         return (self.sentence,)
-
-
-def one_sentence(main: Callable) -> Callable:
-    """Turn a user's mistake into one sentence and exit status 2, or in a multirun `Failed`.
-
-    QCS_TRACEBACK=1 shows where it came from instead.
-    """
-
-    @functools.wraps(main)
-    def wrapper(cfg: DictConfig) -> Any:
-        try:
-            return main(cfg)
-        except (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException) as error:
-            if os.environ.get("QCS_TRACEBACK"):
-                raise
-            text = str(error).strip()
-            if text.startswith("Caught "):  # a loader process sends its traceback along
-                text = text.splitlines()[-1]
-            print(f"error: {text} (QCS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
-            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-                return Failed(text)  # the other jobs go on
-            sys.exit(2)
-
-    return wrapper

@@ -23,6 +23,7 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from qcs.config.errors import UserError
 from qcs.inference.backends import Form
 from qcs.models.cpu_kernels import SpeedOptions
 
@@ -177,7 +178,7 @@ def check(node: Any, where: str) -> None:
     """Check every node below that has a `_target_` against the target's signature.
 
     Raises:
-        ValueError: an unknown key or a wrong type, or a target that does not exist.
+        UserError: an unknown key or a wrong type, or a target that does not exist.
     """
     if not isinstance(node, dict):
         return
@@ -188,7 +189,7 @@ def check(node: Any, where: str) -> None:
     try:
         target = hydra.utils.get_object(node["_target_"])
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{where}._target_={node['_target_']} cannot be imported: {error}"
         ) from error
     parameters = signature(target).parameters
@@ -205,24 +206,24 @@ def check(node: Any, where: str) -> None:
             check(value, name)
         elif key in names:
             if found := problem(value, hints.get(key, Any), name):
-                raise ValueError(found)
+                raise UserError(found)
         elif len(names) == len(parameters):  # no **kwargs
-            raise ValueError(f"{name} is not an option; {where} takes {', '.join(names)}")
+            raise UserError(f"{name} is not an option; {where} takes {', '.join(names)}")
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """Resolve a config into dicts, lists and scalars, and check it.
 
     Raises:
-        ValueError: as `check`; also the top-level settings.
+        UserError: as `check`; also the top-level settings.
     """
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if found := _mapping_problem(config, Settings, ""):
-        raise ValueError(found)
+        raise UserError(found)
     backbone = config.get("backbone") or {}
     ours = {k: v for k, v in backbone.items() if k in BackboneOptions.__annotations__}
     if found := _mapping_problem(ours, BackboneOptions, "backbone"):
-        raise ValueError(found)
+        raise UserError(found)
     check(config | {"backbone": {k: v for k, v in backbone.items() if k not in ours}}, "")
     return config
 
@@ -231,7 +232,7 @@ def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
     """Build what a checked node describes; `extra` are further arguments, objects among them.
 
     Raises:
-        ValueError, OSError, ImportError: what the target itself raises, unwrapped from Hydra's.
+        UserError: what the target itself raises, unwrapped from Hydra's.
     """
     try:
         if not extra:
@@ -241,5 +242,5 @@ def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, (ValueError, OSError, ImportError)):
             raise error.__cause__ from None
-        raise ValueError(f"{node.get('_target_')} cannot be built: {error.__cause__}") from error
+        raise UserError(f"{node.get('_target_')} cannot be built: {error.__cause__}") from error
     return target(**extra)

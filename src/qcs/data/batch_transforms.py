@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qcs.config.errors import UserError
 from qcs.data.colours import brightness, contrast, hue, saturation
 
 ERASE_TRIES, ERASE_RATIO = 10, (0.3, 3.3)  # torchvision's
@@ -117,7 +118,7 @@ class BatchAugmentation:
             hand over, and rectangles (N, 4) for `finish`.
         """
         if images.shape[-2:] != (self.resize, self.resize):
-            raise ValueError(f"expected images of {self.resize} pixels, got {tuple(images.shape)}")
+            raise UserError(f"expected images of {self.resize} pixels, got {tuple(images.shape)}")
         p = self.parameters(len(images), torch.Generator().manual_seed(seed))
         if out is None:
             out = images.new_empty((len(images), 3, self.side, self.side))

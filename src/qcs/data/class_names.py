@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qcs.config.errors import UserError
 from qcs.data.manifest import Manifest
 
 # Other spellings -> ours.
@@ -45,18 +46,18 @@ def mapped(data: Manifest, class_names: Sequence[str]) -> Mapped:
         class_names: of the network, in its order.
 
     Raises:
-        ValueError: fewer than two classes in common, or one name twice.
+        UserError: fewer than two classes in common, or one name twice.
     """
     ours = {canonical(name): index for index, name in enumerate(class_names)}
     theirs = [canonical(name) for name in data.class_names]
     if len(ours) < len(class_names) or len(set(theirs)) < len(theirs):
-        raise ValueError(
+        raise UserError(
             f"two classes have one name, among {', '.join(data.class_names)} or among "
             f"{', '.join(class_names)}"
         )
     index = np.array([ours.get(name, -1) for name in theirs])
     if (index >= 0).sum() < 2:
-        raise ValueError(
+        raise UserError(
             f"the checkpoint knows {', '.join(class_names)} and {data.root} has "
             f"{', '.join(data.class_names)}: they have fewer than two classes in common by name"
         )

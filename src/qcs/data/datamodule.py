@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from qcs.config.errors import UserError
 from qcs.data.batch_transforms import BatchAugmentation
 from qcs.data.datasets import (
     Collate,
@@ -62,7 +63,7 @@ class FaceDataModule(LightningDataModule):
             workers as it would do itself.
 
     Raises:
-        ValueError: no training or test images, or none to select on.
+        UserError: no training or test images, or none to select on.
     """
 
     def __init__(
@@ -85,12 +86,12 @@ class FaceDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if min(batch_size, eval_batch_size) < 1 or num_workers < 0:
-            raise ValueError(
+            raise UserError(
                 "loader.batch_size and loader.eval_batch_size must be 1 or more and "
                 f"loader.num_workers 0 or more, got {batch_size}, {eval_batch_size}, {num_workers}"
             )
         if groups_per_image < 1 or (groups_per_image > 1 and roles == 1):
-            raise ValueError(
+            raise UserError(
                 f"loader.groups_per_image={groups_per_image} must be 1 or more, and 1 where "
                 "nothing is compared (model.roles=1)"
             )

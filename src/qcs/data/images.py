@@ -11,6 +11,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from qcs.config.errors import UserError
+
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # What Pillow and the readers below raise for a missing or broken file.
 BROKEN = (
@@ -41,11 +43,11 @@ def decode(file: BinaryIO) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise ValueError("32-bit float pixels have no known range; save it with 8 or 16 bits")
+        raise UserError("32-bit float pixels have no known range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow before 11 reads it as 32-bit
         pixels = np.asarray(image).astype(np.int64)
         if pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError("integer pixels outside 0 to 65535; save it with 8 or 16 bits")
+            raise UserError("integer pixels outside 0 to 65535; save it with 8 or 16 bits")
         image = Image.fromarray((pixels / 257).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -120,7 +122,7 @@ class PixelTable:
         numbers = max(text.split(b","), key=len).strip(b' "\r\n')
         pixels = np.array(numbers.split(), dtype=np.int64)
         if len(pixels) != self.SIDE**2 or pixels.min() < 0 or pixels.max() > 255:
-            raise ValueError(f"{path} does not hold {self.SIDE**2} numbers from 0 to 255")
+            raise UserError(f"{path} does not hold {self.SIDE**2} numbers from 0 to 255")
         return BytesIO(b"P5 48 48 255\n" + pixels.astype(np.uint8).tobytes())
 
     def stamp(self, path: str) -> tuple[int, int]:

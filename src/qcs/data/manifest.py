@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from qcs.config.errors import UserError
 from qcs.data.images import BROKEN, Images, decode, images_of
 from qcs.data.tables import Row, collector_paused, present, read_csv, slashes, unique
 
@@ -27,13 +28,13 @@ def require(path: str | None, name: str, hint: str, files: Sequence[str] = ()) -
     """Return the path of a data set that the user holds: a folder, or a file of these suffixes.
 
     Raises:
-        FileNotFoundError: it was not given, or nothing is there; says what is expected.
+        UserError: it was not given, or nothing is there; says what is expected.
     """
     if path is None:
-        raise FileNotFoundError(f"dataset.path is not set: {name} is read from {hint}")
+        raise UserError(f"dataset.path is not set: {name} is read from {hint}")
     found = Path(path).expanduser()
     if not (found.is_dir() or (found.is_file() and found.suffix.lower() in files)):
-        raise FileNotFoundError(f"nothing to read at dataset.path={path}: {name} is {hint}")
+        raise UserError(f"nothing to read at dataset.path={path}: {name} is {hint}")
     return found
 
 
@@ -54,7 +55,7 @@ class Manifest:
         stored: (N,) their rows in it.
 
     Raises:
-        ValueError: no rows, columns of different lengths, a label out of range, an unknown split,
+        UserError: no rows, columns of different lengths, a label out of range, an unknown split,
             fewer than two classes or a class name twice.
     """
 
@@ -71,19 +72,19 @@ class Manifest:
     def __post_init__(self) -> None:
         where, names = f"data set {self.root}", self.class_names
         if any(len(column) != len(self.paths) for column in self._columns().values()):
-            raise ValueError(f"{where}: its columns differ in length")
+            raise UserError(f"{where}: its columns differ in length")
         if len(self.paths) == 0:
-            raise ValueError(f"{where}: holds no images")
+            raise UserError(f"{where}: holds no images")
         if len(names) < 2 or len(set(names)) != len(names):
-            raise ValueError(f"{where}: needs two or more different class names, got {list(names)}")
+            raise UserError(f"{where}: needs two or more different class names, got {list(names)}")
         low, high = self.labels.min(), self.labels.max()
         if low < 0 or high >= len(names):
-            raise ValueError(
+            raise UserError(
                 f"{where}: labels run from {low} to {high}, but there are {len(names)} classes "
                 f"(0 to {len(names) - 1}): {', '.join(names)}"
             )
         if unknown := set(np.unique(self.splits).tolist()) - set(SPLITS):
-            raise ValueError(f"{where}: unknown split {sorted(unknown)}, expected one of {SPLITS}")
+            raise UserError(f"{where}: unknown split {sorted(unknown)}, expected one of {SPLITS}")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -100,11 +101,11 @@ class Manifest:
         """Return the rows of one split.
 
         Raises:
-            ValueError: the split is empty.
+            UserError: the split is empty.
         """
         rows = np.flatnonzero(self.splits == name)
         if not len(rows):
-            raise ValueError(f"data set {self.root} has no {name} images")
+            raise UserError(f"data set {self.root} has no {name} images")
         return self.select(rows)
 
     def has(self, split: str) -> bool:
@@ -121,10 +122,10 @@ class Manifest:
         `key` is the configuration key that an error names.
 
         Raises:
-            ValueError: a fraction outside (0, 1).
+            UserError: a fraction outside (0, 1).
         """
         if not 0 < fraction < 1:
-            raise ValueError(f"{key} must be above 0 and below 1, got {fraction}")
+            raise UserError(f"{key} must be above 0 and below 1, got {fraction}")
         rng, splits = np.random.default_rng(seed), self.splits.astype("<U5")
         for label in range(len(self.class_names)):
             rows = np.flatnonzero((self.labels == label) & (self.splits == "train"))
@@ -141,7 +142,7 @@ class Manifest:
         """Decode one image as upright RGB, cut to its box.
 
         Raises:
-            ValueError: it is missing or cannot be decoded; the sentence names the file.
+            UserError: it is missing or cannot be decoded; the sentence names the file.
         """
         path = str(self.paths[row])
         try:
@@ -149,7 +150,7 @@ class Manifest:
                 image = decode(file)
             return image if self.boxes is None else _cut(image, self.boxes[row].tolist())
         except BROKEN as error:
-            raise ValueError(
+            raise UserError(
                 f"cannot read image {path} of {self.root} ({error}); repair or remove the file"
             ) from error
 
@@ -195,15 +196,15 @@ class Manifest:
             class_names: the order of the classes; sorted names by default.
 
         Raises:
-            FileNotFoundError: no such file, or images that are not there.
-            ValueError: a missing column, an unknown split, a label that is not among
+            UserError: no such file, or images that are not there.
+            UserError: a missing column, an unknown split, a label that is not among
                 `class_names`, or an image listed twice with different ones.
         """
         if path is None:
-            raise FileNotFoundError("dataset.path is not set: a CSV of path,label,split")
+            raise UserError("dataset.path is not set: a CSV of path,label,split")
         path = Path(path).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"no manifest at {path}: expected a CSV of path,label,split")
+            raise UserError(f"no manifest at {path}: expected a CSV of path,label,split")
         lines, table = read_csv(path, ("path", "label", "split"))
         names = tuple(class_names) or tuple(sorted(set(table["label"])))
         index = {name: i for i, name in enumerate(names)}
@@ -213,7 +214,7 @@ class Manifest:
             if label not in index or split not in SPLITS
         )
         if (i := next(wrong, None)) is not None:
-            raise ValueError(
+            raise UserError(
                 f"{path} line {lines[i]} has the label {table['label'][i]!r} and the split "
                 f"{table['split'][i]!r}, expected a label of {', '.join(names)} and a split of "
                 f"{', '.join(SPLITS)}; correct or remove the line"
@@ -239,7 +240,7 @@ def _cut(image: Image.Image, box: list[int]) -> Image.Image:
     left, top, right, bottom = box
     box = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
     if box[0] >= box[2] or box[1] >= box[3]:
-        raise ValueError(
+        raise UserError(
             f"its face box {left},{top},{right},{bottom} lies outside its "
             f"{image.width}x{image.height} pixels"
         )

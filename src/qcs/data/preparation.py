@@ -17,6 +17,7 @@ import numpy as np
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
+from qcs.config.errors import UserError
 from qcs.data.images import BROKEN
 from qcs.data.manifest import Manifest
 from qcs.data.prepared import VERSION, folder_of, skipped_images, stamps_of
@@ -53,11 +54,11 @@ def prepare(
         progress: whether to show a bar.
 
     Raises:
-        ValueError: an image cannot be decoded (what was done is kept), or none can.
-        OSError: not enough space, or another process is preparing the same images.
+        UserError: an image cannot be decoded (what was done is kept), or none can.
+        UserError: not enough space, or another process is preparing the same images.
     """
     if size < 1 or num_workers < 0:
-        raise ValueError(f"size must be 1 or more, num_workers 0 or more: {size}, {num_workers}")
+        raise UserError(f"size must be 1 or more, num_workers 0 or more: {size}, {num_workers}")
     folder, stamps = folder_of(manifest, size, base), stamps_of(manifest)
     base.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_name(folder.name + ".lock")):
@@ -67,7 +68,7 @@ def prepare(
         images, state = _begin(part, stamps, size)
         skipped = _fill(manifest, size, images, state, on_error, num_workers, progress)
         if len(skipped) == len(manifest):
-            raise ValueError(f"no image of {manifest.root} can be decoded: {skipped[0]['error']}")
+            raise UserError(f"no image of {manifest.root} can be decoded: {skipped[0]['error']}")
         index = {"version": VERSION, "size": size, "images": len(manifest), "skipped": skipped}
         _write(part / "index.json", json.dumps(index, indent=1).encode())
         (part / "state.npy").unlink()
@@ -94,7 +95,7 @@ def _locked(path: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise OSError(f"another process is preparing these images ({path})") from error
+                raise UserError(f"another process is preparing these images ({path})") from error
         yield
 
 
@@ -112,7 +113,7 @@ def _begin(part: Path, stamps: np.ndarray, size: int) -> tuple[np.memmap, np.mem
         shutil.rmtree(part, ignore_errors=True)
         free = shutil.disk_usage(part.parent).free
         if free < 1.01 * bytes_needed:
-            raise OSError(
+            raise UserError(
                 f"{bytes_needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free in "
                 f"{part.parent}; give another folder as store=... or a smaller size=..."
             )
@@ -149,7 +150,7 @@ def _fill(
         state[good] = DONE  # after the pixels; both are the system's to write from here on
         for row, error in errors.items():
             if on_error == "fail":
-                raise ValueError(
+                raise UserError(
                     f"{error}, or leave such images out: on_error=skip (what is done is kept)"
                 )
             state[row] = BAD

@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+from qcs.config.errors import UserError
+
 log = logging.getLogger(__name__)
 
 Negatives = Literal["by_sample", "by_class"]
@@ -34,7 +36,7 @@ class QuadrupletDraw:
         class_names: for messages.
 
     Raises:
-        ValueError: negatives are asked for, but all images are of one class.
+        UserError: negatives are asked for, but all images are of one class.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class QuadrupletDraw:
         self.present = np.flatnonzero(count).tolist()
         self.rank = {label: i for i, label in enumerate(self.present)}
         if roles == 4 and len(self.present) < 2:
-            raise ValueError("quadruplets need training images of two classes or more")
+            raise UserError("quadruplets need training images of two classes or more")
         if roles > 1 and (single := np.flatnonzero(count == 1).tolist()):
             names = [class_names[i] if class_names else i for i in single]
             log.warning("classes with one training image pair it with itself: %s", names)
@@ -116,7 +118,7 @@ class AnchorSampler(Sampler[Anchor]):
         seed: of the order.
 
     Raises:
-        ValueError: `samples_per_epoch` is below 1, or above N for shuffled anchors.
+        UserError: `samples_per_epoch` is below 1, or above N for shuffled anchors.
     """
 
     def __init__(
@@ -129,7 +131,7 @@ class AnchorSampler(Sampler[Anchor]):
         self.labels, self.anchors, self.seed, self.epoch = labels, anchors, seed, 0
         self.number = samples_per_epoch or len(labels)
         if self.number < 1 or (anchors == "shuffle" and self.number > len(labels)):
-            raise ValueError(
+            raise UserError(
                 f"loader.samples_per_epoch={samples_per_epoch} must be from 1 to the {len(labels)} "
                 "training images (loader.anchors=balanced may draw more)"
             )

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from qcs.config.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -31,19 +33,19 @@ def read_text(path: Path) -> str:
     """Read a UTF-8 file, with or without a byte order mark.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is empty or not UTF-8; names the line.
+        UserError: no such file.
+        UserError: it is empty or not UTF-8; names the line.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no table at {path}; check dataset.path")
+        raise UserError(f"no table at {path}; check dataset.path")
     data = path.read_bytes()
     if not data.strip():
-        raise ValueError(f"{path} is empty; copy it again from its owner's release")
+        raise UserError(f"{path} is empty; copy it again from its owner's release")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path} line {line} is not UTF-8; save the table as UTF-8") from error
+        raise UserError(f"{path} line {line} is not UTF-8; save the table as UTF-8") from error
 
 
 def read_csv(
@@ -60,19 +62,19 @@ def read_csv(
         Line numbers, and every column by its name; blank lines are left out.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_text`; a missing column; a row with more or fewer
+        UserError: as `read_text`; a missing column; a row with more or fewer
             cells than the header.
     """
     reader = csv.reader((read_text(path) if text is None else text).splitlines())
     try:
         header, *table = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
-        raise ValueError(
+        raise UserError(
             f"{path} line {reader.line_num} is not a line of a CSV ({error}); repair it"
         ) from error
     header = [name.strip() for name in header[1]]
     if missing := [name for name in columns if name not in header]:
-        raise ValueError(
+        raise UserError(
             f"{path} line 1 lacks the column {missing[0]!r}: it has {','.join(header)} and "
             f"{','.join(columns)} are needed; add it to the header"
         )
@@ -82,7 +84,7 @@ def read_csv(
             lines.append(line)
             rows.append(row)
         elif row:
-            raise ValueError(
+            raise UserError(
                 f"{path} line {line} has {len(row)} cells and the header {width}; "
                 "repair or remove the line"
             )
@@ -97,7 +99,7 @@ def read_pairs(path: Path) -> tuple[list[int], list[str], list[str]]:
         Line numbers, names with forward slashes, and labels as they are written.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_text`; a line without a label.
+        UserError: as `read_text`; a line without a label.
     """
     lines, names, labels = [], [], []
     for number, line in enumerate(read_text(path).splitlines(), 1):
@@ -105,7 +107,7 @@ def read_pairs(path: Path) -> tuple[list[int], list[str], list[str]]:
             continue
         name, _, label = line.strip().replace("\t", " ").rpartition(" ")
         if not name:
-            raise ValueError(
+            raise UserError(
                 f"{path} line {number} is {line.strip()!r}, expected a name, a blank and a label"
             )
         lines.append(number)
@@ -123,14 +125,14 @@ def as_index(text: str, base: int, number: int, where: str) -> int:
     """Turn a written label that starts at `base` into an index from 0.
 
     Raises:
-        ValueError: not one of the `number` labels; `where` is the file and line.
+        UserError: not one of the `number` labels; `where` is the file and line.
     """
     try:
         index = int(text) - base
     except ValueError:
         index = -1
     if not 0 <= index < number:
-        raise ValueError(
+        raise UserError(
             f"{where} has the label {text!r}, expected a whole number from {base} to "
             f"{base + number - 1}; correct or remove the line"
         )
@@ -150,7 +152,7 @@ def unique(rows: Sequence[Row], table: Path) -> list[Row]:
     """Drop repeated rows of a table, and say how many.
 
     Raises:
-        ValueError: an image is listed twice with different labels or splits.
+        UserError: an image is listed twice with different labels or splits.
     """
     if len({row.path for row in rows}) == len(rows):
         return list(rows)
@@ -158,7 +160,7 @@ def unique(rows: Sequence[Row], table: Path) -> list[Row]:
     for row in rows:
         other = first.setdefault(row.path, row)
         if (other.label, other.split) != (row.label, row.split):
-            raise ValueError(
+            raise UserError(
                 f"{table} line {row.line} lists {row.path} with another label or split than "
                 f"line {other.line}; remove one of the two"
             )
@@ -170,7 +172,7 @@ def present(root: Path, rows: Sequence[Row], table: Path) -> None:
     """Check that a table's images are below a folder, with one listing a directory.
 
     Raises:
-        FileNotFoundError: some are missing; names the first and its line.
+        UserError: some are missing; names the first and its line.
     """
     listed: dict[str, set[str]] = {}
     missing = []
@@ -184,7 +186,7 @@ def present(root: Path, rows: Sequence[Row], table: Path) -> None:
         if name not in listed[folder]:
             missing.append(row)
     if missing:
-        raise FileNotFoundError(
+        raise UserError(
             f"{len(missing)} of {len(rows)} images are not below {root}: the first is "
             f"{missing[0].path} ({table} line {missing[0].line}); "
             "copy them there or remove their lines"

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from qcs.config.errors import UserError
 from qcs.data.batch_transforms import BatchAugmentation
 from qcs.data.manifest import Manifest
 
@@ -63,7 +64,7 @@ def evaluation(
     default (no crop).
 
     Raises:
-        ValueError: `resize` is smaller than `size`, or `mean` and `std` are not of three channels.
+        UserError: `resize` is smaller than `size`, or `mean` and `std` are not of three channels.
     """
     resize = _checked(size, resize, mean, std)
     steps = [v2.PILToTensor(), v2.Resize([resize, resize], antialias=True)]
@@ -100,12 +101,12 @@ def training(
             them on the training device.
 
     Raises:
-        ValueError: `resize` is smaller than `size`, `jitter` has not four numbers, or `mean` and
+        UserError: `resize` is smaller than `size`, `jitter` has not four numbers, or `mean` and
             `std` not three.
     """
     resize = _checked(size, resize, mean, std)
     if len(jitter) != 4:
-        raise ValueError(f"augment.train.jitter needs four numbers, got {list(jitter)}")
+        raise UserError(f"augment.train.jitter needs four numbers, got {list(jitter)}")
     if by != "image":
         options = (resize, size, flip, rotation, jitter, erase, erase_area, mean, std)
         return BatchAugmentation(*options, on_device=by == "device")
@@ -134,9 +135,9 @@ def unnormalised(images: Tensor, transform: Callable) -> Tensor:
 
 def _checked(size: int, resize: int | None, mean: Sequence[float], std: Sequence[float]) -> int:
     if resize is not None and resize < size:
-        raise ValueError(f"augment: resize={resize} is smaller than size={size}")
+        raise UserError(f"augment: resize={resize} is smaller than size={size}")
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(
+        raise UserError(
             "augment.mean and augment.std need three numbers each, those of std above 0, "
             f"got {list(mean)} and {list(std)}"
         )

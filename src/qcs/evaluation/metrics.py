@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qcs.config.errors import UserError
+
 LEVEL = 0.95  # of every interval
 
 
@@ -78,7 +80,7 @@ def bootstrap(
         (K, 2), nan for a class without a face.
 
     Raises:
-        ValueError: less than one resample.
+        UserError: less than one resample.
     """
     _check_resamples(resamples)
     share = confusion.flatten().double() / confusion.sum()
@@ -97,7 +99,7 @@ def bootstrap(
 
 def _check_resamples(resamples: int) -> None:
     if resamples < 1:
-        raise ValueError(f"resamples must be 1 or more, got {resamples}")
+        raise UserError(f"resamples must be 1 or more, got {resamples}")
 
 
 def calibration(probabilities: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Tensor]:
@@ -144,7 +146,7 @@ def paired(
         "difference", second less first; "interval", low and high; "p", two-sided.
 
     Raises:
-        ValueError: less than one resample.
+        UserError: less than one resample.
     """
     _check_resamples(resamples)
     rng, images, unit = np.random.default_rng(seed), first.shape[1], len(first) * len(second)

@@ -13,6 +13,7 @@ import torch
 import torch._inductor.config as inductor
 from torch import Tensor, nn
 
+from qcs.config.errors import UserError
 from qcs.models.cpu_kernels import require_compiler, use_cpu_kernels
 from qcs.models.network import BaseBranch, QCSNetwork
 
@@ -28,21 +29,21 @@ def in_form(network: nn.Module, form: Form, batch_size: int) -> nn.Module:
         batch_size: images (B) that it is compiled for; any number may come.
 
     Raises:
-        ValueError: an export, which has a form of its own; int8 on a GPU; no C++ compiler.
-        ImportError: int8 without torchao.
+        UserError: an export, which has a form of its own; int8 on a GPU; no C++ compiler.
+        UserError: int8 without torchao.
     """
     if form not in get_args(Form):
-        raise ValueError(f"form={form} is none of {', '.join(get_args(Form))}")
+        raise UserError(f"form={form} is none of {', '.join(get_args(Form))}")
     if form == "eager":
         return network
     if not isinstance(network, QCSNetwork):
-        raise ValueError(f"form={form} compiles a .ckpt: of an exported .onnx write form=eager")
+        raise UserError(f"form={form} compiles a .ckpt: of an exported .onnx write form=eager")
     device = next(network.parameters()).device.type
     if device == "cpu":
         require_compiler(f"form={form}")
     if form == "compiled_int8":
         if device != "cpu":
-            raise ValueError("form=compiled_int8 is for CPUs: write device=cpu, or compiled_bf16")
+            raise UserError("form=compiled_int8 is for CPUs: write device=cpu, or compiled_bf16")
         _torchao()
     return Compiled(network.base, form, batch_size)
 
@@ -116,7 +117,7 @@ def _torchao() -> tuple[Callable, Callable, object]:
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     except ImportError as error:
-        raise ImportError("form=compiled_int8 needs `pip install 'qcs[int8]'`") from error
+        raise UserError("form=compiled_int8 needs `pip install 'qcs[int8]'`") from error
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
     return prepare_pt2e, convert_pt2e, quantizer

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from qcs.config.errors import UserError
 from qcs.inference.detector import Detector
 
 TILT = 30  # degrees; data sets that are not levelled hold hardly any face beyond
@@ -103,7 +104,7 @@ def measure(images: Iterable[Image.Image], detector: Detector) -> Crop:
         detector: finds the landmarks in them.
 
     Raises:
-        ValueError: a face was found in fewer than ten.
+        UserError: a face was found in fewer than ten.
     """
     points, tilts, sides, colours = [], [], [], []
     for image in images:
@@ -120,7 +121,7 @@ def measure(images: Iterable[Image.Image], detector: Detector) -> Crop:
             sides.append(max(image.size))
             colours.append(np.ptp(np.asarray(image, dtype=int), axis=2).max() > 8)
     if len(points) < 10:
-        raise ValueError(
+        raise UserError(
             f"crop: a face was found in {len(points)} of the images, at least 10 are needed to "
             "measure how they were cut; name the folder of the training images"
         )

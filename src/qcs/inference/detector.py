@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from torchvision.ops import nms
 
+from qcs.config.errors import UserError
+
 STRIDE = 4  # pixels of a cell of the detector's maps
 MULTIPLE = 32  # its input's sides
 OVERLAP = 0.3  # of two boxes of one face
@@ -41,13 +43,13 @@ class Detector:
         smallest: pixels of the shorter side of the smallest face that is reported.
 
     Raises:
-        ImportError: onnxruntime, onnx or the weights are not installed; says what to do.
-        ValueError: a number out of range.
+        UserError: onnxruntime, onnx or the weights are not installed; says what to do.
+        UserError: a number out of range.
     """
 
     def __init__(self, threshold: float = 0.5, longest: int = 1280, smallest: int = 12) -> None:
         if not 0 < threshold < 1 or longest < MULTIPLE:
-            raise ValueError(
+            raise UserError(
                 f"threshold={threshold} must be above 0 and below 1, longest={longest} at least "
                 f"{MULTIPLE} pixels"
             )
@@ -57,9 +59,9 @@ class Detector:
             import onnx
             import onnxruntime
         except ImportError as error:
-            raise ImportError(EXTRA) from error
+            raise UserError(EXTRA) from error
         if package is None:
-            raise ImportError(EXTRA)
+            raise UserError(EXTRA)
         model = onnx.load(Path(package.origin).with_name("centerface.onnx"))
         # It was exported for one size; its layers take any.
         image = next(value for value in model.graph.input if value.name == "input.1")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from qcs.config.errors import UserError
 from qcs.data.images import IMAGES
 from qcs.inference.predictor import Item, as_image
 
@@ -37,7 +38,7 @@ def files_of(source: str | int | Sequence[str]) -> list[tuple[str, str]]:
             number of a webcam.
 
     Raises:
-        FileNotFoundError: nothing is there, or a folder or glob holds neither images nor videos.
+        UserError: nothing is there, or a folder or glob holds neither images nor videos.
     """
     if isinstance(source, int) or (isinstance(source, str) and source.isdigit()):
         return [(f"webcam {source}", f"webcam-{source}")]
@@ -52,7 +53,7 @@ def files_of(source: str | int | Sequence[str]) -> list[tuple[str, str]]:
         found = (Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
         top = Path(*path.parts[: next(i for i, p in enumerate(path.parts) if glob.has_magic(p))])
     else:
-        raise FileNotFoundError(f"nothing to read at input={source}")
+        raise UserError(f"nothing to read at input={source}")
     known, others = [], 0
     for file in sorted(found):
         if file.suffix.lower() in IMAGES + VIDEOS:
@@ -60,7 +61,7 @@ def files_of(source: str | int | Sequence[str]) -> list[tuple[str, str]]:
         else:
             others += 1
     if not known:
-        raise FileNotFoundError(f"input={source} holds no image or video, {others} other files")
+        raise UserError(f"input={source} holds no image or video, {others} other files")
     if others:
         log.warning("input=%s: left out %d files that are no images or videos", source, others)
     return known
@@ -77,10 +78,10 @@ def open_items(
         max_frames: of a video; None for all.
 
     Raises:
-        ValueError: `every` is below 1.
+        UserError: `every` is below 1.
     """
     if every < 1:
-        raise ValueError(f"every must be 1 or more, got {every}")
+        raise UserError(f"every must be 1 or more, got {every}")
     for file, name in files:
         if file.startswith("webcam ") or Path(file).suffix.lower() in VIDEOS:
             yield from _frames(file, name, every, max_frames)
@@ -95,7 +96,7 @@ def _frames(file: str, name: str, every: int, max_frames: int | None) -> Iterato
     try:
         import imageio
     except ImportError as error:
-        raise ImportError(VIDEO_EXTRA) from error
+        raise UserError(VIDEO_EXTRA) from error
     number, taken = -1, 0
     address = f"<video{file.split()[1]}>" if file.startswith("webcam ") else file
     try:

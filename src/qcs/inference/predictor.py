@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from qcs.checkpoints.load import Checkpoint, load_classifier
+from qcs.config.errors import UserError
 from qcs.data.images import BROKEN, IMAGES, decode
 from qcs.inference.backends import Form, in_form
 from qcs.inference.crops import CROPS, LOOSE, Crop, as_trained, cut, measure
@@ -102,8 +103,8 @@ class Predictor:
             For each image its faces, the largest first; none where no face was found.
 
         Raises:
-            ValueError: an image that cannot be read, or is not one.
-            ImportError: the detector is not installed.
+            UserError: an image that cannot be read, or is not one.
+            UserError: the detector is not installed.
         """
         if isinstance(images, (str, PathLike, np.ndarray, Image.Image)):
             images = [images]
@@ -163,20 +164,20 @@ def as_image(image: Input) -> Image.Image:
     """Make an upright RGB image of a path, a PIL image or an array.
 
     Raises:
-        ValueError: it cannot be read, or is of another shape or type.
+        UserError: it cannot be read, or is of another shape or type.
     """
     if isinstance(image, (str, PathLike)):
         try:
             with open(image, "rb") as file:
                 return decode(file)
         except BROKEN as error:
-            raise ValueError(f"cannot read {image} as an image ({_reason(error)})") from error
+            raise UserError(f"cannot read {image} as an image ({_reason(error)})") from error
     if isinstance(image, Image.Image):
         return image.convert("RGB")
     pixels = np.asarray(image)
     rgb = pixels.ndim == 3 and pixels.shape[2] == 3
     if pixels.dtype != np.uint8 or not (rgb or pixels.ndim == 2) or not pixels.size:
-        raise ValueError(
+        raise UserError(
             f"an image of shape {pixels.shape} and type {pixels.dtype}: expected uint8, "
             "(height, width, 3) in the order RGB or (height, width)"
         )
@@ -201,8 +202,8 @@ def crop_of(
         detector: for the measurement.
 
     Raises:
-        FileNotFoundError: `wanted` is neither.
-        ValueError: a folder without faces.
+        UserError: `wanted` is neither.
+        UserError: a folder without faces.
     """
     target = recipe["dataset"]["_target_"]
     source = re.fullmatch(r"qcs\.data\.sources\.(\w+)\..*", target)
@@ -216,7 +217,7 @@ def crop_of(
         )
     folder = Path(wanted).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise UserError(
             f"crop={wanted} is neither one of {', '.join(CROPS)} nor a folder of training faces"
         )
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGES)
@@ -237,7 +238,7 @@ def load(
         form: see `Predictor`.
 
     Raises:
-        FileNotFoundError, ValueError: as `qcs.checkpoints.load.load_classifier`, `crop_of` and
+        UserError: as `qcs.checkpoints.load.load_classifier`, `crop_of` and
             `qcs.inference.backends.in_form`.
     """
     checkpoint = load_classifier(path)

@@ -6,6 +6,7 @@ B batch, M faces, L levels, N tokens of a level.
 import torch
 from torch import Tensor
 
+from qcs.config.errors import UserError
 from qcs.models import QCSNetwork
 from qcs.models.cross_similarity import spread, token_distances
 
@@ -53,17 +54,17 @@ def pair_maps(network: QCSNetwork, images: Tensor, same: Tensor | None = None) -
         (M, M, L, N) float32: [i, j] is of face i compared with face j, and sums to 1 a level.
 
     Raises:
-        ValueError: a network without cross similarity attention, or fewer than two faces.
+        UserError: a network without cross similarity attention, or fewer than two faces.
     """
     number = len(images)
     blocks = () if network.cross is None else network.cross.attention
     if not blocks or any(block.mode == "dot" for block in blocks):
-        raise ValueError(
+        raise UserError(
             "the network was trained without cross similarity attention (model=base, "
             "model.cross=null or mode=dot): maps between faces need model=dcs or model=qcs"
         )
     if number < 2:
-        raise ValueError(f"maps between faces need two faces or more, got {number}")
+        raise UserError(f"maps between faces need two faces or more, got {number}")
     if same is None:
         same = torch.ones(number, number, dtype=torch.bool, device=images.device)
     tokens = network.base(images)[2].float().chunk(len(blocks), dim=1)  # L of (M, N, C)

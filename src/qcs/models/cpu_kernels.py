@@ -14,6 +14,7 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qcs.config.errors import UserError
 from qcs.models.network import QCSNetwork, Roles
 from qcs.models.role_batchnorm import by_role
 
@@ -99,7 +100,7 @@ def speed_up(
         compiled: torch.compile, at the first step (minutes).
 
     Raises:
-        ValueError: `compiled` without a C++ compiler.
+        UserError: `compiled` without a C++ compiler.
     """
     if roles == "together":
         by_role(network.base)
@@ -157,4 +158,4 @@ def require_compiler(why: str) -> None:
     try:
         get_cpp_compiler()
     except (InvalidCxxCompiler, RuntimeError) as error:
-        raise ValueError(f"{why} needs a C++ compiler: install g++, or leave it out") from error
+        raise UserError(f"{why} needs a C++ compiler: install g++, or leave it out") from error

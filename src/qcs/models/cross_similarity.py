@@ -15,6 +15,8 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qcs.config.errors import UserError
+
 Mode = Literal["both", "similarity", "distance", "dot"]
 Extremes = Literal["batch", "sample"]
 Residual = Literal["normed", "prenorm"]
@@ -118,7 +120,7 @@ class CrossSimilarityBlock(nn.Module):
             files do; "prenorm" is a plain pre-norm block, as their 8-class DCS files do.
 
     Raises:
-        ValueError: "distance" is asked of a pair, which has no other class.
+        UserError: "distance" is asked of a pair, which has no other class.
     """
 
     def __init__(
@@ -131,7 +133,7 @@ class CrossSimilarityBlock(nn.Module):
     ) -> None:
         super().__init__()
         if mode == "distance" and roles == 2:
-            raise ValueError(
+            raise UserError(
                 "model.cross.similarity.mode=distance needs an image of another class: "
                 "set model.roles=4, or mode=similarity"
             )

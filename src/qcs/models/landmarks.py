@@ -3,6 +3,7 @@
 Source: Mao et al., "POSTER++", arXiv 2301.12149, section 3, and the authors' code
 (Talented-Q/POSTER_V2), which it follows number for number. A small frozen network that was trained
 to find landmarks gives the queries; keys and values are of the backbone's maps. Three things differ
+from qcs.config.errors import UserError
 from plain attention: the query is the landmark map as it is, without norm or projection; the
 residual is the normed image map; and the landmark network's weights stay while its BatchNorms
 follow the training mode.
@@ -18,6 +19,7 @@ from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qcs.config.errors import UserError
 from qcs.models.backbones.feature_maps import map_sizes
 from qcs.models.backbones.mobilefacenet import MobileFaceNet
 
@@ -110,7 +112,7 @@ class LandmarkBranch(nn.Module):
         drop_path: of the last level; the rates rise evenly from 0 at the first.
 
     Raises:
-        ValueError: no landmark map has the size of a level, or heads do not divide its channels.
+        UserError: no landmark map has the size of a level, or heads do not divide its channels.
     """
 
     def __init__(
@@ -133,7 +135,7 @@ class LandmarkBranch(nn.Module):
         levels = zip(channels, sides, self.sources, rates.tolist(), strict=True)
         for level, (width, side, source, rate) in enumerate(levels, start=1):
             if width % head_size:
-                raise ValueError(
+                raise UserError(
                     f"model.base.landmarks.head_size={head_size} does not divide the {width} "
                     f"channels of map {level} of the backbone; choose one that does"
                 )
@@ -153,7 +155,7 @@ def _source(level: int, side: int, input_size: int) -> int:
     """Which map of the landmark network has `side` pixels."""
     given = [-(-input_size // reduction) for reduction in REDUCTIONS]
     if side not in given:
-        raise ValueError(
+        raise UserError(
             f"level {level} of the pyramid is {side}x{side} pixels, the landmark network's maps at "
             f"model.input_size={input_size} are {given}: change model.input_size, model.grid or "
             "the backbone's stem_stride or out_indices, or set model.base.landmarks=null"

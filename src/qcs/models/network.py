@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qcs.config.errors import UserError
 from qcs.models.backbones.feature_maps import map_sizes
 from qcs.models.cross_similarity import CrossSimilarityBlock, SimilarityOptions
 from qcs.models.landmarks import LandmarkBranch, LandmarkOptions
@@ -60,7 +61,7 @@ class BaseBranch(nn.Module):
             and one role the network is POSTER++.
 
     Raises:
-        ValueError: the backbone's maps are not NCHW, do not fit the grid or the landmarks'.
+        UserError: the backbone's maps are not NCHW, do not fit the grid or the landmarks'.
     """
 
     def __init__(
@@ -198,7 +199,7 @@ class QCSNetwork(nn.Module):
             residual, similarity. None leaves the module out (its ablation).
 
     Raises:
-        ValueError: a number of roles that is not 1, 2 or 4; a cross module for one role; an
+        UserError: a number of roles that is not 1, 2 or 4; a cross module for one role; an
             embed_dim that the heads do not divide; a backbone that does not fit.
     """
 
@@ -216,11 +217,11 @@ class QCSNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if roles not in (1, 2, 4):
-            raise ValueError(f"model.roles is 1 (base), 2 (DCS) or 4 (QCS), got {roles}")
+            raise UserError(f"model.roles is 1 (base), 2 (DCS) or 4 (QCS), got {roles}")
         if roles == 1 and cross is not None:
-            raise ValueError("model.roles=1 has nothing to compare: set model.cross=null")
+            raise UserError("model.roles=1 has nothing to compare: set model.cross=null")
         if embed_dim % num_heads:
-            raise ValueError(f"model.num_heads={num_heads} does not divide embed_dim={embed_dim}")
+            raise UserError(f"model.num_heads={num_heads} does not divide embed_dim={embed_dim}")
         self.roles, self.num_classes, self.grid = roles, num_classes, grid
         self.base = BaseBranch(
             backbone, num_classes, input_size, embed_dim, grid, num_heads=num_heads, **(base or {})
@@ -245,10 +246,10 @@ class QCSNetwork(nn.Module):
                 are in several. The base branch takes each image once; what returns has G for B.
 
         Raises:
-            ValueError: the group has another number of roles than the network.
+            UserError: the group has another number of roles than the network.
         """
         if images.shape[1] != self.roles:
-            raise ValueError(f"expected groups of {self.roles} roles, got {images.shape[1]}")
+            raise UserError(f"expected groups of {self.roles} roles, got {images.shape[1]}")
         logits, features, tokens = out = self.base.compare(images)
         if groups is not None:
             picked = (x.flatten(0, 1).index_select(0, groups.flatten()) for x in out)

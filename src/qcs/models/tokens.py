@@ -15,6 +15,8 @@ from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from qcs.config.errors import UserError
+
 
 class EncoderOptions(TypedDict, total=False):
     """Arguments of `TokenEncoder` that are a choice."""
@@ -48,7 +50,7 @@ class PyramidTokens(nn.Module):
         sides: pixels a side of each level after the convolution at its own width.
 
     Raises:
-        ValueError: a map cannot be halved to the grid.
+        UserError: a map cannot be halved to the grid.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class PyramidTokens(nn.Module):
         for level, (width, (h, w)) in enumerate(zip(channels, sizes, strict=True), start=1):
             steps = _halvings(h, grid)
             if steps is None or h != w:
-                raise ValueError(
+                raise UserError(
                     f"map {level} of the backbone is {h}x{w} pixels, which halving does not bring "
                     f"to the {grid}x{grid} tokens of model.grid={grid}; change model.grid, "
                     "model.input_size or the backbone's out_indices"

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from qcs.config.errors import UserError
 from qcs.search.summary import PRUNED
 
 try:
@@ -13,7 +14,7 @@ try:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 except ImportError as error:
-    raise ImportError("a search needs Optuna: pip install 'qcs[sweep]'") from error
+    raise UserError("a search needs Optuna: pip install 'qcs[sweep]'") from error
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from qcs import plots
-from qcs.config.errors import Failed
+from qcs.config.errors import Failed, UserError
 from qcs.search.pruning import open_storage
 
 try:
@@ -31,7 +31,7 @@ try:
     )
     from optuna.trial import TrialState
 except ImportError as error:
-    raise ImportError("a search needs Optuna: pip install 'qcs[sweep]'") from error
+    raise UserError("a search needs Optuna: pip install 'qcs[sweep]'") from error
 
 log = logging.getLogger(__name__)
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -42,10 +42,10 @@ def distribution(key: str, node: Any) -> BaseDistribution:
     """What {low, high, log, step} or {choices} means.
 
     Raises:
-        ValueError: neither of the two; names the key.
+        UserError: neither of the two; names the key.
     """
     if not isinstance(node, dict) or ("choices" in node) == ("low" in node and "high" in node):
-        raise ValueError(
+        raise UserError(
             f"hydra.sweeper.space: {key} is {node}, expected {{low, high, log, step}} or "
             "{choices: [...]}"
         )
@@ -78,7 +78,7 @@ def _study(options: dict[str, Any]) -> optuna.Study:
                "hyperband": optuna.pruners.HyperbandPruner}  # fmt: skip
     for key, known in {"sampler": samplers, "pruner": pruners}.items():
         if options[key] not in known:
-            raise ValueError(f"hydra.sweeper.{key}={options[key]} is not one of {list(known)}")
+            raise UserError(f"hydra.sweeper.{key}={options[key]} is not one of {list(known)}")
     study = optuna.create_study(
         storage=open_storage(options["storage"]),
         study_name=options["study_name"],
@@ -119,7 +119,7 @@ def run(
     """Run trials until the study has `n_trials`; draw what it learned.
 
     Raises:
-        ValueError: a space or an option that makes no sense, or trials that fail in a row.
+        UserError: a space or an option that makes no sense, or trials that fail in a row.
     """
     overrides = OverridesParser.create().parse_overrides(list(arguments))
     fixed = [o for o in overrides if not o.is_sweep_override()]
@@ -129,7 +129,7 @@ def run(
     space = {k: v for k, v in space.items() if k not in {o.get_key_element() for o in fixed}}
     several = not isinstance(options["direction"], str)
     if several and options["pruner"]:
-        raise ValueError("several metrics cannot be pruned by: write hydra.sweeper.pruner=null")
+        raise UserError("several metrics cannot be pruned by: write hydra.sweeper.pruner=null")
     HydraConfig.instance().set_config(config)
     study, folder = _study(options), Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def run(
             error = _tell(study, *pair)
             errors = [*errors, error] if error else []
         if len(errors) >= MAX_FAILURES:
-            raise ValueError(f"{len(errors)} trials in a row failed; the last said: {errors[-1]}")
+            raise UserError(f"{len(errors)} trials in a row failed; the last said: {errors[-1]}")
     _report(study, folder, several)
     return study
 

@@ -12,6 +12,7 @@ from torch import nn
 import qcs
 from qcs.checkpoints import pretrained
 from qcs.checkpoints.files import AtomicCheckpointIO
+from qcs.config.errors import UserError
 from qcs.config.options import BackboneOptions, instantiate
 from qcs.data import prepared
 from qcs.data.datamodule import FaceDataModule
@@ -27,10 +28,10 @@ def datamodule(config: dict[str, Any]) -> FaceDataModule:
     """Read the data set and make its loaders.
 
     Raises:
-        ValueError: images are to be in several groups, and nothing compares them.
+        UserError: images are to be in several groups, and nothing compares them.
     """
     if config["model"].get("cross") is None and config["loader"].get("groups_per_image", 1) > 1:
-        raise ValueError(
+        raise UserError(
             "loader.groups_per_image above 1 is of use where groups are compared, and this model "
             "has no cross module: set it to 1, or choose model=qcs or model=dcs"
         )
@@ -110,11 +111,11 @@ def loss(config: dict[str, Any], manifest: Manifest) -> nn.Module:
         counts = manifest.counts()
         if not counts.all():
             missing = manifest.class_names[int(counts.argmin())]
-            raise ValueError(f"loss.class_weights=balanced: no training image of {missing}")
+            raise UserError(f"loss.class_weights=balanced: no training image of {missing}")
         options["class_weights"] = (len(manifest) / len(counts) / counts).tolist()
     numbers = options.get("class_weights")
     if numbers is not None and len(numbers) != len(manifest.class_names):
-        raise ValueError(
+        raise UserError(
             f"loss.class_weights has {len(numbers)} numbers for {len(manifest.class_names)} classes"
         )
     return instantiate(options)
@@ -129,7 +130,7 @@ def module(config: dict[str, Any], data: FaceDataModule, resumes: bool = False) 
         resumes: whether a checkpoint brings all weights, so that none are started from.
 
     Raises:
-        FileNotFoundError, ValueError: weights that are not there or do not fit, a network that
+        UserError: weights that are not there or do not fit, a network that
             cannot be built, or not be recomputed.
     """
     parts, options = recipe(config, data.manifest.class_names), config["backbone"]
@@ -168,7 +169,7 @@ def _start(net: QCSNetwork, backbone: str | None, landmarks: str | None) -> None
 
 def _recompute(backbone: nn.Module) -> None:
     if not hasattr(backbone, "set_grad_checkpointing"):
-        raise ValueError(
+        raise UserError(
             f"backbone.grad_checkpointing: {type(backbone).__name__} cannot be computed again "
             "(no set_grad_checkpointing); leave it false"
         )
@@ -184,18 +185,18 @@ def trainer(config: dict[str, Any], folder: Path) -> Trainer:
     """Build the Trainer with its callbacks and loggers.
 
     Raises:
-        ValueError: an option that manual optimisation takes elsewhere.
+        UserError: an option that manual optimisation takes elsewhere.
     """
     for key, ours in {
         "accumulate_grad_batches": "accumulate_grad_batches",
         "gradient_clip_val": "gradient_clip_norm",
     }.items():
         if config["trainer"].get(key) is not None:
-            raise ValueError(f"trainer.{key} is {ours} at the top level here: write {ours}=...")
+            raise UserError(f"trainer.{key} is {ours} at the top level here: write {ours}=...")
     parts = [c for c in (config["callbacks"] or {}).values() if c]
     if config["select_on"] == "last":  # nothing is validated, so nothing can be monitored
         if (config["callbacks"] or {}).get("early_stopping"):
-            raise ValueError("early_stopping watches validation: write select_on=val, not last")
+            raise UserError("early_stopping watches validation: write select_on=val, not last")
         parts = [c for c in parts if "monitor" not in c]
     callbacks: list[Callback] = [instantiate(c) for c in parts]
     if config["trial"] and isinstance(config["optimized_metric"], str):

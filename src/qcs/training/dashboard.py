@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from qcs import plots
+from qcs.config.errors import UserError
 from qcs.evaluation import report
 from qcs.training.loggers import show
 from qcs.training.sam import gradient_norm
@@ -28,12 +29,12 @@ class Dashboard(Callback):
         upload_best: give the selected checkpoint to the W&B run as an artifact.
 
     Raises:
-        ValueError: `every_n_epochs` is negative.
+        UserError: `every_n_epochs` is negative.
     """
 
     def __init__(self, every_n_epochs: int = 10, seed: int = 0, upload_best: bool = False) -> None:
         if every_n_epochs < 0:
-            raise ValueError(
+            raise UserError(
                 "callbacks.dashboard.every_n_epochs must be 0 (no pictures) or more, "
                 f"got {every_n_epochs}"
             )

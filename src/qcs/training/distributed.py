@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from qcs.config.errors import UserError
 
-class NonFiniteLoss(ValueError):
+
+class NonFiniteLoss(UserError):
     """The training loss is NaN or infinite; `rows` (B, R) of the training split show where."""
 
     def __init__(self, sentence: str, rows: np.ndarray) -> None:

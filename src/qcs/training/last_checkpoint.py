@@ -12,6 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from qcs.checkpoints.files import LAST
+from qcs.config.errors import UserError
 from qcs.training.distributed import NonFiniteLoss
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class LastCheckpoint(Checkpoint):
         self, dirpath: str, every_n_steps: int | None = None, every_n_minutes: float | None = None
     ) -> None:
         if (every_n_steps or 1) < 1 or (every_n_minutes or 1) <= 0:
-            raise ValueError(
+            raise UserError(
                 "callbacks.last.every_n_steps and every_n_minutes must be above 0 or null, got "
                 f"{every_n_steps} and {every_n_minutes}"
             )

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from PIL import Image
 
+from qcs.config.errors import UserError
 from qcs.evaluation.report import PICTURES
 
 
@@ -67,10 +68,10 @@ def tensorboard(save_dir: str, version: str = "tensorboard") -> TensorBoardLogge
     """Make the logger that writes into `save_dir/version`.
 
     Raises:
-        ImportError: TensorBoard is not installed.
+        UserError: TensorBoard is not installed.
     """
     if find_spec("tensorboard") is None:
-        raise ImportError("logger=tensorboard needs TensorBoard: pip install 'qcs[tensorboard]'")
+        raise UserError("logger=tensorboard needs TensorBoard: pip install 'qcs[tensorboard]'")
     return TensorBoardLogger(save_dir, name=None, version=version, default_hp_metric=False)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qcs.config.errors import UserError
 from qcs.models import ROLES, Comparison
 
 
@@ -80,7 +81,7 @@ class QCSLoss(nn.Module):
         feature_weight: factor of the feature distillation, 0 switches it off.
 
     Raises:
-        ValueError: a weight below 0, both shares 0, a temperature not above 0, or "balanced".
+        UserError: a weight below 0, both shares 0, a temperature not above 0, or "balanced".
     """
 
     def __init__(
@@ -95,14 +96,14 @@ class QCSLoss(nn.Module):
     ) -> None:
         super().__init__()
         if class_weights == "balanced":
-            raise ValueError(
+            raise UserError(
                 "loss.class_weights=balanced needs the data set: see qcs.training.build.loss"
             )
         weights = [base_weight, cross_weight, logit_weight, feature_weight, *(class_weights or [])]
         if min(weights) < 0 or base_weight + cross_weight == 0:
-            raise ValueError(f"loss weights must not be negative or all 0, got {weights}")
+            raise UserError(f"loss weights must not be negative or all 0, got {weights}")
         if temperature <= 0 or not 0 <= label_smoothing < 1:
-            raise ValueError(
+            raise UserError(
                 "loss.temperature must be above 0 and loss.label_smoothing in [0, 1), got "
                 f"{temperature} and {label_smoothing}"
             )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from qcs.config.errors import UserError
 from qcs.config.options import SAMOptions, SchedulerOptions
 from qcs.evaluation.metrics import scores
 from qcs.models import Comparison, QCSNetwork
@@ -49,7 +50,7 @@ class QCSModule(LightningModule):
         recipe: plain values that rebuild the network from a checkpoint, see `qcs.training.build`.
 
     Raises:
-        ValueError: a number out of range.
+        UserError: a number out of range.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class QCSModule(LightningModule):
         self.accumulate, self.clip_norm = accumulate_grad_batches, gradient_clip_norm
         clips_all = self.clip_norm is not None and self.clip_norm <= 0
         if self.rho < 0 or min(self.accumulate, self.sam_every) < 1 or clips_all:
-            raise ValueError(
+            raise UserError(
                 "sam.rho must be 0 or more, sam.every and accumulate_grad_batches 1 or more and "
                 "gradient_clip_norm above 0 or null, "
                 f"got {self.rho}, {self.sam_every}, {self.accumulate}, {self.clip_norm}"
@@ -112,11 +113,11 @@ class QCSModule(LightningModule):
         """Refuse to lengthen a schedule of steps, which a resumed run brings along.
 
         Raises:
-            ValueError: it ends before the run does.
+            UserError: it ends before the run does.
         """
         total = getattr(self.lr_schedulers(), "total_steps", None)
         if total is not None and total < self.steps:
-            raise ValueError(
+            raise UserError(
                 f"the run that goes on was scheduled for {total} steps and now has {self.steps}: "
                 "keep trainer.max_epochs and the batch size, or start anew from its "
                 "backbone.weights"

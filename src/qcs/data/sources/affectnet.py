@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from qcs.config.errors import UserError
 from qcs.data.manifest import Manifest, require
 from qcs.data.tables import (
     Row,
@@ -58,8 +59,8 @@ def read(path: str | None = None, classes: Literal[7, 8] = 7, crop: bool = True)
             already. The numpy release holds cut faces.
 
     Raises:
-        FileNotFoundError: no path given, nothing there, or images or annotations are missing.
-        ValueError: a line of a table or an annotation is wrong; names it.
+        UserError: no path given, nothing there, or images or annotations are missing.
+        UserError: a line of a table or an annotation is wrong; names it.
     """
     root, names = require(path, "AffectNet", HINT), CLASS_NAMES[:classes]
     if (root / "train_set").is_dir():
@@ -68,7 +69,7 @@ def read(path: str | None = None, classes: Literal[7, 8] = 7, crop: bool = True)
     lists = root / "Manually_Annotated_file_lists"
     lists = lists if lists.is_dir() else root
     if not (lists / "training.csv").is_file():
-        raise FileNotFoundError(f"no training.csv and no train_set/ in {root}; expected {HINT}")
+        raise UserError(f"no training.csv and no train_set/ in {root}; expected {HINT}")
     rows, boxes = [], []
     for table, split in TABLES.items():
         more, cut = _table(root, lists / table, split, classes)
@@ -106,7 +107,7 @@ def _table(root: Path, table: Path, split: str, classes: int) -> tuple[list[Row]
         try:
             x, y, width, height = (round(float(number)) for number in box)
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"{where} has the face box {','.join(box)}, expected four numbers; correct or "
                 "remove the line, or use dataset.crop=false for faces that are cut already"
             ) from error
@@ -121,13 +122,13 @@ def _numpy(root: Path, folder: str, split: str) -> list[tuple[str, int, str]]:
     """Rows of one set: images/N.jpg with annotations/N_exp.npy."""
     images, notes = root / folder / "images", root / folder / "annotations"
     if not (images.is_dir() and notes.is_dir()):
-        raise FileNotFoundError(f"no images/ and annotations/ in {root / folder}; expected {HINT}")
+        raise UserError(f"no images/ and annotations/ in {root / folder}; expected {HINT}")
     annotated = {f.name for f in notes.iterdir()}
     rows = []
     for image in sorted(f.name for f in images.iterdir() if f.suffix.lower() in (".jpg", ".png")):
         note = f"{image.rpartition('.')[0]}_exp.npy"
         if note not in annotated:
-            raise FileNotFoundError(f"{images / image} has no annotation {notes / note}; copy it")
+            raise UserError(f"{images / image} has no annotation {notes / note}; copy it")
         label = as_index(_expression(notes / note), 0, LABELS, str(notes / note))
         rows.append((f"{folder}/images/{image}", label, split))
     return rows
@@ -138,4 +139,4 @@ def _expression(note: Path) -> str:
     try:
         return str(np.load(note, allow_pickle=False).reshape(-1)[0]).strip()
     except (OSError, EOFError, ValueError, IndexError) as error:
-        raise ValueError(f"{note} is not a numpy annotation ({error}); copy it again") from error
+        raise UserError(f"{note} is not a numpy annotation ({error}); copy it again") from error

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from qcs.config.errors import UserError
 from qcs.data.manifest import Manifest, require
 from qcs.data.sources.image_folder import folders, images
 from qcs.data.tables import as_index
@@ -44,13 +45,13 @@ def read_table(table: Path) -> list[Face]:
     """Read everything but the pixels.
 
     Raises:
-        ValueError: it is not Kaggle's table; names the line.
+        UserError: it is not Kaggle's table; names the line.
     """
     with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.reader(file)
         header = [name.strip().lower() for name in next(reader, [])]
         if sorted(header) != ["emotion", "pixels", "usage"]:
-            raise ValueError(
+            raise UserError(
                 f"{table} line 1 is {','.join(header)[:80]!r}, expected emotion,pixels,Usage; "
                 "copy Kaggle's fer2013.csv or icml_face_data.csv again"
             )
@@ -60,7 +61,7 @@ def read_table(table: Path) -> list[Face]:
             if not row:
                 continue
             if len(row) != 3 or row[usage].strip() not in USAGES:
-                raise ValueError(
+                raise UserError(
                     f"{table} line {reader.line_num} is cut short or has no Usage of "
                     f"{', '.join(USAGES)}; copy the file again"
                 )
@@ -73,7 +74,7 @@ def _whole(reader, table: Path) -> Iterator[list[str]]:
     try:
         yield from reader
     except csv.Error as error:
-        raise ValueError(f"{table} line {reader.line_num}: {error}; copy the file again") from error
+        raise UserError(f"{table} line {reader.line_num}: {error}; copy the file again") from error
 
 
 def read(path: str | None = None) -> Manifest:
@@ -84,8 +85,8 @@ def read(path: str | None = None) -> Manifest:
             begins with one (PublicTest_*); its folder does otherwise.
 
     Raises:
-        FileNotFoundError: no path given, nothing there, or no images.
-        ValueError: a line of the table is wrong, or a folder is not one of the seven classes.
+        UserError: no path given, nothing there, or no images.
+        UserError: a line of the table is wrong, or a folder is not one of the seven classes.
     """
     root = require(path, "FER2013", HINT, (".csv",))
     if table := find_table(root):
@@ -105,7 +106,7 @@ def _folders(root: Path) -> list[tuple[str, int, str]]:
             continue
         for directory in folders(part):
             if directory.name.lower() not in index:
-                raise ValueError(
+                raise UserError(
                     f"{directory} is not one of the classes {', '.join(index)}; for classes of "
                     "your own use dataset=image_folder"
                 )
@@ -114,5 +115,5 @@ def _folders(root: Path) -> list[tuple[str, int, str]]:
                 split = USAGES.get(file.name.split("_")[0], FOLDERS[part.name.lower()])
                 rows.append((file.relative_to(root).as_posix(), label, split))
     if not rows:
-        raise FileNotFoundError(f"no images in {root}; FER2013 is expected as {HINT}")
+        raise UserError(f"no images in {root}; FER2013 is expected as {HINT}")
     return rows

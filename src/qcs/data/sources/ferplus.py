@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from qcs.config.errors import UserError
 from qcs.data.manifest import Manifest, require
 from qcs.data.sources import fer2013
 from qcs.data.tables import read_csv
@@ -115,8 +116,8 @@ def read(
             for the rest.
 
     Raises:
-        FileNotFoundError: no path given, nothing there, or the table or images are missing.
-        ValueError: a table is not FERPlus's, or the two tables do not belong together.
+        UserError: no path given, nothing there, or the table or images are missing.
+        UserError: a table is not FERPlus's, or the two tables do not belong together.
     """
     root = require(path, "FERPlus", HINT, (".zip",))
     if root.is_dir() and (table := fer2013.find_table(root)):
@@ -135,7 +136,7 @@ def read(
     keep = np.flatnonzero((index >= 0) & (np.array(names) != ""))
     rows = [(names[i], int(index[i]), splits[i]) for i in keep.tolist()]
     if missing := files and [name for name, *_ in rows if name not in files]:
-        raise FileNotFoundError(
+        raise UserError(
             f"{len(missing)} of {len(rows)} images are not in {root}, the first is {missing[0]}; "
             f"FERPlus is expected as {HINT}"
         )
@@ -151,7 +152,7 @@ def _owners(root: Path, files: set[str]) -> tuple[list[str], list[str], np.ndarr
     for folder, split in FOLDERS.items():
         table = next((f for f in files if PurePosixPath(f).parts[-2:] == (folder, TABLE)), None)
         if table is None:
-            raise FileNotFoundError(f"no {folder}/{TABLE} in {root}; FERPlus is expected as {HINT}")
+            raise UserError(f"no {folder}/{TABLE} in {root}; FERPlus is expected as {HINT}")
         file = zipfile.Path(root, table) if root.is_file() else root / table
         rows = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8-sig"))))
         votes.append(_numbers([row[2:] for row in rows], table, root))
@@ -171,7 +172,7 @@ def _kaggle(table: Path) -> tuple[list[str], list[str], np.ndarray]:
     pairs = zip(lines, usages, faces, strict=False)
     wrong = next((line for line, usage, face in pairs if usage != face.usage), None)
     if wrong or len(usages) != len(faces):
-        raise ValueError(
+        raise UserError(
             f"{source} ({len(usages)} rows) does not belong to {table} ({len(faces)} rows): they "
             f"part at line {wrong or min(len(usages), len(faces)) + 2}; copy both again"
         )
@@ -189,7 +190,7 @@ def _files(root: Path) -> set[str]:
             with zipfile.ZipFile(root) as archive:
                 return set(archive.namelist())
         except zipfile.BadZipFile as error:
-            raise ValueError(f"{root} is not a whole zip file ({error}); copy it again") from error
+            raise UserError(f"{root} is not a whole zip file ({error}); copy it again") from error
     return {f.relative_to(root).as_posix() for f in root.rglob("*") if f.suffix in (".csv", ".png")}
 
 
@@ -197,6 +198,6 @@ def _numbers(rows: list, table: str, root: Path) -> np.ndarray:
     try:
         return np.array(rows, dtype=int).reshape(len(rows), VOTED)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"{table} of {root} is not the owners' table of image, box and ten votes ({error})"
         ) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qcs.config.errors import UserError
 from qcs.data.manifest import Manifest, require
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm"}
@@ -24,8 +25,8 @@ def read(path: str | None = None, test_fraction: float = 0.2, seed: int = 0) -> 
         seed: of that share.
 
     Raises:
-        FileNotFoundError: no path given, nothing there, or no images in it.
-        ValueError: a class of val or test that train lacks, or a fraction outside (0, 1).
+        UserError: no path given, nothing there, or no images in it.
+        UserError: a class of val or test that train lacks, or a fraction outside (0, 1).
     """
     root = require(path, "the image folder", HINT)
     splits = {d.name: FOLDERS[d.name] for d in folders(root) if d.name in FOLDERS}
@@ -39,11 +40,11 @@ def read(path: str | None = None, test_fraction: float = 0.2, seed: int = 0) -> 
     for folder, split in tables:
         for directory in folders(folder):
             if directory.name not in names:
-                raise ValueError(f"{directory} is a class that {root / 'train'} does not have")
+                raise UserError(f"{directory} is a class that {root / 'train'} does not have")
             label = names.index(directory.name)
             rows += [(f.relative_to(root).as_posix(), label, split) for f in images(directory)]
     if not rows:
-        raise FileNotFoundError(f"no images in {root}; expected {HINT}")
+        raise UserError(f"no images in {root}; expected {HINT}")
     manifest = Manifest.build(root, rows, names)
     return manifest if len(tables) > 1 else _cut_test(manifest, test_fraction, seed)
 

@@ -6,6 +6,7 @@ Source: the data files of the published QCS code (train and test lists beside an
 from collections.abc import Sequence
 from pathlib import Path
 
+from qcs.config.errors import UserError
 from qcs.data.manifest import Manifest, require
 from qcs.data.tables import Row, as_index, present, read_pairs, unique
 
@@ -29,12 +30,12 @@ def read(
         label_base: the first label: 0, or 1 where they count from one.
 
     Raises:
-        FileNotFoundError: no path given, nothing there, or a list or images are missing.
-        ValueError: no class names, or a line that is wrong; names it.
+        UserError: no path given, nothing there, or a list or images are missing.
+        UserError: no class names, or a line that is wrong; names it.
     """
     root = require(path, "the image folder", HINT)
     if len(class_names) < 2:
-        raise ValueError(
+        raise UserError(
             "dataset.class_names is not set: lists hold numbers, so name them in their order, "
             "dataset.class_names=[Surprise,Fear,...]"
         )
@@ -44,7 +45,7 @@ def read(
             continue
         table = root / name if (root / name).is_file() else Path(name).expanduser()
         if not table.is_file():
-            raise FileNotFoundError(f"no list dataset.{split}={name} in {root}, nor at that path")
+            raise UserError(f"no list dataset.{split}={name} in {root}, nor at that path")
         listed = []
         for line, image, label in zip(*read_pairs(table), strict=True):
             index = as_index(label, label_base, len(class_names), f"{table} line {line}")

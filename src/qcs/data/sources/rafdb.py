@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from qcs.config.errors import UserError
 from qcs.data.manifest import Manifest, require
 from qcs.data.tables import Row, as_index, present, read_csv, read_pairs, read_text, unique
 
@@ -31,8 +32,8 @@ def read(path: str | None = None, images: Literal["aligned", "original"] = "alig
             the official boxes (Annotation/boundingbox).
 
     Raises:
-        FileNotFoundError: no path given, nothing there, or images or boxes are missing.
-        ValueError: a line of a table is wrong; names it.
+        UserError: no path given, nothing there, or images or boxes are missing.
+        UserError: a line of a table is wrong; names it.
     """
     top = require(path, "RAF-DB", HINT)
     for root in (top, top / "basic", top / "DATASET"):
@@ -40,12 +41,12 @@ def read(path: str | None = None, images: Literal["aligned", "original"] = "alig
             return _official(root, images)
         if (root / "train").is_dir() and (root / "test").is_dir():
             if images != "aligned":
-                raise ValueError(
+                raise UserError(
                     f"dataset.images={images} needs the official release; {root} holds aligned "
                     "faces only: leave dataset.images=aligned"
                 )
             return _repackaged(root)
-    raise FileNotFoundError(f"no {LIST} and no train/ in {top}; RAF-DB is expected as {HINT}")
+    raise UserError(f"no {LIST} and no train/ in {top}; RAF-DB is expected as {HINT}")
 
 
 def _official(root: Path, images: str) -> Manifest:
@@ -54,7 +55,7 @@ def _official(root: Path, images: str) -> Manifest:
         where = f"{table} line {line}"
         split = name.split("_")[0]
         if split not in ("train", "test"):
-            raise ValueError(f"{where} names {name!r}, expected train_* or test_*; correct it")
+            raise UserError(f"{where} names {name!r}, expected train_* or test_*; correct it")
         index = as_index(label, 1, len(CLASS_NAMES), where)
         file = name if images == "original" else f"{name.removesuffix('.jpg')}_aligned.jpg"
         rows.append(Row(f"Image/{images}/{file}", index, split, line))
@@ -73,7 +74,7 @@ def _boxes(root: Path, rows: Sequence[Row]) -> np.ndarray:
         try:
             left, top, right, bottom = (round(float(number)) for number in text.split())
         except ValueError as error:
-            raise ValueError(f"{file} line 1 does not hold four numbers; copy it again") from error
+            raise UserError(f"{file} line 1 does not hold four numbers; copy it again") from error
         boxes.append((left, top, right, bottom))
     return np.array(boxes, dtype=np.int64).reshape(-1, 4)
 

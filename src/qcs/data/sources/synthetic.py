@@ -18,6 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from qcs.config.errors import UserError
 from qcs.data.manifest import Manifest
 from qcs.data.synthetic import EXPRESSIONS, draw_face
 
@@ -65,13 +66,13 @@ def make(
         The folder as a path.
 
     Raises:
-        FileExistsError: the folder holds something that is not a whole set.
+        UserError: the folder holds something that is not a whole set.
     """
     folder = Path(folder)
     if (folder / "manifest.csv").is_file():
         return folder
     if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty and has no manifest.csv; choose another one")
+        raise UserError(f"{folder} is not empty and has no manifest.csv; choose another one")
     _log.info("drawing synthetic faces (not photographs) into %s", folder)
     rows = _rows({"train": train, "val": val, "test": test})
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,7 @@ def read(
         The manifest, its classes in the order of EXPRESSIONS.
 
     Raises:
-        FileExistsError: the folder holds something that is not a whole set.
+        UserError: the folder holds something that is not a whole set.
     """
     if path is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

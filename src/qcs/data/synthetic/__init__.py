@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
+from qcs.config.errors import UserError
 from qcs.data.synthetic.features import draw_brows, draw_eyes, draw_mouth, draw_nose
 from qcs.data.synthetic.hair import draw_beard, draw_hair, draw_hair_behind, draw_moustache
 from qcs.data.synthetic.people import EXPRESSIONS, make_actions, make_person, make_shot
@@ -96,10 +97,10 @@ def draw_face(
         (size, size, 3) uint8 RGB image.
 
     Raises:
-        ValueError: the expression is not one of EXPRESSIONS.
+        UserError: the expression is not one of EXPRESSIONS.
     """
     if expression not in EXPRESSIONS:
-        raise ValueError(f"unknown expression {expression!r}; choose from {', '.join(EXPRESSIONS)}")
+        raise UserError(f"unknown expression {expression!r}; choose from {', '.join(EXPRESSIONS)}")
     entropy = [seed, identity, sample]
     person = make_person(seed, identity)
     side = size * (3 if size <= 128 else 2)

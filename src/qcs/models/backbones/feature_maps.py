@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from qcs.config.errors import UserError
+
 
 def map_sizes(backbone: nn.Module, size: int) -> list[tuple[int, int]]:
     """(height, width) of each map for images of `size` pixels; parts behind the last map go.
@@ -15,7 +17,7 @@ def map_sizes(backbone: nn.Module, size: int) -> list[tuple[int, int]]:
     Asked with one black image: paddings differ between families.
 
     Raises:
-        ValueError: it does not take that size, its maps are not NCHW, or it has parts that its
+        UserError: it does not take that size, its maps are not NCHW, or it has parts that its
             maps do not use and that cannot be left out.
     """
     training = backbone.training
@@ -23,12 +25,12 @@ def map_sizes(backbone: nn.Module, size: int) -> list[tuple[int, int]]:
         with torch.enable_grad():  # wherever it is built: `_prune` follows the gradient
             maps = backbone.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"the backbone does not take model.input_size={size} pixels: {error}"
         ) from error
     channels = list(backbone.feature_info.channels())
     if [m.shape[1] if m.ndim == 4 else None for m in maps] != channels:
-        raise ValueError(
+        raise UserError(
             f"the backbone's maps are {[tuple(m.shape) for m in maps]}, expected (batch, "
             f"channel, height, width) with {channels} channels; choose another backbone"
         )
@@ -55,7 +57,7 @@ def _prune(backbone: nn.Module, maps: Sequence[Tensor], size: int) -> None:
     except (IndexError, RuntimeError, TypeError):
         unused |= set(params)
     if unused:
-        raise ValueError(
+        raise UserError(
             "the backbone has parameters that its maps do not use and that cannot be left "
             "out; choose backbone.out_indices that include its last map"
         )

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from qcs.config.errors import UserError
+
 
 class Every(nn.Module):
     """Pick every stride-th pixel: a max-pool of one pixel in the papers."""
@@ -68,7 +70,7 @@ class IR(nn.Module):
         stem_stride: 1 as in ArcFace; 2 makes every map half as wide (four times cheaper).
 
     Raises:
-        ValueError: `units` and `channels` differ in length, or hold a number below 1.
+        UserError: `units` and `channels` differ in length, or hold a number below 1.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class IR(nn.Module):
     ) -> None:
         super().__init__()
         if len(units) != len(channels) or not units or min(*units, *channels, stem_stride) < 1:
-            raise ValueError(
+            raise UserError(
                 "backbone.units and backbone.channels need one positive number a stage each, "
                 f"got {list(units)} and {list(channels)}"
             )

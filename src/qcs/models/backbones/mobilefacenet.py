@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
+from qcs.config.errors import UserError
+
 # Inverted bottlenecks: expansion, channels, stride of the first, number.
 BOTTLENECKS = ((2, 64, 2, 5), (4, 128, 2, 1), (2, 128, 1, 6), (4, 128, 2, 1), (2, 128, 1, 2))
 
@@ -66,13 +68,13 @@ class MobileFaceNet(nn.Module):
         out_indices: which of the four maps are given.
 
     Raises:
-        ValueError: an index that is not of 0 to 3, or none.
+        UserError: an index that is not of 0 to 3, or none.
     """
 
     def __init__(self, out_indices: Sequence[int] = (1, 2, 3)) -> None:
         super().__init__()
         if not out_indices or not set(out_indices) <= {0, 1, 2, 3}:
-            raise ValueError(f"backbone.out_indices are of 0, 1, 2, 3, got {list(out_indices)}")
+            raise UserError(f"backbone.out_indices are of 0, 1, 2, 3, got {list(out_indices)}")
         self.conv1 = Unit(3, 64, 3, stride=2)
         self.dw_conv1 = Unit(64, 64, 3, groups=64)
         blocks, width, ends = [], 64, []

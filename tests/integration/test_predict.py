@@ -1,0 +1,337 @@
+"""Faces in raw photos: found where they are, cut as the training crops were, and answered for."""
+
+import csv
+import json
+
+import imageio
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+from test_train import qcs
+
+import qcs as package
+from conftest import tiny_checkpoint
+from qcs.config.errors import UserError
+from qcs.inference.crops import CROPS, LOOSE, Crop, cut, fit, measure
+from qcs.inference.detector import Detector, decode
+from qcs.inference.inputs import files_of
+from qcs.inference.predictor import Item, crop_of
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector()
+
+
+@pytest.fixture(scope="module")
+def astronaut() -> Image.Image:
+    """A real photo, 512 pixels, with one smiling face about (224, 118)."""
+    return Image.fromarray(skimage.data.astronaut())
+
+
+@pytest.fixture(scope="module")
+def face(astronaut) -> Image.Image:
+    return astronaut.crop((144, 38, 304, 198))
+
+
+# -- finding -----------------------------------------------------------------------------
+
+
+def _reference_decode(heat, scale, offset, points, threshold):
+    """CenterFace's maps read in plain loops, without suppression."""
+    faces = []
+    for row, column in zip(*np.nonzero(heat[0] > threshold), strict=True):
+        height, width = (4 * np.exp(scale[axis, row, column]) for axis in (0, 1))
+        y, x = (4 * (n + offset[axis, row, column] + 0.5) for axis, n in ((0, row), (1, column)))
+        limit_y, limit_x = (4 * n for n in heat.shape[1:])
+        left, top = np.clip(x - width / 2, 0, limit_x), np.clip(y - height / 2, 0, limit_y)
+        right, bottom = np.clip(x + width / 2, 0, limit_x), np.clip(y + height / 2, 0, limit_y)
+        marks = [
+            (
+                points[2 * k + 1, row, column] * width + left,
+                points[2 * k, row, column] * height + top,
+            )
+            for k in range(5)
+        ]
+        faces.append(([left, top, right, bottom], marks, heat[0, row, column]))
+    return sorted(faces, key=lambda face: -face[2])
+
+
+def test_maps_become_boxes_and_landmarks():
+    rng = np.random.default_rng(0)
+    heat = np.zeros((1, 20, 30), dtype=np.float32)
+    heat[0, [3, 10, 18], [4, 20, 2]] = 0.9, 0.6, 0.8  # apart, one at the border
+    scale, offset = (rng.normal(0.5, 0.3, (2, 20, 30)).astype(np.float32) for _ in range(2))
+    points = rng.random((10, 20, 30), dtype=np.float32)
+    boxes, landmarks, scores = decode(heat, scale, offset, points, 0.5)
+    expected = _reference_decode(heat, scale, offset, points, 0.5)
+    np.testing.assert_allclose(boxes, [e[0] for e in expected], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(landmarks, [e[1] for e in expected], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(scores, [e[2] for e in expected])
+
+
+def test_a_face_is_found_where_it_is(detector, astronaut):
+    (found,) = detector(astronaut)
+    left, top, right, bottom = found.box
+    assert 170 < left < 195 and 45 < top < 75 and 255 < right < 285 and 165 < bottom < 190
+    assert abs(found.landmarks[:2] - [[203, 102], [247, 104]]).max() < 6  # eyes, seen by hand
+    assert found.score > 0.8
+
+
+def test_many_faces_small_and_tilted_are_found_largest_first(detector, face):
+    scene = Image.fromarray(skimage.data.coffee()).resize((900, 600))
+    places = {(20, 30): (160, 0), (400, 40): (110, 20), (700, 60): (70, -15), (100, 400): (90, 40)}
+    for place, (size, angle) in places.items():
+        turned = face.rotate(angle, Image.Resampling.BICUBIC)
+        scene.paste(turned.resize((size, size), Image.Resampling.LANCZOS), place)
+    found = detector(scene)
+    centres = [(f.box[:2] + f.box[2:]) / 2 for f in found]
+    assert len(found) == 4
+    for (x, y), (size, _) in places.items():
+        assert min(np.hypot(*(c - [x + size / 2, y + size / 2])) for c in centres) < size / 5
+    sizes = [(f.box[2:] - f.box[:2]).prod() for f in found]
+    assert sizes == sorted(sizes, reverse=True)
+    assert not detector(Image.fromarray(skimage.data.coffee()))
+
+
+def test_a_huge_photo_is_looked_at_reduced(detector, astronaut):
+    (small,), (huge,) = detector(astronaut), detector(astronaut.resize((5120, 5120)))
+    np.testing.assert_allclose(huge.box / 10, small.box, atol=8)
+    assert Detector(longest=64)(astronaut) == []  # twelve pixels are too small a face
+
+
+# -- cutting -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("angle", [0, 20, -25])
+@pytest.mark.parametrize("name", ["rafdb", "ferplus"])
+def test_landmarks_of_a_crop_are_where_the_data_set_has_them(name, angle, detector, astronaut):
+    turned = astronaut.rotate(angle, Image.Resampling.BICUBIC, center=(224, 118))
+    crop = CROPS[name]
+    found = max(detector(turned), key=lambda f: f.score)
+    image = cut(turned, found.landmarks, crop._replace(size=200))
+    again = max(detector(image), key=lambda f: f.score).landmarks / 200
+    tilt = np.degrees(np.angle((again[1] - again[0]) @ [1, 1j]))
+    assert abs(tilt + (0 if crop.level else angle)) < 6
+    if crop.level or angle == 0:
+        assert np.abs(again - crop.landmarks).max() < 0.09
+
+
+def test_the_fit_is_a_similarity_and_exact_where_it_can_be():
+    crop = Crop(CROPS["rafdb"].landmarks, level=True)
+    a, b = 0.01 * np.exp(0.6j), 0.3 - 0.2j
+    photo = (np.array(crop.landmarks) @ [1, 1j] - b) / a
+    found = fit(np.stack([photo.real, photo.imag], axis=1), crop)
+    np.testing.assert_allclose(found, (a, b), rtol=1e-10)
+    tilted = fit(np.stack([photo.real, photo.imag], axis=1), crop._replace(level=False))
+    assert tilted[0] == pytest.approx(a)  # 34 degrees are beyond what such data sets hold
+    photo = photo * np.exp(0.3j)  # 17 degrees are left as they are
+    tilted = fit(np.stack([photo.real, photo.imag], axis=1), crop._replace(level=False))
+    assert tilted[0] == pytest.approx(0.01)
+
+
+def test_a_crop_has_the_size_and_colours_of_its_data_set(astronaut, detector):
+    landmarks = detector(astronaut)[0].landmarks
+    small = cut(astronaut, landmarks, CROPS["ferplus"])
+    pixels = np.asarray(small)
+    assert small.size == (48, 48) and np.ptp(pixels, axis=2).max() == 0
+    assert np.ptp(np.asarray(cut(astronaut, landmarks, LOOSE)), axis=2).max() > 50
+
+
+def test_beyond_the_border_the_edge_is_repeated(astronaut, detector):
+    found = detector(astronaut)[0]
+    near = astronaut.crop((190, 80, 512, 512))  # through the forehead and the cheek
+    inside = np.asarray(cut(astronaut, found.landmarks, LOOSE), dtype=int)
+    beyond = np.asarray(cut(near, found.landmarks - [190, 80], LOOSE), dtype=int)
+    assert inside.shape == beyond.shape and beyond[0].max() > 0
+    half = len(inside) // 2
+    assert np.abs(inside - beyond)[half:, half:].mean() < 1
+    assert (beyond[:3] == beyond[0]).mean() > 0.9  # rows above the photo are alike
+
+
+def test_how_crops_were_cut_is_measured(detector, astronaut):
+    crop = Crop(((0.35, 0.38), (0.65, 0.38), (0.5, 0.55), (0.38, 0.7), (0.62, 0.7)), True, 96)
+    images = []
+    for angle in range(-30, 31, 5):
+        photo = astronaut.rotate(angle, Image.Resampling.BICUBIC, center=(224, 118))
+        images.append(cut(photo, max(detector(photo), key=lambda f: f.score).landmarks, crop))
+    found = measure(images, detector)
+    assert found.level and found.size == 96 and not found.grey
+    assert np.abs(np.array(found.landmarks) - crop.landmarks).max() < 0.06
+    with pytest.raises(UserError, match="a face was found in 0 of the images"):
+        measure([Image.new("RGB", (64, 64))] * 12, detector)
+
+
+def test_the_crop_follows_the_checkpoint_unless_told_otherwise(tmp_path):
+    recipe = {"dataset": {"_target_": "qcs.data.sources.rafdb.read"}}
+    assert crop_of(recipe)[0] == CROPS["rafdb"]
+    assert crop_of(recipe, "ferplus")[0] == CROPS["ferplus"]
+    other = {"dataset": {"_target_": "qcs.data.sources.image_folder.read"}}
+    assert crop_of(other)[0] == LOOSE and "not known" in crop_of(other)[1]
+    with pytest.raises(UserError, match="nor a folder of training faces"):
+        crop_of(recipe, str(tmp_path / "nowhere"))
+
+
+# -- predicting --------------------------------------------------------------------------
+
+
+def test_two_lines_of_python(tmp_path, astronaut):
+    astronaut.save(tmp_path / "photo.png")
+    tiny_checkpoint(tmp_path / "model.ckpt")
+    predictor = package.load(tmp_path / "model.ckpt")
+    inputs = [
+        tmp_path / "photo.png",
+        astronaut,
+        np.asarray(astronaut),
+        np.zeros((64, 64), np.uint8),
+    ]
+    results = predictor.predict(inputs)
+    assert [len(faces) for faces in results] == [1, 1, 1, 0]
+    (prediction,) = results[0]
+    for (other,) in results[1:3]:
+        assert (other.label, other.box) == (prediction.label, prediction.box)
+        assert other.probability == pytest.approx(prediction.probability, abs=1e-6)
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    assert prediction.probability == max(prediction.probabilities.values())
+    assert list(prediction.probabilities) == ["red", "green", "blue"]
+    assert predictor.predict(str(tmp_path / "photo.png"))[0][0].box == prediction.box
+    for wrong in (np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), tmp_path / "no.png"):
+        with pytest.raises(UserError, match="an image of shape|cannot read"):
+            predictor.predict([wrong])
+
+
+def test_cut_faces_are_classified_as_by_the_network_itself(tmp_path, faces):
+    tiny_checkpoint(tmp_path / "model.ckpt")
+    predictor = package.load(tmp_path / "model.ckpt")
+    predictor.batch_size = 4  # several batches
+    images = [faces.image(row) for row in range(11)]
+    found = predictor.predict(images, detect=False)
+    with torch.inference_mode():
+        batch = torch.stack([predictor.transform(image) for image in images])
+        expected = predictor.network(batch).double().softmax(1)
+    got = torch.tensor([list(one[0].probabilities.values()) for one in found], dtype=torch.double)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+    assert found[0][0].box is None
+
+
+def test_a_stream_is_answered_in_order_and_in_batches(tmp_path, faces, monkeypatch):
+    tiny_checkpoint(tmp_path / "model.ckpt")
+    predictor = package.load(tmp_path / "model.ckpt")
+    predictor.batch_size = 4
+    read = []
+
+    def items():
+        for key in range(10):
+            read.append(key)
+            image = None if key == 2 else faces.image(key)
+            yield Item(key, image, None if image else "broken")
+
+    seen = [(result.key, result.error, len(read)) for result in predictor.stream(items(), False)]
+    assert [key for key, *_ in seen] == list(range(10)) and seen[2][1] == "broken"
+    assert seen[0][2] == 5 and seen[5][2] == 9  # four faces each, one image has none
+    monkeypatch.setattr("qcs.inference.predictor.MOST_PIXELS", 800)  # two of these images
+    read.clear()
+    assert [len(read) for _ in predictor.stream(items(), False)][:2] == [2, 2]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, astronaut, face):
+    """A folder as users have them, and a checkpoint beside it."""
+    top = tmp_path_factory.mktemp("photos")
+    folder = top / "in"
+    (folder / "older").mkdir(parents=True)
+    tiny_checkpoint(top / "model.ckpt", "qcs.data.sources.ferplus.read")
+    astronaut.save(folder / "one.jpg", quality=95)
+    exif = Image.Exif()
+    exif[274] = 6  # taken with the camera turned
+    astronaut.rotate(90, expand=True).save(
+        folder / "older" / "gedreht ü.jpg", exif=exif, quality=95
+    )
+    two = Image.new("RGB", (400, 200), "grey")
+    two.paste(face, (20, 20))
+    two.paste(face, (220, 20))
+    two.save(folder / "two.png")
+    Image.fromarray(skimage.data.coffee()).save(folder / "coffee.webp")
+    (folder / "broken.jpg").write_bytes((folder / "one.jpg").read_bytes()[:9000])
+    (folder / "text.png").write_text("not an image")
+    (folder / "notes.txt").write_text("left out")
+    with imageio.get_writer(folder / "clip.mp4", format="FFMPEG", fps=5) as clip:
+        for shift in range(6):
+            clip.append_data(np.roll(np.asarray(astronaut), 4 * shift, axis=1))
+    (folder / "broken.mp4").write_text("not a video")
+    return top
+
+
+def test_a_folder_is_answered_file_by_file(photos):
+    options = ["ckpt=model.ckpt", "input=in", "annotate=true", "save_crops=true", "every=2"]
+    done = qcs("predict", *options, "hydra.run.dir=out", cwd=photos, ok=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "left out 1 files" in done.stdout and "faces are cut as ferplus" in done.stdout
+    lines = (photos / "out/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = {}
+    for row in map(json.loads, lines):
+        rows.setdefault(row["file"].removeprefix("in/"), []).append(row)
+    assert "not an image" in rows["text.png"][0]["error"]
+    assert "truncated" in rows["broken.jpg"][0]["error"]
+    assert "cannot read in/broken.mp4 as a video" in rows["broken.mp4"][0]["error"]
+    assert rows["coffee.webp"] == [{"file": "in/coffee.webp", "note": "no face found"}]
+    assert [row["face"] for row in rows["two.png"]] == [0, 1]
+    upright, turned = rows["one.jpg"][0], rows["older/gedreht ü.jpg"][0]
+    np.testing.assert_allclose(upright["box"], turned["box"], atol=6)
+    assert [row["frame"] for row in rows["clip.mp4"]] == [0, 2, 4]
+    assert rows["clip.mp4"][2]["seconds"] == 0.8
+    moved = rows["clip.mp4"][2]["box"][0] - rows["clip.mp4"][0]["box"][0]
+    assert 10 < moved < 22  # sixteen pixels
+    assert set(upright["landmarks"]) == {
+        "left_eye",
+        "right_eye",
+        "nose",
+        "mouth_left",
+        "mouth_right",
+    }
+    crop = Image.open(photos / "out/crops/older/gedreht ü.jpg-0.png")
+    assert crop.size == (48, 48)
+    drawn = np.asarray(Image.open(photos / "out/annotated/two.png"), dtype=int)
+    difference = np.abs(drawn - np.asarray(Image.open(photos / "in/two.png"), dtype=int)).sum(2) > 0
+    assert difference[:, :200].any() and difference[:, 200:].any() and difference.mean() < 0.3
+    with imageio.get_reader(photos / "out/annotated/clip.mp4", format="FFMPEG") as video:
+        assert video.count_frames() == 3
+
+
+def test_a_table_of_cut_faces(photos):
+    options = ["ckpt=model.ckpt", "input=in/*o*.*g", "detect=none", "out=table.csv"]
+    qcs("predict", *options, "hydra.run.dir=cut", cwd=photos, ok=False)  # broken.jpg is among them
+    with (photos / "cut/table.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row["file"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"in/one.jpg", "in/two.png", "in/broken.jpg"}
+    row = rows["in/one.jpg"]
+    shares = [float(row[f"p_{name}"]) for name in ("red", "green", "blue")]
+    assert sum(shares) == pytest.approx(1, abs=1e-5) and row["left"] == row["error"] == ""
+    assert (
+        float(row["probability"]) == max(shares) and "truncated" in rows["in/broken.jpg"]["error"]
+    )
+
+
+def test_inputs(photos, tmp_path):
+    folder = photos / "in"
+    assert files_of(0) == files_of("0") == [("webcam 0", "webcam-0")]
+    assert [name for _, name in files_of(f"{folder}/**/*.jpg")] == [
+        "broken.jpg",
+        "older/gedreht ü.jpg",
+        "one.jpg",
+    ]
+    both = files_of([str(folder / "one.jpg"), str(folder / "older")])
+    assert [name for _, name in both] == ["one.jpg", "gedreht ü.jpg"]
+    for nothing in (str(tmp_path), f"{folder}/*.gif"):
+        with pytest.raises(UserError, match="holds no image or video"):
+            files_of(nothing)
+    with pytest.raises(UserError, match="nothing to read at input="):
+        files_of(str(tmp_path / "nowhere.jpg"))
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'qcs\[faces\]'"):
+        Detector()
