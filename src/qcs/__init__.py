@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from qcs.checkpoints.recipe import Trust
     from qcs.inference.backends import Form
     from qcs.inference.predictor import Predictor
 
@@ -18,9 +19,13 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def load(
-    path: str | os.PathLike, device: str = "cpu", crop: str | None = None, form: "Form" = "eager"
+    path: str | os.PathLike,
+    device: str = "cpu",
+    crop: str | None = None,
+    form: "Form" = "eager",
+    trust: "Trust" = None,
 ) -> "Predictor":
     """Make a predictor of a checkpoint; see `qcs.inference.predictor.load`."""
     from qcs.inference import predictor  # torch only when it is needed
 
-    return predictor.load(path, device, crop, form)
+    return predictor.load(path, device, crop, form, trust)

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from qcs.checkpoints import recipe as recipes
 from qcs.checkpoints.files import AtomicCheckpointIO
 from qcs.checkpoints.official_keys import Report, from_official
 from qcs.checkpoints.pretrained import STATE_DICTS, Weights, read_state_dict
@@ -19,7 +20,6 @@ from qcs.config.command import one_sentence
 from qcs.config.errors import UserError
 from qcs.config.options import CONF
 from qcs.data.sources import affectnet, ferplus, rafdb
-from qcs.training import build
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def convert(official: str | Path, out: str | Path, dataset: str | None = None) -
     model = HEADS[roles]
     dataset = _dataset(model, classes, weights, Path(official), dataset)
     recipe = official_recipe(model, dataset)
-    network = build.network(recipe)
+    network = recipes.network(recipe)
     _complete(state, network.state_dict(), official)
     content = {"qcs": recipe, "state_dict": {f"network.{k}": v for k, v in state.items()}}
     AtomicCheckpointIO().save_checkpoint(content, out)
@@ -133,7 +133,7 @@ def official_recipe(model: str, dataset: str) -> dict[str, Any]:
         cfg = compose("train", [f"experiment={model}_{dataset}"])
     keys = ["backbone", "model", "dataset", "augment", "select_on"]
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys), resolve=True)
-    return build.recipe(config, DATASETS[dataset])
+    return recipes.describe(config, DATASETS[dataset])
 
 
 def _complete(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str | Path) -> None:

@@ -3,7 +3,6 @@
 import _compat_pickle
 import importlib.util
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qcs.checkpoints.matching import match
+from qcs.checkpoints.reading import damage, foreign, is_zip, located, reason
 from qcs.config.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -51,10 +51,10 @@ def read_state_dict(path: str | Path) -> Weights:
         UserError: no such file.
         UserError: not a file of weights, a broken one, or one that names other code.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"no file of weights at {path}")
+    path = located(path, f"no file of weights at {path}")
     try:
+        if found := foreign(path) or (damage(path) if is_zip(path) else None):
+            raise UserError(found)
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
         else:
@@ -102,15 +102,6 @@ def _foreign(name: str) -> bool:
     return top == "__main__" or importlib.util.find_spec(top) is None
 
 
-def reason(error: Exception) -> str:
-    """One line of an error; torch's own begins with how to read the file unsafely."""
-    text = str(error).strip()
-    if named := re.search(r"GLOBAL (\S+)", text):
-        return f"it names {named[1]}, which is not run here"
-    text = text.partition("WeightsUnpickler error: ")[2] or text
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 def load_backbone(backbone: nn.Module, path: str | Path, part: str = "backbone") -> None:
     """Start a backbone from a file; other parts of the file are left out.
 
@@ -126,8 +117,7 @@ def load_backbone(backbone: nn.Module, path: str | Path, part: str = "backbone")
             half of the backbone's tensors are in the file.
     """
     where = f"{KEYS[part]}={path}"
-    if not Path(path).expanduser().is_file():
-        raise UserError(f"no file at {where}; write the path of yours")
+    path = located(path, f"no file at {where}; write the path of yours")
     tensors = read_state_dict(path).state_dict
     own = backbone.state_dict()
     found = match(backbone, tensors, part)

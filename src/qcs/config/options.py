@@ -80,6 +80,7 @@ class Settings(TypedDict):
     callbacks: dict | None
     logger: dict | None
     ckpt: str | None
+    trust: str | list | None
     split: Literal["train", "val", "test"]
     batch_size: int
     num_workers: int
