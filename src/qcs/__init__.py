@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 
 # Large tensors on the CPU in large pages (Linux): the first touch of a fresh batch costs a fifth.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# onnxruntime tells Microsoft of its use unless this is set before anything imports it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def load(

@@ -84,7 +84,7 @@ def _state(content: Any, path: Path) -> dict[str, Tensor]:
     """The network's tensors by name.
 
     Raises:
-        UserError: there are none, or one is not finite.
+        UserError: there are none, or what is there is no plain tensor.
     """
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds no weights: its state_dict is {shown(content)}")
@@ -93,11 +93,6 @@ def _state(content: Any, path: Path) -> dict[str, Tensor]:
         plain = isinstance(tensor, Tensor) and tensor.layout is torch.strided
         if not plain or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
             raise UserError(f"{path}: {shown(key)} in its state_dict is not a plain tensor")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(
-                f"{path}: {key} has numbers that are not finite; the training that wrote it "
-                "diverged, so choose an earlier checkpoint"
-            )
     return {key.removeprefix(PREFIX): tensor for key, tensor in named.items()}
 
 
@@ -141,6 +136,11 @@ def _require_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None
             )
         if found.is_floating_point() != tensor.is_floating_point():
             raise UserError(f"its weights have {key} of type {found.dtype}, not {tensor.dtype}")
+        if found.is_floating_point() and not found.isfinite().all():
+            raise UserError(
+                f"its weights have numbers in {key} that are not finite: the training diverged, so "
+                "choose a checkpoint of before"
+            )
 
 
 def _transform(parts: dict[str, Any], path: Path, trust: Trust) -> Transform:

@@ -5,7 +5,6 @@ B batch, K classes, H and W pixels.
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -184,15 +183,15 @@ def to_int8(source: Path, path: Path, batches: Iterable[np.ndarray]) -> None:
 
 
 def onnxruntime() -> ModuleType:
-    """Import onnxruntime, the one place that does, with what it tells Microsoft switched off.
+    """Import onnxruntime, in the one place that does, with its telemetry switched off.
 
-    By default it asks for the address of a telemetry server and keeps a number of this machine in
-    the user's cache folder. It looks at the variable when it is loaded.
+    By default it looks for a server of Microsoft and keeps a number of this machine in the user's
+    cache folder. On Linux the variable that `qcs` sets before the import rules that out, on Windows
+    the call.
 
     Raises:
         UserError: it is not installed.
     """
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime
     except ImportError as error:

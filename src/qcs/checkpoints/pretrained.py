@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qcs.checkpoints.matching import match
-from qcs.checkpoints.reading import damage, foreign, is_zip, located, reason
+from qcs.checkpoints.reading import damage, located, reason
 from qcs.config.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -53,10 +53,10 @@ def read_state_dict(path: str | Path) -> Weights:
     """
     path = located(path, f"no file of weights at {path}")
     try:
-        if found := foreign(path) or (damage(path) if is_zip(path) else None):
-            raise UserError(found)
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
+        elif found := damage(path, legacy=True):
+            raise UserError(found)
         else:
             with torch.serialization.safe_globals(_allowed(path)):
                 content = torch.load(path, map_location="cpu", weights_only=True)

@@ -5,7 +5,6 @@ looks at no checksum, so that a flipped bit would be another probability.
 """
 
 import os
-import pickle
 import re
 import stat
 import zipfile
@@ -17,6 +16,7 @@ import torch
 
 from qcs.config.errors import UserError
 
+LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of before torch 1.6 begin
 HEAD = 512  # bytes that tell what a file is
 PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<head")
 POINTER = b"version https://git-lfs"
@@ -92,17 +92,24 @@ def _is_text(head: bytes) -> bool:
     return False
 
 
-def is_zip(path: Path) -> bool:
-    """Whether it is of torch's format since 1.6; what was written before has no checksums."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+def damage(path: Path, legacy: bool = False) -> str | None:
+    """What keeps a file from being one of torch.save that is whole, or None.
 
+    Each checksum is verified. A file that would become larger than it is, a decompression bomb, is
+    not unpacked.
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a zip file of torch's, or None where each checksum is right.
-
-    A file that would become larger than it is, a decompression bomb, is not unpacked.
+    Args:
+        path: a regular file.
+        legacy: take a file of before torch 1.6, which is no zip file and has no checksums.
     """
+    if found := foreign(path):
+        return found
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if not head.startswith(b"PK\x03\x04"):
+        if LEGACY not in head:
+            return "it is no file of torch.save"
+        return None if legacy else "it is of torch's format before 1.6, which has no checksums"
     try:
         with zipfile.ZipFile(path) as file:
             members = file.infolist()
@@ -129,20 +136,16 @@ def damage(path: Path) -> str | None:
 def read(path: Path) -> Any:
     """Read a file of torch.save on the CPU: tensors and plain values alone.
 
-    A file of before torch 1.6, which is no zip file, has no checksums to verify.
-
     Raises:
         UserError: the reason alone, without the file's name: it is another kind of file, damaged,
             or names what is not read.
     """
-    if found := foreign(path) or (damage(path) if is_zip(path) else None):
+    if found := damage(path):
         raise UserError(found)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(reason(error)) from error
     except Exception as error:  # a broken pickle fails in any way
-        raise UserError(f"it is damaged or no file of torch.save ({reason(error)})") from error
+        raise UserError(reason(error)) from error
 
 
 def reason(error: BaseException) -> str:

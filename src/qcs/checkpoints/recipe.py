@@ -142,8 +142,11 @@ def _named(kind: str, node: Any) -> dict[str, Any]:
     """A part with a name in the place of its `_target_`."""
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
         raise UserError(f"{kind} is {shown(node)}, which names no _target_")
-    target = node["_target_"]
-    return {"name": NAMES.get(target, target)} | {k: v for k, v in node.items() if k != "_target_"}
+    if "name" in node:
+        raise UserError(f"{kind}.name is no argument that a recipe can hold: give it another name")
+    options, target = dict(node), node["_target_"]
+    del options["_target_"]
+    return {"name": NAMES.get(target, target), **options}
 
 
 def _untrained(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from typing import (
     get_args,
     get_origin,
     get_type_hints,
-    is_typeddict,
 )
 
 import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from typing_extensions import is_typeddict
 
 from qcs.config.errors import UserError
 from qcs.inference.backends import Form
