@@ -90,8 +90,7 @@ def _state(content: Any, path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} holds no weights: its state_dict is {shown(content)}")
     named = {str(k): v for k, v in content.items() if str(k).startswith(PREFIX)}
     for key, tensor in named.items():
-        plain = isinstance(tensor, Tensor) and tensor.layout is torch.strided
-        if not plain or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        if not reading.is_plain(tensor):
             raise UserError(f"{path}: {shown(key)} in its state_dict is not a plain tensor")
     return {key.removeprefix(PREFIX): tensor for key, tensor in named.items()}
 
@@ -108,9 +107,9 @@ def _network(
     try:
         if ours:
             with torch.device("meta"):
-                _require_fit(state, recipe.network(parts).state_dict())
+                require_fit(state, recipe.network(parts).state_dict())
         network = recipe.network(parts, trust)
-        _require_fit(state, network.state_dict())
+        require_fit(state, network.state_dict())
     except UserError as error:
         raise UserError(f"{path}: {error}") from error.__cause__
     except Exception as error:
@@ -121,7 +120,7 @@ def _network(
     return network.eval()
 
 
-def _require_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def require_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     """Refuse weights that are not, name by name, of the network's shapes and kinds."""
     if missing := [key for key in own if key not in state]:
         raise UserError(f"its weights lack {missing[0]} and {len(missing) - 1} more of the network")

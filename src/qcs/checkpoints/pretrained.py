@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qcs.checkpoints.matching import match
-from qcs.checkpoints.reading import damage, located, reason
+from qcs.checkpoints.reading import damage, is_plain, located, reason
 from qcs.config.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def read_state_dict(path: str | Path) -> Weights:
         raise UserError(f"{path} cannot be read as weights: {reason(error)}") from error
     found = content if isinstance(content, Mapping) else {}
     found = next((found[k] for k in STATE_DICTS if isinstance(found.get(k), Mapping)), found)
-    tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    tensors = {k: v for k, v in found.items() if isinstance(k, str) and is_plain(v)}
     if not tensors:
         raise UserError(
             f"{path} holds no tensors by name, neither at its top nor under {list(STATE_DICTS)}"
@@ -130,7 +130,11 @@ def load_backbone(backbone: nn.Module, path: str | Path, part: str = "backbone")
             f"without a partner are the {part}'s {'; '.join(ours)} and the file's "
             f"{', '.join(theirs) or 'none'}; choose the {part} that the file was made for"
         )
-    backbone.load_state_dict({o: tensors[k] for o, k in found.fits.items()}, strict=False)
+    chosen = {ours: tensors[theirs] for ours, theirs in found.fits.items()}
+    for key, tensor in chosen.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{where} has numbers that are not finite in {found.fits[key]}")
+    backbone.load_state_dict(chosen, strict=False)
     for what, keys in {
         "not in the file, kept as they were": found.missing,
         "of another shape in the file, kept as they were": found.shapes,

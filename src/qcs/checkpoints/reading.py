@@ -148,6 +148,15 @@ def read(path: Path) -> Any:
         raise UserError(reason(error)) from error
 
 
+def is_plain(value: Any) -> bool:
+    """Whether it is a tensor of real numbers in memory: not sparse, quantised, complex or meta."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and not (value.is_quantized or value.is_complex() or value.is_meta)
+    )
+
+
 def reason(error: BaseException) -> str:
     """One line of an error, never empty; torch's own begins with how to read the file unsafely."""
     if isinstance(error, OSError) and error.strerror:
