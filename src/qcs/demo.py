@@ -213,7 +213,7 @@ def _serve(config: dict[str, Any], folder: Path) -> None:
         import gradio
     except ImportError as error:
         raise UserError("the page needs `pip install 'qcs[demo]'`") from error
-    checkpoint = load_classifier(config["ckpt"])
+    checkpoint = load_classifier(config["ckpt"], config.get("trust"))
     detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
     device = pick_device(config["device"])

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from qcs.checkpoints import recipe
 from qcs.checkpoints.load import Checkpoint, load_classifier
 from qcs.config.command import one_sentence
 from qcs.config.errors import UserError
@@ -42,8 +43,8 @@ def evaluate(config: dict[str, Any]) -> list[dict[str, Any]]:
     common: Mapped | None = None
     for name, paths in groups.items():
         for number, path in enumerate(paths):
-            checkpoint = load_classifier(path)
-            dataset = dataset or checkpoint.recipe["dataset"]
+            checkpoint = load_classifier(path, config.get("trust"))
+            dataset = recipe.chosen_dataset(checkpoint.recipe, dataset)
             found = _data(config, dataset, checkpoint, tables)
             _same(found, common) if common else _announce(found, config["restrict"])
             common = common or found
@@ -107,13 +108,13 @@ def _data(
     config: dict[str, Any],
     dataset: dict[str, Any],
     checkpoint: Checkpoint,
-    tables: dict[int, Manifest],
+    tables: dict[int | None, Manifest],
 ) -> Mapped:
     """The images in the checkpoint's classes; a data set is opened once for all of its size."""
     transform = checkpoint.recipe["transform"]
-    size = transform.get("resize") or transform["size"]
+    size = transform.get("resize") or transform.get("size")  # a transform of the user's has none
     if size not in tables:
-        whole = build.manifest(dataset, [transform], config["store"])
+        whole = build.manifest(dataset, [transform], config["store"], config.get("trust"))
         tables[size] = whole.split(config["split"])
     return mapped(tables[size], checkpoint.class_names)
 

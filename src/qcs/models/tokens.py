@@ -8,12 +8,12 @@ B batch, L levels, N tokens of a level or of all, C = embed_dim, K classes.
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TypedDict
 
 import torch
 from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from qcs.config.errors import UserError
 

@@ -47,7 +47,7 @@ class QCSModule(LightningModule):
         seed: of dropout, anew each batch, so that a resumed run repeats the uninterrupted one.
         recomputes: whether the backbone runs again in the backward pass (gradient checkpointing),
             where BatchNorm's running statistics must not move again.
-        recipe: plain values that rebuild the network from a checkpoint, see `qcs.training.build`.
+        recipe: plain data that rebuild the network, see `qcs.checkpoints.recipe`.
 
     Raises:
         UserError: a number out of range.
