@@ -60,7 +60,7 @@ def attention(config: dict[str, Any], path: Path) -> None:
         raise UserError("the checkpoints of compare differ in model.grid: draw them one by one")
     pixels = unnormalised(_images(config, data, first, rows).cpu(), first.transform)
     names = [data.class_names[label] for label in data.labels[rows]]
-    plots.gaze_sheet(
+    plots.class_token_maps(
         pixels,
         torch.stack(gaze),
         titles,

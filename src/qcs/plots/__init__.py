@@ -1,6 +1,6 @@
 """Every picture we make."""
 
-from qcs.plots.faces import attention_sheet, face_sheet, gaze_sheet, pair_grid, to_pixels
+from qcs.plots.faces import attention_sheet, class_token_maps, face_sheet, pair_grid, to_pixels
 from qcs.plots.scores import (
     confusion,
     curves,
@@ -13,11 +13,11 @@ from qcs.plots.scores import (
 
 __all__ = [
     "attention_sheet",
+    "class_token_maps",
     "confusion",
     "curves",
     "embedding",
     "face_sheet",
-    "gaze_sheet",
     "groups",
     "importance",
     "pair_grid",
