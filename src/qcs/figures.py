@@ -74,7 +74,7 @@ def attention(config: dict[str, Any], path: Path) -> None:
     )
 
 
-def _rows_of(config: dict[str, Any]) -> dict[str, str]:
+def _checkpoints(config: dict[str, Any]) -> dict[str, str]:
     """The checkpoints to draw, a row each, by name."""
     return {
         name if len(files) == 1 else f"{name} {number}": file
