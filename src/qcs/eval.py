@@ -116,7 +116,7 @@ def _report(
         logits = _restricted(logits, found)
     renamed = {old: new for old, new in found.names.items() if old != new}
     about = {
-        "dataset": found.data.root.name,
+        "dataset": found.data.root.resolve().name,
         "split": config["split"],
         "ckpt": path,
         "selected_on": checkpoint.recipe["select_on"],

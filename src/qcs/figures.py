@@ -247,7 +247,7 @@ def _apply(
 
 
 def _heading(config: dict[str, Any], data: Manifest) -> str:
-    return f"{data.root.name}, {config['split']}"
+    return f"{data.root.resolve().name}, {config['split']}"
 
 
 FIGURES = {f.__name__: f for f in (attention, pairs, embedding, confusion, curves)}

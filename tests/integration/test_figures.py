@@ -178,4 +178,4 @@ def test_lost_epochs_of_a_curve_are_named(config, drawn, tmp_path, caplog):
     lines = "epoch,step,train/loss_epoch\n0,9,2.0\n1,19,nan\n2,29,inf\n"
     (tmp_path / "csv/metrics.csv").write_text(lines)
     figures.curves(config | {"runs": [str(tmp_path)]}, tmp_path / "x.png")
-    assert "train/loss_epoch is not finite in 2 of 3 epochs, first in epoch 2.0" in caplog.text
+    assert "train/loss_epoch is not finite in 2 of 3 epochs, first in epoch 2:" in caplog.text
