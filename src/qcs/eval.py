@@ -86,7 +86,7 @@ def _announce(found: Mapped, restrict: bool) -> None:
 
 
 def _same(found: Mapped, first: Mapped) -> None:
-    """Raise ValueError where two checkpoints do not see the same images of the same classes."""
+    """Raise UserError where two checkpoints do not see the same images of the same classes."""
     theirs, ours = (sorted(map(canonical, f.data.class_names)) for f in (first, found))
     if theirs != ours:
         raise UserError(

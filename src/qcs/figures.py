@@ -51,13 +51,13 @@ def attention(config: dict[str, Any], path: Path) -> None:
     for name, checkpoint in loaded.items():
         _same_classes(checkpoint, data, name)
         images = _images(config, data, checkpoint, rows)
-        attention = class_token_attention(checkpoint.network, images)
+        shown = class_token_attention(checkpoint.network, images)
         answers = checkpoint.network(images).softmax(1)
-        check_finite(torch.cat([answers, attention.flatten(1)], dim=1).cpu(), data.select(rows))
+        check_finite(torch.cat([answers, shown.flatten(1)], dim=1).cpu(), data.select(rows))
         shares, predicted = answers.max(1)
         titles.append([_answer(data, p, q) for p, q in zip(predicted, shares, strict=True)])
         correct.append((predicted.cpu().numpy() == data.labels[rows]).tolist())
-        maps.append(attention.sum(1).cpu())
+        maps.append(shown.sum(1).cpu())
     if len({m.shape for m in maps}) > 1:
         raise UserError("the checkpoints of compare differ in model.grid: draw them one by one")
     pixels = unnormalised(_images(config, data, first, rows).cpu(), first.transform)
@@ -189,6 +189,8 @@ def curves(config: dict[str, Any], path: Path) -> None:
             if not table.is_file():
                 raise UserError(f"no {table}: runs are the folders that training wrote")
             found[str(folder)] = by_epoch(table)
+            if not found[str(folder)]:
+                raise UserError(f"{table} holds no whole epoch: there is nothing to draw yet")
     for folder, values in found.items():
         for metric, points in values.items():
             lost = [epoch for epoch, value in points if not math.isfinite(value)]
