@@ -38,7 +38,7 @@ from qcs import plots
 from qcs.config.errors import UserError
 from qcs.config.options import CONF, plain
 from qcs.evaluation import compare
-from qcs.evaluation.report import write_json
+from qcs.evaluation.files import write_json
 from qcs.training import build
 from qcs.training.last_checkpoint import STOPPED
 from qcs.training.sam import perturbed

@@ -12,7 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from qcs.config.console import prepare_output
 from qcs.config.errors import Failed
+from qcs.config.escape import terminal
 
 
 def one_sentence(main: Callable) -> Callable:
@@ -23,6 +25,7 @@ def one_sentence(main: Callable) -> Callable:
 
     @functools.wraps(main)
     def wrapper(cfg: DictConfig) -> Any:
+        prepare_output()
         try:
             return main(cfg)
         except (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException) as error:
@@ -31,7 +34,7 @@ def one_sentence(main: Callable) -> Callable:
             text = str(error).strip()
             if text.startswith("Caught "):  # a loader process sends its traceback along
                 text = text.splitlines()[-1]
-            print(f"error: {text} (QCS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
+            print(f"error: {terminal(text)} (QCS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
                 return Failed(text)  # the other jobs go on
             sys.exit(2)
