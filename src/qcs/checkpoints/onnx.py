@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from qcs.checkpoints import checksum, reading, recipe
 from qcs.checkpoints.recipe import Trust
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, missing_extra
 from qcs.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from qcs.models import QCSNetwork
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXTRA = "ONNX needs `pip install 'qcs[export]'`"
+EXTRA = ("export", "ONNX needs")
 METADATA = "qcs"  # the key, of JSON
 CHECKSUM = checksum.KEY
 IMAGES, LOGITS = "images", "logits"
@@ -111,7 +111,7 @@ def to_onnx(model: Exported, path: Path, about: dict[str, str]) -> None:
         import onnx  # noqa: F401  as torch's exporter does
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(EXTRA) from error
+        raise missing_extra(*EXTRA) from error
     for name in ("onnxscript", "onnx_ir"):  # they tell every step
         logging.getLogger(name).setLevel(logging.ERROR)
     program = torch.onnx.export(
@@ -195,7 +195,7 @@ def onnxruntime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError(EXTRA) from error
+        raise missing_extra(*EXTRA) from error
     onnxruntime.disable_telemetry_events()
     return onnxruntime
 
@@ -262,7 +262,7 @@ def _checked(path: Path, trust: Trust) -> tuple[bytes, dict[str, Any]]:
     try:
         import onnx
     except ImportError as error:
-        raise UserError(EXTRA) from error
+        raise missing_extra(*EXTRA) from error
     if found := reading.foreign(path):
         raise UserError(f"{path} cannot be read as ONNX: {found}")
     try:
