@@ -37,7 +37,7 @@ from omegaconf import OmegaConf
 from qcs import plots
 from qcs.config.options import CONF, plain
 from qcs.evaluation import compare
-from qcs.evaluation.report import write_json
+from qcs.evaluation.files import write_json
 from qcs.training import build
 from qcs.training.last_checkpoint import STOPPED
 from qcs.training.sam import perturbed

@@ -1,6 +1,5 @@
 """Evaluate checkpoints: `python -m qcs.eval ckpt=...`, on their own data set or another."""
 
-import glob
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from qcs.checkpoints.load import Checkpoint, load_classifier
+from qcs.checkpoints.names import named
 from qcs.config.command import one_sentence
 from qcs.config.errors import UserError
 from qcs.config.options import CONF, plain
@@ -18,6 +18,7 @@ from qcs.data.class_names import Mapped, canonical, mapped
 from qcs.data.manifest import Manifest
 from qcs.evaluation import compare, report
 from qcs.evaluation.apply import apply, pick_device
+from qcs.evaluation.metrics import check_resamples
 from qcs.inference.backends import in_form
 from qcs.training import build
 
@@ -35,7 +36,8 @@ def evaluate(config: dict[str, Any]) -> list[dict[str, Any]]:
         UserError: no such checkpoint or data set.
         UserError: no checkpoint given, an empty split, or classes that do not fit.
     """
-    groups = checkpoints(config["ckpt"], config["compare"])
+    check_resamples(config["resamples"])
+    groups = named(config["ckpt"], config["compare"])
     single = sum(map(len, groups.values())) == 1
     members: dict[str, list[compare.Member]] = {name: [] for name in groups}
     dataset, tables = config.get("dataset"), {}  # tables by size of prepared images
@@ -56,51 +58,6 @@ def evaluate(config: dict[str, Any]) -> list[dict[str, Any]]:
         compare.write(Path(config["run_dir"]), members, about)
     log.info("report in %s", config["run_dir"])
     return [member.result for group in members.values() for member in group]
-
-
-def checkpoints(ckpt: str | None, groups: dict[str, Any] | list[str] | None) -> dict[str, list]:
-    """The files to evaluate, by the name of their group; patterns become the files that fit.
-
-    Raises:
-        UserError: a pattern that no file fits.
-        UserError: no checkpoint given, or both ways at once.
-    """
-    if (ckpt is None) == (groups is None):
-        raise UserError(
-            "ckpt is not set: write ckpt=runs/.../checkpoints/best.ckpt"
-            if ckpt is None
-            else "write ckpt=... for one checkpoint or compare=... for several, not both"
-        )
-    if groups is None:
-        return {"": [ckpt]}
-    if isinstance(groups, list):  # each by itself
-        files = [file for pattern in groups for file in _files(str(pattern))]
-        groups = {_short(file, files): file for file in files}
-    found = {}
-    for name, patterns in groups.items():
-        patterns = patterns if isinstance(patterns, list) else [patterns]
-        found[name] = [file for pattern in patterns for file in _files(str(pattern))]
-    return found
-
-
-def _files(pattern: str) -> list[str]:
-    if not glob.has_magic(pattern):
-        return [pattern]
-    files = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
-    if not files:
-        raise UserError(f"no checkpoint fits compare={pattern}")
-    return files
-
-
-def _short(file: str, files: list[str]) -> str:
-    """What tells a file from the others: its path less what all share at both ends."""
-    parts = [Path(f).resolve().parts for f in files]
-    own = list(Path(file).resolve().parts)
-    while len(set(p[0] for p in parts)) == 1 and min(map(len, parts)) > 1:
-        parts, own = [p[1:] for p in parts], own[1:]
-    while len(set(p[-1] for p in parts)) == 1 and min(map(len, parts)) > 1:
-        parts, own = [p[:-1] for p in parts], own[:-1]
-    return "-".join(own)
 
 
 def _data(
@@ -129,7 +86,7 @@ def _announce(found: Mapped, restrict: bool) -> None:
 
 
 def _same(found: Mapped, first: Mapped) -> None:
-    """Raise ValueError where two checkpoints do not see the same images of the same classes."""
+    """Raise UserError where two checkpoints do not see the same images of the same classes."""
     theirs, ours = (sorted(map(canonical, f.data.class_names)) for f in (first, found))
     if theirs != ours:
         raise UserError(
@@ -159,7 +116,7 @@ def _report(
         logits = _restricted(logits, found)
     renamed = {old: new for old, new in found.names.items() if old != new}
     about = {
-        "dataset": found.data.root.name,
+        "dataset": found.data.root.resolve().name,
         "split": config["split"],
         "ckpt": path,
         "selected_on": checkpoint.recipe["select_on"],
@@ -171,7 +128,8 @@ def _report(
         "renamed": renamed,
     }
     labels = torch.from_numpy(found.data.labels)
-    result = report.write(folder, logits, labels, found.data, about, config["resamples"])
+    options = {"resamples": config["resamples"], "picture_format": config["format"]}
+    result = report.write(folder, logits, labels, found.data, about, **options)
     return compare.Member(path, result, logits.argmax(1) == labels)
 
 

@@ -105,6 +105,7 @@ class Settings(TypedDict):
     port: int
     figure: Literal["attention", "pairs", "embedding", "confusion", "curves"]
     compare: dict | list | None
+    format: Literal["png", "pdf", "svg"]
     flip: bool
     form: Form
     restrict: bool

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from qcs.config.errors import UserError
 from qcs.data.datasets import Faces, Transform
 from qcs.data.manifest import Manifest
+from qcs.evaluation.metrics import check_finite
 
 
 @torch.no_grad()
@@ -33,8 +35,14 @@ def apply(
             geometric mean of the two answers, so that neither confidence outweighs the other.
 
     Returns:
-        (N, ...) float32, on the CPU.
+        (N, ...) float32, on the CPU, finite.
+
+    Raises:
+        UserError: a result that is not finite, or an impossible number of images or processes.
     """
+    for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if value < least:
+            raise UserError(f"{name} must be {least} or more, got {value}")
     loader = DataLoader(Faces(data, transform), batch_size=batch_size, num_workers=num_workers)
     found = []
     for batch in loader:
@@ -44,9 +52,24 @@ def apply(
             found.append(both.unflatten(0, (2, -1)).mean(0).cpu())
         else:
             found.append(function(images).float().cpu())
-    return torch.cat(found)
+    values = torch.cat(found)
+    check_finite(values, data)
+    return values
 
 
 def pick_device(device: str | None) -> str:
-    """A device as configured: cuda where there is one by default."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """A device as configured: cuda where there is one by default.
+
+    Raises:
+        UserError: no such device is here.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
+        raise UserError(
+            f"device={device} cannot be used here ({reason}): write device=cpu, or leave it out"
+        ) from error
+    return device

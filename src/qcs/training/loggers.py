@@ -18,6 +18,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from PIL import Image
 
 from qcs.config.errors import UserError
+from qcs.config.escape import markdown
 from qcs.evaluation.report import PICTURES
 
 
@@ -96,13 +97,14 @@ def log_report(loggers: Iterable[Logger], folder: Path, result: dict[str, Any], 
         step: the trainer's.
     """
     loggers, split = list(loggers), result["split"]
-    show(loggers, {f"{split}/{n}": folder / f"{n}.png" for n in PICTURES}, step)
+    pictures = {f"{split}/{n}": folder / f"{n}.png" for n in PICTURES}
+    show(loggers, {name: path for name, path in pictures.items() if path.exists()}, step)
     columns = ["class", "support", "precision", "recall", "f1"]
     rows = [[name, *(row[c] for c in columns[1:])] for name, row in result["classes"].items()]
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             lines = [columns, ["---"] * len(columns), *rows]
-            text = "\n".join("|".join(map(str, line)) for line in lines)
+            text = "\n".join("|".join(map(markdown, line)) for line in lines)
             logger.experiment.add_text(f"{split}/classes", text, step)
         elif hasattr(logger, "log_table"):
             logger.log_table(f"{split}/classes", columns, rows, step=step)
