@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qcs.checkpoints.recipe import Trust
+    from qcs.checkpoints.names import Trust
     from qcs.inference.backends import Form
     from qcs.inference.predictor import Predictor
 

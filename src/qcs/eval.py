@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qcs.checkpoints import recipe
 from qcs.checkpoints.load import Checkpoint, load_classifier
-from qcs.checkpoints.names import named
+from qcs.checkpoints.paths import named
 from qcs.config.command import one_sentence
 from qcs.config.errors import UserError
 from qcs.config.options import CONF, plain

@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from qcs.checkpoints import recipe
+from qcs.checkpoints.exported import Exported, metadata, to_int8, to_onnx, to_program
 from qcs.checkpoints.load import Checkpoint, load_checkpoint
-from qcs.checkpoints.onnx import Exported, metadata, open_onnx, to_int8, to_onnx, to_program
+from qcs.checkpoints.onnx import open_onnx
 from qcs.config.command import one_sentence
 from qcs.config.errors import UserError
 from qcs.config.options import CONF, plain

@@ -16,7 +16,7 @@ from torch import Tensor
 from qcs import plots
 from qcs.checkpoints import recipe
 from qcs.checkpoints.load import Checkpoint, load_checkpoint
-from qcs.checkpoints.names import named, single
+from qcs.checkpoints.paths import named, single
 from qcs.config.command import one_sentence
 from qcs.config.errors import UserError, missing_extra
 from qcs.config.escape import terminal

@@ -1,28 +1,22 @@
 """A file of a stranger reaches no code, no network and no path; what is wrong is one sentence."""
 
 import copy
-import io
 import json
 import math
 import os
-import pickle
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from torch import nn
 
 from conftest import tiny_checkpoint, tiny_recipe
-from qcs.checkpoints import recipe
-from qcs.checkpoints.load import load_checkpoint, load_classifier
-from qcs.checkpoints.pretrained import read_state_dict
+from qcs.checkpoints import names, recipe
+from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
 from qcs.models import IR
 
@@ -51,20 +45,6 @@ def file(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def content(file) -> dict:
     return torch.load(file, weights_only=True)
-
-
-def changed(content: dict, key: str, value: object, tmp_path: Path) -> Path:
-    """The checkpoint with another value at a dotted key of its recipe; `...` takes it out."""
-    made = {"qcs": copy.deepcopy(content["qcs"]), "state_dict": content["state_dict"]}
-    node, *rest = [made["qcs"], *key.split(".")]
-    for name in rest[:-1]:
-        node = node[name]
-    if value is ...:
-        del node[rest[-1]]
-    else:
-        node[rest[-1]] = value
-    torch.save(made, tmp_path / "changed.ckpt")
-    return tmp_path / "changed.ckpt"
 
 
 # -- names --------------------------------------------------------------------------------------
@@ -102,7 +82,7 @@ def test_a_name_that_is_not_in_the_table_is_refused(kind, name):
         hostile = copy.deepcopy(parts) | {"format": 2 if key == "name" else 1, kind: {key: name}}
         for other in {"backbone", "model", "transform", "dataset"} - {kind}:
             node = hostile[other]
-            targets = {v: k for k, v in recipe.NAMES.items()}
+            targets = {v: k for k, v in names.NAMES.items()}
             hostile[other] = {key: node["name"] if key == "name" else targets[node["name"]]}
             hostile[other] |= {k: v for k, v in node.items() if k != "name"}
         with pytest.raises(UserError, match=f"{kind} .*(not part of qcs|is not known)"):
@@ -110,11 +90,11 @@ def test_a_name_that_is_not_in_the_table_is_refused(kind, name):
 
 
 def test_each_name_is_of_its_own_kind():
-    for kind, table in recipe.TABLE.items():
-        for other in recipe.TABLE.keys() - {kind}:
+    for kind, table in names.TABLE.items():
+        for other in names.TABLE.keys() - {kind}:
             for name in table:
                 with pytest.raises(UserError, match="is not known"):
-                    recipe.maker(other, name)
+                    names.maker(other, name)
 
 
 # -- arguments ----------------------------------------------------------------------------------
@@ -211,13 +191,13 @@ LYING = [
 def test_a_lying_recipe_is_one_sentence(key, value, sentence, content, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "system", lambda command: pytest.fail("code ran"))
     parts = copy.deepcopy({k: v for k, v in content["qcs"].items()}) if key else {}
-    node, *names = [parts, *key.split(".")]
-    for name in names[:-1]:
-        node = node[name]
+    node, *steps = [parts, *key.split(".")]
+    for step in steps[:-1]:
+        node = node[step]
     if value is ...:
-        del node[names[-1]]
+        del node[steps[-1]]
     else:
-        node[names[-1]] = value
+        node[steps[-1]] = value
     path = tmp_path / "lying.ckpt"
     monkeypatch.setattr(
         "qcs.checkpoints.reading.read", lambda _: {"qcs": parts, "state_dict": state}
@@ -265,107 +245,6 @@ def test_other_files_of_torch_are_one_sentence(value, tmp_path):
     one_sentence(tmp_path / "other.ckpt")
 
 
-# -- files --------------------------------------------------------------------------------------
-
-
-def _picture(kind: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def _zip(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as file:
-        for name, value in members.items():
-            file.writestr(name.replace("__", "/"), value)
-    return buffer.getvalue()
-
-
-class Call:
-    def __reduce__(self):
-        return os.system, ("touch hacked",)
-
-
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
-NO_CHECKPOINTS = {
-    "empty": (b"", "it is empty"),
-    "page": (b"\n<!DOCTYPE html><html><body>404</body></html>", "a web page"),
-    "page2": (b"<html lang=en>", "a web page"),
-    "pointer": (POINTER, "git lfs pull"),
-    "png": (_picture("PNG"), "a picture"),
-    "jpeg": (_picture("JPEG"), "a picture"),
-    "text": (b"no model at all\n", "a text file"),
-    "latin": ("größe".encode("latin1") * 9, "it is no file of torch.save"),
-    "utf8": ("größe ✓".encode() * 99, "a text file"),
-    "json": (b'{"qcs": {}}', "a text file"),
-    "gzip": (b"\x1f\x8b\x08" + bytes(99), "compressed with gzip"),
-    "zeros": (bytes(9999), "it is no file of torch.save"),
-    "noise": (np.random.default_rng(0).bytes(9999), "it is no file of torch.save"),
-    "pickle": (pickle.dumps({"qcs": 1}), "it is no file of torch.save"),
-    "zip": (_zip(a=b"1"), "a zip file that torch.save did not write"),
-    "cut zip": (_zip(archive__data__pkl=b"1")[:-9], "damaged or cut short"),
-    "bomb": (_zip(zipfile.ZIP_DEFLATED, **{"a__data.pkl": bytes(50_000_000)}), "compressed"),
-    "call": (pickle.dumps(Call()), "it is no file of torch.save"),
-}
-
-
-@pytest.mark.parametrize("name", NO_CHECKPOINTS)
-@pytest.mark.parametrize("load", [load_checkpoint, read_state_dict])
-def test_a_file_that_is_no_checkpoint_is_one_sentence(name, load, tmp_path):
-    value, sentence = NO_CHECKPOINTS[name]
-    (tmp_path / "file.ckpt").write_bytes(value)
-    assert re.search(sentence, one_sentence(tmp_path / "file.ckpt", load))
-    assert not Path("hacked").exists()
-
-
-@pytest.mark.parametrize("load", [load_checkpoint, load_classifier, read_state_dict])
-def test_what_is_no_regular_file_is_one_sentence(load, tmp_path):
-    os.mkfifo(tmp_path / "pipe.ckpt")
-    assert "a pipe or a device" in one_sentence(tmp_path / "pipe.ckpt", load)  # and does not wait
-    assert "is a folder" in one_sentence(tmp_path, load)
-    assert "cannot be opened: File name too long" in one_sentence(tmp_path / ("x" * 300), load)
-    (tmp_path / "file").write_text("x")
-    for missing in ("nowhere.ckpt", "file/model.ckpt"):
-        with pytest.raises(UserError, match=f"^no .* (at|ckpt=).*{missing}"):
-            load(tmp_path / missing)
-
-
-def test_a_zip_bomb_is_not_unpacked(tmp_path):
-    """Members that overlap: each is stored, and together they are larger than the file."""
-    whole = _zip(**{"a__data.pkl": bytes(1000), "a__b": bytes(1000)})
-    whole = whole.replace((1000).to_bytes(4, "little"), (2**31).to_bytes(4, "little"))
-    (tmp_path / "bomb.ckpt").write_bytes(whole)
-    assert "larger than the file" in one_sentence(tmp_path / "bomb.ckpt")
-
-
-@pytest.mark.parametrize("load", [load_checkpoint, read_state_dict])
-def test_flipped_bits_are_noticed_wherever_weights_are(load, file, tmp_path):
-    """Each in the middle of a tensor, where torch itself notices nothing."""
-    whole = file.read_bytes()
-    with zipfile.ZipFile(file) as members:
-        tensors = [m for m in members.infolist() if "/data/" in m.filename and m.file_size > 64]
-    rng = np.random.default_rng(0)
-    for member in rng.choice(np.array(tensors, object), 10):
-        place = member.header_offset + member.file_size // 2 + 128
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << int(rng.integers(8))
-        (tmp_path / "flipped.ckpt").write_bytes(damaged)
-        assert "damaged" in one_sentence(tmp_path / "flipped.ckpt", load)
-
-
-def test_a_file_that_was_cut_short_is_noticed(file, tmp_path):
-    whole = file.read_bytes()
-    for share in (0.1, 0.5, 0.9, 0.999):
-        (tmp_path / "cut.ckpt").write_bytes(whole[: int(share * len(whole))])
-        assert "damaged or cut short" in one_sentence(tmp_path / "cut.ckpt")
-
-
-def test_authors_files_of_before_torch_1_6_are_read(tmp_path):
-    torch.save({"a": torch.ones(3)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert read_state_dict(tmp_path / "old.pth").state_dict["a"].tolist() == [1, 1, 1]
-
-
 # -- what loads ---------------------------------------------------------------------------------
 
 FORMER = {  # what `qcs.train` wrote before names
@@ -402,10 +281,10 @@ def test_a_checkpoint_of_format_1_loads_as_it_did(content, tmp_path):
     assert "there are 3 class_names" in one_sentence(tmp_path / "number.ckpt")
 
 
-@pytest.mark.parametrize("target,name", recipe.NAMES.items())
+@pytest.mark.parametrize("target,name", names.NAMES.items())
 def test_every_path_that_format_1_wrote_is_known(target, name):
-    (kind,) = (kind for kind, table in recipe.TABLE.items() if name in table)
-    assert recipe.maker(kind, name) is recipe.TABLE[kind][name]
+    (kind,) = (kind for kind, table in names.TABLE.items() if name in table)
+    assert names.maker(kind, name) is names.TABLE[kind][name]
     if kind == "dataset":
         former = FORMER | {"dataset": {"_target_": target, "path": "/somewhere"}}
         assert recipe.parse(former)["dataset"] == {"name": name}
@@ -481,7 +360,7 @@ def test_own_code_is_built_only_where_it_is_trusted_by_name(own):
         network = load_checkpoint(own, trust).network
         assert type(network.base.backbone).__name__ == "OwnBackbone"
     with pytest.raises(UserError, match="cannot be imported"):
-        recipe.maker("backbone", "nowhere.Backbone", "nowhere.Backbone")
+        names.maker("backbone", "nowhere.Backbone", "nowhere.Backbone")
 
 
 def test_a_run_that_could_not_be_loaded_is_refused_before_it_starts():
@@ -506,10 +385,10 @@ def test_a_loaded_network_needs_neither_lightning_nor_hydra(file):
         f"import qcs; qcs.load({str(file)!r})\n"
         "print([m for m in sys.modules if m.split('.')[0] in {names!r}])"
     )
-    names = ("lightning", "lightning_fabric", "pytorch_lightning", "hydra", "omegaconf")
-    names += ("matplotlib", "onnxruntime", "gradio", "optuna")
+    libraries = ("lightning", "lightning_fabric", "pytorch_lightning", "hydra", "omegaconf")
+    libraries += ("matplotlib", "onnxruntime", "gradio", "optuna")
     done = subprocess.run(
-        [sys.executable, "-c", script.replace("{names!r}", repr(names))],
+        [sys.executable, "-c", script.replace("{names!r}", repr(libraries))],
         capture_output=True,
         text=True,
         check=True,

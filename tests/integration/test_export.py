@@ -16,8 +16,9 @@ from test_train import SMALL, qcs
 import qcs as package
 from conftest import three_colours, tiny_checkpoint, tiny_network, tiny_recipe
 from qcs.checkpoints import checksum, recipe
+from qcs.checkpoints.exported import Exported, metadata, to_onnx
 from qcs.checkpoints.load import load_checkpoint, load_classifier
-from qcs.checkpoints.onnx import Exported, metadata, open_onnx, to_onnx
+from qcs.checkpoints.onnx import open_onnx
 from qcs.config.errors import UserError
 from qcs.data.sources import synthetic
 from qcs.export import check, export
@@ -91,7 +92,8 @@ def test_a_file_that_differs_is_refused(tmp_path):
 
 def options(run, **changes) -> dict:
     """What conf/export.yaml composes to."""
-    defaults = {"ckpt": str(run / "run/checkpoints/best.ckpt"), "dataset": None, "store": None}
+    defaults = {"ckpt": str(run / "run/checkpoints/best.ckpt"), "store": None}
+    defaults["dataset"] = {"path": str(run / "faces")}
     defaults |= {"include_transform": False, "int8": False, "calibration_images": 20}
     return defaults | {"split": "test", "batch_size": 8} | changes
 
@@ -113,6 +115,7 @@ def test_onnx_predicts_as_its_checkpoint(run, transform, tmp_path):
 def test_int8_through_the_command_line_and_its_evaluation(run):
     """The accuracies that export tells are those of eval, of the checkpoint and of the file."""
     given = ["ckpt=run/checkpoints/best.ckpt", "out=small.onnx", "int8=true", "store=null"]
+    given.append(f"dataset.path={run / 'faces'}")  # the checkpoint's own data set, there
     done = qcs("export", *given, "calibration_images=20", cwd=run)
     told = re.search(r"top-1 (.+) % before, (.+) % after, on 28 images of test", done.stdout)
     kinds = {node.op_type for node in onnx.load(run / "small.onnx").graph.node}
@@ -138,7 +141,7 @@ def test_without_its_data_set_a_checkpoint_is_checked_on_random_input(run, tmp_p
     content = torch.load(run / "run/checkpoints/best.ckpt", weights_only=True)
     content["qcs"]["dataset"] = {"name": "rafdb"}
     torch.save(content, tmp_path / "moved.ckpt")
-    given = options(run, ckpt=str(tmp_path / "moved.ckpt"))
+    given = options(run, ckpt=str(tmp_path / "moved.ckpt"), dataset=None)
     export(given | {"out": str(tmp_path / "model.onnx")})
     assert "random input alone" in caplog.text and (tmp_path / "model.onnx").is_file()
     with pytest.raises(UserError, match="dataset.path is not set"):

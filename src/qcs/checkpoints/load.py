@@ -14,8 +14,8 @@ from torchvision.transforms import v2
 
 from qcs.checkpoints import onnx as onnx_files
 from qcs.checkpoints import reading, recipe
+from qcs.checkpoints.names import TABLE, Trust
 from qcs.checkpoints.plain_data import shown
-from qcs.checkpoints.recipe import Trust
 from qcs.config.errors import UserError
 from qcs.data.datasets import Transform
 from qcs.models import QCSNetwork
@@ -103,7 +103,7 @@ def _network(
     It is built without memory first, so that a recipe cannot ask for more than the weights that
     the file holds. That is left out where it is the user's own code, which may not know how.
     """
-    ours = all(parts[kind]["name"] in recipe.TABLE[kind] for kind in ("backbone", "model"))
+    ours = all(parts[kind]["name"] in TABLE[kind] for kind in ("backbone", "model"))
     try:
         if ours:
             with torch.device("meta"):

@@ -1,100 +1,119 @@
-"""The checkpoints that a user names: one file, a list, patterns, groups by name."""
+"""What a recipe may name: a closed table of backbones, networks, transforms and data sets.
 
-import glob
-import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+What is not of this package is looked up only where the user trusts it by its name.
+"""
 
+import pkgutil
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import timm
+from torch import nn
+
+from qcs.checkpoints.plain_data import shown
 from qcs.config.errors import UserError
+from qcs.data.manifest import Manifest
+from qcs.data.sources import affectnet, fer2013, ferplus, image_folder, lists, rafdb, synthetic
+from qcs.data.transforms import evaluation
+from qcs.models import IR, MobileFaceNet, QCSNetwork
 
-LONGEST = 200  # bytes of a name; file systems take 255
+Trust = str | Sequence[str] | None  # import paths of the user's own code that may be built
 
 
-def named(ckpt: str | None, compare: Mapping | Sequence | None) -> dict[str, list[str]]:
-    """The files by the name of their group; patterns become the files that fit.
+def timm_backbone(
+    model_name: str,
+    out_indices: Sequence[int] | None = None,
+    img_size: int | None = None,
+    output_stride: Literal[8, 16, 32] | None = None,
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
+    features_only: Literal[True] = True,
+    pretrained: Literal[False] = False,
+) -> nn.Module:
+    """Build one of timm's models for its feature maps, untrained, so that nothing is downloaded.
+
+    Raises:
+        UserError: timm has no model of that name.
+    """
+    name = model_name.partition(".")[0]  # what follows names weights
+    if not timm.is_model(name):
+        raise UserError(
+            f"backbone.model_name={shown(model_name)} is no model of timm; timm.list_models() "
+            "names them"
+        )
+    options = {"img_size": img_size, "output_stride": output_stride}
+    options |= {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+    options = {key: value for key, value in options.items() if value is not None}
+    if out_indices is not None:
+        options["out_indices"] = tuple(out_indices)
+    return timm.create_model(name, pretrained=False, features_only=True, **options)
+
+
+# What a recipe may name, by its parts.
+TABLE: dict[str, dict[str, Callable]] = {
+    "backbone": {"ir": IR, "mobilefacenet": MobileFaceNet, "timm": timm_backbone},
+    "model": {"qcs": QCSNetwork},
+    "transform": {"evaluation": evaluation},
+    "dataset": {
+        "affectnet": affectnet.read,
+        "csv": Manifest.from_csv,
+        "fer2013": fer2013.read,
+        "ferplus": ferplus.read,
+        "image_folder": image_folder.read,
+        "lists": lists.read,
+        "rafdb": rafdb.read,
+        "synthetic": synthetic.read,
+    },
+}
+# The import paths of configs, which format 1 wrote into checkpoints -> names.
+NAMES = {
+    "qcs.models.IR": "ir",
+    "qcs.models.MobileFaceNet": "mobilefacenet",
+    "timm.create_model": "timm",
+    "qcs.models.QCSNetwork": "qcs",
+    "qcs.data.transforms.evaluation": "evaluation",
+    "qcs.data.sources.affectnet.read": "affectnet",
+    "qcs.data.manifest.Manifest.from_csv": "csv",
+    "qcs.data.sources.fer2013.read": "fer2013",
+    "qcs.data.sources.ferplus.read": "ferplus",
+    "qcs.data.sources.image_folder.read": "image_folder",
+    "qcs.data.sources.lists.read": "lists",
+    "qcs.data.sources.rafdb.read": "rafdb",
+    "qcs.data.sources.synthetic.read": "synthetic",
+    "qcs.data.synthetic.read": "synthetic",
+}
+
+
+def maker(kind: str, name: str, trust: Trust = None) -> Callable:
+    """Look up what builds a part of a recipe.
 
     Args:
-        ckpt: one file, whose name is "".
-        compare: several instead: a list, each of them named by what tells its path from the
-            others', or lists by name. Each name can be the name of a folder.
+        kind: "backbone", "model", "dataset" or "transform".
+        name: of `TABLE`, or the import path of the user's own class or function.
+        trust: the import paths that may be used.
 
     Raises:
-        UserError: no checkpoint given, or both ways at once, a pattern that no file fits, one file
-            twice in a group, or a name that no folder can have.
+        UserError: an unknown name, or one that is not trusted or cannot be imported.
     """
-    if (ckpt is None) == (compare is None):
+    if name in TABLE[kind]:
+        return TABLE[kind][name]
+    if "." not in name:
         raise UserError(
-            "ckpt is not set: write ckpt=runs/.../checkpoints/best.ckpt"
-            if ckpt is None
-            else "write ckpt=... for one checkpoint or compare=... for several, not both"
+            f"{kind} {shown(name)} is not known; there are {', '.join(sorted(TABLE[kind]))}"
         )
-    if ckpt is not None:
-        return {"": [ckpt]}
-    if isinstance(compare, Mapping):
-        found = {_folder_name(name): _files(group, name) for name, group in compare.items()}
-    else:
-        files = _files(compare, "")
-        found = {name: [file] for name, file in zip(_differences(files), files, strict=True)}
-    if not found:
-        raise UserError(f"compare={compare} names no checkpoint: write compare=[a.ckpt,b.ckpt]")
+    if name not in ([trust] if isinstance(trust, str) else trust or ()):
+        raise UserError(
+            f"{kind} {shown(name)} is not part of qcs and not trusted: if it is code of your own, "
+            f"add trust=[{name}] to this command and to each one that loads the checkpoint "
+            f"(in Python, trust=[{shown(name)}])"
+        )
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"trust={shown(name)} cannot be imported: {error}; its module must be in the working "
+            "directory, on PYTHONPATH or installed"
+        ) from error
+    if not callable(found):
+        raise UserError(f"trust={shown(name)} is neither a class nor a function")
     return found
-
-
-def single(ckpt: str | None, compare: Mapping | Sequence | None, why: str) -> str:
-    """The one file of a command that takes no others.
-
-    Raises:
-        UserError: `compare` is given, or no checkpoint.
-    """
-    if compare is not None:
-        raise UserError(f"{why} takes one checkpoint: write ckpt=... in the place of compare=...")
-    return named(ckpt, None)[""][0]
-
-
-def _files(patterns: Any, group: Any) -> list[str]:
-    """The files of a group, each once."""
-    where = f"compare.{group}" if group != "" else "compare"
-    patterns = patterns if isinstance(patterns, list | tuple) else [patterns]
-    if wrong := [p for p in patterns if not isinstance(p, str) or not p]:
-        raise UserError(f"{where} holds {wrong[0]!r}, expected the path of a checkpoint")
-    files = [file for pattern in patterns for file in _matches(pattern, where)]
-    if not files:
-        raise UserError(f"{where} names no checkpoint: write compare=[a.ckpt,b.ckpt]")
-    file, times = Counter(map(os.path.abspath, files)).most_common(1)[0]
-    if times > 1:
-        raise UserError(f"{where} names {file} {times} times: name each checkpoint once")
-    return files
-
-
-def _matches(pattern: str, where: str) -> list[str]:
-    path = os.path.expanduser(pattern)
-    if os.path.exists(path) or not glob.has_magic(path):  # a name may hold brackets
-        return [path]
-    files = sorted(glob.glob(path, recursive=True))
-    if not files:
-        raise UserError(f"no checkpoint fits {where}={pattern}")
-    return files
-
-
-def _folder_name(name: Any) -> str:
-    text = str(name)
-    if text.strip(" .") == "" or set(text) & set("/\\\0") or len(os.fsencode(text)) > LONGEST:
-        raise UserError(
-            f"compare names a group {text!r}: a report goes into a folder of that name, so write a "
-            "short one without slashes"
-        )
-    return text
-
-
-def _differences(files: list[str]) -> list[str]:
-    """What tells each path from the others: its parts less what all share at both ends."""
-    parts = [Path(os.path.abspath(file)).parts for file in files]
-    while len({p[0] for p in parts}) == 1 and min(map(len, parts)) > 1:
-        parts = [p[1:] for p in parts]
-    while len({p[-1] for p in parts}) == 1 and min(map(len, parts)) > 1:
-        parts = [p[:-1] for p in parts]
-    names = ["-".join(p) for p in parts]
-    plain = len(set(names)) == len(names) and all(len(os.fsencode(n)) <= LONGEST for n in names)
-    return names if plain else [f"checkpoint-{number}" for number in range(1, len(files) + 1)]

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from qcs.checkpoints.load import Checkpoint, load_classifier
-from qcs.checkpoints.recipe import Trust
+from qcs.checkpoints.names import Trust
 from qcs.config.errors import UserError
 from qcs.data.images import BROKEN, IMAGES, decode
 from qcs.inference.backends import Form, in_form

@@ -11,6 +11,7 @@ from torch import nn
 
 from qcs.checkpoints import pretrained, recipe
 from qcs.checkpoints.files import AtomicCheckpointIO
+from qcs.checkpoints.names import Trust
 from qcs.config.errors import UserError
 from qcs.config.options import BackboneOptions, instantiate
 from qcs.data import prepared
@@ -52,7 +53,7 @@ def manifest(
     dataset: dict[str, Any],
     transforms: list[Any],
     folder: str | None = "auto",
-    trust: recipe.Trust = None,
+    trust: Trust = None,
 ) -> Manifest:
     """Read a data set, with its prepared images where they are there and current.
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qcs.checkpoints.names import named, single
+from qcs.checkpoints.paths import named, single
 from qcs.config.errors import UserError
 
 
