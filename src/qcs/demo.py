@@ -17,7 +17,7 @@ from torch import Tensor
 from qcs import plots
 from qcs.checkpoints.load import load_classifier
 from qcs.config.command import one_sentence
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, missing_extra
 from qcs.config.options import CONF, plain
 from qcs.data.sources import synthetic
 from qcs.data.transforms import unnormalised
@@ -212,7 +212,7 @@ def _serve(config: dict[str, Any], folder: Path) -> None:
     try:
         import gradio
     except ImportError as error:
-        raise UserError("the page needs `pip install 'qcs[demo]'`") from error
+        raise missing_extra("demo", "the page needs") from error
     checkpoint = load_classifier(config["ckpt"])
     detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)

@@ -16,7 +16,7 @@ from torch import Tensor
 from qcs import plots
 from qcs.checkpoints.load import Checkpoint, load_checkpoint
 from qcs.config.command import one_sentence
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, missing_extra
 from qcs.config.options import CONF, plain
 from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
@@ -118,7 +118,7 @@ def embedding(config: dict[str, Any], path: Path) -> None:
         from sklearn.manifold import TSNE
         from sklearn.metrics import silhouette_score
     except ImportError as error:
-        raise UserError("figure=embedding needs `pip install 'qcs[figures]'`") from error
+        raise missing_extra("figures", "figure=embedding needs") from error
     checkpoint = _load(config, config["ckpt"])
     data = _data(config, checkpoint)
     rng = np.random.default_rng(config["seed"])

@@ -333,5 +333,5 @@ def test_inputs(photos, tmp_path):
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'qcs\[faces\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[faces\]'"):
         Detector()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, missing_extra
 from qcs.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from qcs.models import QCSNetwork
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXTRA = "ONNX needs `pip install 'qcs[export]'`"
+EXTRA = ("export", "ONNX needs")
 METADATA = "qcs"  # the key, of JSON
 IMAGES, LOGITS = "images", "logits"
 
@@ -107,7 +107,7 @@ def to_onnx(model: Exported, path: Path, about: dict[str, str]) -> None:
         import onnx
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError as error:
-        raise UserError(EXTRA) from error
+        raise missing_extra(*EXTRA) from error
     for name in ("onnxscript", "onnx_ir"):  # they tell every step
         logging.getLogger(name).setLevel(logging.ERROR)
     program = torch.onnx.export(
@@ -195,7 +195,7 @@ def open_onnx(path: Path, threads: int | None = None) -> tuple[OnnxNetwork, dict
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError(EXTRA) from error
+        raise missing_extra(*EXTRA) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3

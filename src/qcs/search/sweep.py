@@ -18,7 +18,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from qcs import plots
-from qcs.config.errors import Failed, UserError
+from qcs.config.errors import Failed, UserError, missing_extra
 from qcs.search.pruning import open_storage
 
 try:
@@ -31,7 +31,7 @@ try:
     )
     from optuna.trial import TrialState
 except ImportError as error:
-    raise UserError("a search needs Optuna: pip install 'qcs[sweep]'") from error
+    raise missing_extra("sweep", "a search needs") from error
 
 log = logging.getLogger(__name__)
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)

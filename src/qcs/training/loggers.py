@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from PIL import Image
 
-from qcs.config.errors import UserError
+from qcs.config.errors import missing_extra
 from qcs.evaluation.report import PICTURES
 
 
@@ -71,7 +71,7 @@ def tensorboard(save_dir: str, version: str = "tensorboard") -> TensorBoardLogge
         UserError: TensorBoard is not installed.
     """
     if find_spec("tensorboard") is None:
-        raise UserError("logger=tensorboard needs TensorBoard: pip install 'qcs[tensorboard]'")
+        raise missing_extra("tensorboard", "logger=tensorboard needs")
     return TensorBoardLogger(save_dir, name=None, version=version, default_hp_metric=False)
 
 
