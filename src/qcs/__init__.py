@@ -21,6 +21,10 @@ def load(
     path: str | os.PathLike, device: str = "cpu", crop: str | None = None, form: "Form" = "eager"
 ) -> "Predictor":
     """Make a predictor of a checkpoint; see `qcs.inference.predictor.load`."""
+    import qcs_fer
+    from qcs.config.errors import UserError
     from qcs.inference import predictor  # torch only when it is needed
 
+    if found := qcs_fer.beside_ours():
+        raise UserError(found)
     return predictor.load(path, device, crop, form)
