@@ -1,6 +1,7 @@
 """Train a network: `python -m qcs.train dataset=... model=... backbone=...`."""
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import hydra
 import lightning
 import torch
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
@@ -166,7 +166,8 @@ def main(cfg: DictConfig) -> float | list[float] | None:
     try:
         metrics = train(config)
     finally:
-        if wandb.run is not None:  # the next job has a run of its own
+        wandb = sys.modules.get("wandb")
+        if wandb is not None and wandb.run is not None:  # the next job has a run of its own
             wandb.finish()
     return _optimized(config, metrics)
 
