@@ -33,7 +33,9 @@ def keys(text: str) -> list[Key]:
     A key's comment stands behind it, or on the lines above it. A mapping is listed where it has a
     comment; `_target_`, the defaults and Hydra's own settings are left out.
     """
-    found, path, above = [], [], []
+    found: list[Key] = []
+    path: list[str] = []
+    above: list[str] = []
     for line in text.splitlines():
         if line.lstrip().startswith("# "):
             above.append(line.strip().removeprefix("# "))
