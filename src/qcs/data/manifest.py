@@ -141,9 +141,10 @@ class Manifest:
         go into it. Where the files lie does not, so that a moved data set stays the same one.
         """
         digest = blake2b(digest_size=16)
-        names = [*self.class_names, "", *self.paths.tolist(), "", *self.splits.tolist()]
-        digest.update("\0".join(names).encode("utf-8", "surrogatepass"))
-        for column in (self.labels, self.boxes, self.targets):
+        names = "\0".join([*self.class_names, "", *self.paths.tolist()])
+        digest.update(names.encode("utf-8", "surrogatepass"))
+        splits = sum(i * (self.splits == split) for i, split in enumerate(SPLITS))
+        for column in (splits, self.labels, self.boxes, self.targets):
             kind = np.float32 if column is self.targets else np.int64
             digest.update(b"" if column is None else np.ascontiguousarray(column, kind).tobytes())
             digest.update(b"|")
