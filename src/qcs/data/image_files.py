@@ -2,13 +2,14 @@
 
 An image file is one with a suffix of `IMAGE_SUFFIXES`, in capitals or not. Junk is what systems
 leave beside a user's files; it is passed over without a word. Everything else that is not used is
-named. Links are followed, and each folder is entered once, so that a ring of links ends.
+named. Links are followed, but not into a folder that they lie in.
 """
 
 import logging
 import os
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -54,7 +55,14 @@ JUNK = {
     "system volume information",
     "thumbs.db",
 }
+SPLITS = ("train", "val", "test")
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 SHOWN = 5  # names that a warning gives
+MOST_VISITS = 20  # of one folder, by links
 
 
 def is_image(name: str | PurePath) -> bool:
@@ -72,12 +80,29 @@ def same_name(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
+def split_of(name: str) -> str | None:
+    """The split that a folder or a cell of a table names, in capitals or not, or None."""
+    return SPLIT_FOLDERS.get(same_name(name))
+
+
 def printable(text: object) -> str:
     """A name for the screen: control characters and bytes that are no text become escapes."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
         for c in str(text)
     )
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose leading ~ is the user's home.
+
+    Raises:
+        UserError: there is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}; write the whole path") from error
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -112,36 +137,44 @@ class Listing:
 
 def list_files(top: str | Path) -> Listing:
     """Find all files below a folder, sorted; nothing is opened."""
-    found, seen, waiting = Listing(), set(), [os.fspath(top)]
+    found, visits = Listing(), Counter()
+    waiting: list[tuple[str, tuple]] = [(os.fspath(top), ())]
     while waiting:
-        folder = waiting.pop()
+        folder, around = waiting.pop()
         try:
             place = os.stat(folder)
-            if (place.st_dev, place.st_ino) in seen:
+            here = (place.st_dev, place.st_ino)
+            visits[here] += 1
+            if here in around or visits[here] > MOST_VISITS:
+                found.problems.append(f"{folder} is a link into a ring of folders")
                 continue
-            seen.add((place.st_dev, place.st_ino))
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if not is_junk(entry.name):
-                        _sort_in(entry, found, waiting)
+                    if is_junk(entry.name):
+                        continue
+                    if _is_folder(entry, found):
+                        waiting.append((entry.path, (*around, here)))
         except OSError as error:
             found.closed.append(f"the folder {folder} cannot be read ({error.strerror})")
     found.files.sort()
     return found
 
 
-def _sort_in(entry: os.DirEntry, found: Listing, waiting: list[str]) -> None:
+def _is_folder(entry: os.DirEntry, found: Listing) -> bool:
+    """Whether an entry is a folder; what is none is put into the listing."""
+    if entry.is_file(follow_symlinks=False):  # most are, and this asks the disk nothing more
+        found.files.append(Path(entry.path))
+        return False
     try:
         kind = stat.S_IFMT(entry.stat().st_mode)
     except OSError as error:  # a link to nothing or to itself, or a file that has just gone
         found.problems.append(f"{entry.path} cannot be read ({error.strerror})")
-        return
-    if kind == stat.S_IFDIR:
-        waiting.append(entry.path)
-    elif kind == stat.S_IFREG:
+        return False
+    if kind == stat.S_IFREG:
         found.files.append(Path(entry.path))
-    else:
+    elif kind != stat.S_IFDIR:
         found.problems.append(f"{entry.path} is not a regular file")
+    return kind == stat.S_IFDIR
 
 
 def images_below(folder: str | Path) -> list[Path]:
@@ -158,8 +191,13 @@ def images_below(folder: str | Path) -> list[Path]:
     return images
 
 
-def warn_left_out(where: object, files: Sequence[Path], problems: Iterable[str] = ()) -> None:
-    """Name and count the files of a folder that are not used, and say what would read HEIC."""
+def warn_left_out(
+    where: object,
+    files: Sequence[Path],
+    problems: Iterable[str] = (),
+    kind: str = "files that are no images",
+) -> None:
+    """Name and count what is not used of a folder, and say what would read HEIC."""
     for problem in problems:
         log.warning("left out: %s", printable(problem))
     if not files:
@@ -168,11 +206,5 @@ def warn_left_out(where: object, files: Sequence[Path], problems: Iterable[str] 
     more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
     heif = not _HEIF and any(file.suffix.lower() in HEIF_SUFFIXES for file in files)
     advice = "; HEIC files are read once pillow-heif is installed: pip install pillow-heif"
-    log.warning(
-        "left out of %s: %d files that are no images (%s%s)%s",
-        printable(where),
-        len(files),
-        names,
-        more,
-        advice if heif else "",
-    )
+    where, advice = printable(where), advice if heif else ""
+    log.warning("left out of %s: %d %s (%s%s)%s", where, len(files), kind, names, more, advice)

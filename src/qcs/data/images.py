@@ -15,7 +15,7 @@ from qcs.config.errors import UserError
 from qcs.data.image_files import FORMATS, open_file
 
 # What the readers below raise for a missing or broken file.
-BROKEN = (OSError, KeyError, ValueError)
+BROKEN = (OSError, KeyError, ValueError, IndexError, OverflowError)
 # Pixels of one image: above the 108 megapixels of phones, and 360 MB as RGB. It is checked in the
 # header, before anything is decoded; Pillow's own warning at 89 megapixels would say it twice.
 MAX_PIXELS = 120_000_000
@@ -105,8 +105,17 @@ class ZipImages:
 
     def _archive(self) -> zipfile.ZipFile:
         if self._pid != os.getpid():  # a handle shared over a fork shares its file position
-            self._zip, self._pid = zipfile.ZipFile(self.root), os.getpid()
+            try:
+                self._zip, self._pid = zipfile.ZipFile(self.root), os.getpid()
+            except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+                raise UserError(
+                    f"{self.root} is not a whole zip file ({error}); copy it again"
+                ) from error
         return self._zip
+
+    def names(self) -> list[str]:
+        """The members' names as the zip gives them; none of them is ever written to the disk."""
+        return self._archive().namelist()
 
     def open(self, path: str) -> BinaryIO:
         """Read one member into memory."""
