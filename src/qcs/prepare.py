@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from qcs.config.command import one_sentence
 from qcs.config.errors import UserError
 from qcs.config.options import CONF, instantiate, plain
-from qcs.data import preparation, prepared
+from qcs.data import prepared, store_writer
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def prepare(config: dict[str, Any]) -> Path:
         raise UserError("store=null has no place to write to: store=auto, or a folder")
     manifest, base = instantiate(config["dataset"]), prepared.base(config["store"])
     options = {"on_error": config["on_error"], "num_workers": config["num_workers"]}
-    folder = preparation.prepare(manifest, config["size"], base, **options)
+    folder = store_writer.prepare(manifest, config["size"], base, **options)
     skipped = prepared.skipped_images(folder)
     for image in skipped:
         log.warning("left out: %s", image["error"])
