@@ -1,13 +1,17 @@
 """Commands in messages do what they say when they are copied."""
 
+import logging
 import shlex
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from conftest import three_colours
 from qcs.config.command_line import command_line, dataset_options, option
-from qcs.config.options import CONF
+from qcs.config.options import CONF, plain
+from qcs.prepare import prepare
+from qcs.training import build
 
 ODD = [
     "a b",
@@ -72,3 +76,18 @@ def test_the_options_of_a_data_set_choose_it_again(words):
 
 def test_a_reader_of_the_users_own_has_no_name():
     assert dataset_options({"_target_": "mine.read"}) is None
+
+
+def test_the_hint_of_a_training_prepares_what_it_reads(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "a b=c"
+    folder.mkdir()
+    three_colours(folder).to_csv(folder / "t.csv")
+    dataset = {"_target_": "qcs.data.manifest.Manifest.from_csv", "path": str(folder / "t.csv")}
+    transforms, stores = [{"resize": 20, "size": 16}, {"size": 20}], str(tmp_path / "stores")
+    assert build.manifest(dataset, transforms, stores).store is None
+    words = shlex.split(caplog.text.split("`")[1])
+    assert words[:3] == ["python", "-m", "qcs.prepare"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        prepare(plain(compose("prepare", [*words[3:], "num_workers=0", f"run_dir={tmp_path}"])))
+    assert build.manifest(dataset, transforms, stores).store is not None

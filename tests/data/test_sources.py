@@ -323,6 +323,7 @@ def test_affectnet_says_what_is_wrong(tmp_path):
     for old, new, sentence in (
         (",2,0.1", ",two,0.1", "line 4 has the label 'two'"),
         ("face 1.jpg,5,", "face 1.jpg,NULL,", "line 3 has the face box NULL,6,20,30"),
+        ("face 1.jpg,5,", "face 1.jpg,inf,", "line 3 has the face box inf,6,20,30"),
         ("face 0.jpg,5,6", "face 0.jpg,5", "line 2 has 8 cells and the header 9"),
         ("v0/face 0", "v0/face 9", "1 of 7 images .*v0/face 9.jpg"),
         ("expression", "emotion", "line 1 lacks the column 'expression'"),

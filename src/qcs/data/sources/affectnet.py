@@ -107,7 +107,7 @@ def _table(root: Path, table: Path, split: str, classes: int) -> tuple[list[Row]
         rows.append(row)
         try:
             x, y, width, height = (round(float(number)) for number in box)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UserError(
                 f"{where} has the face box {','.join(box)}, expected four numbers; correct or "
                 "remove the line, or use dataset.crop=false for faces that are cut already"

@@ -21,7 +21,7 @@ from qcs.data.image_files import is_junk, list_files
 from qcs.data.images import ZipImages, images_of
 from qcs.data.manifest import Manifest, require
 from qcs.data.sources import fer2013
-from qcs.data.tables import as_text, read_csv
+from qcs.data.tables import as_text, read_csv, readable
 
 Rule = Literal["majority", "argmax", "probability", "soft"]
 
@@ -196,7 +196,8 @@ def _kaggle(table: Path) -> tuple[list[str], list[str], np.ndarray]:
 def _files(root: Path) -> set[str]:
     """Paths of all files below a folder or in a zip, relative, with forward slashes."""
     if root.is_file():
-        names = ZipImages(root).names()
+        with readable(root):
+            names = ZipImages(root).names()
     else:
         names = (file.relative_to(root).as_posix() for file in list_files(root).files)
     return {name for name in names if not any(map(is_junk, name.split("/")[:-1]))}
