@@ -35,6 +35,8 @@ def check(config: dict[str, Any]) -> Inspection:
     Args:
         config: plain and checked, of conf/check.yaml.
     """
+    if config["sheet_faces"] < 0:
+        raise UserError(f"sheet_faces must be 0 or more, got {config['sheet_faces']}")
     manifest, folder = instantiate(config["dataset"]), Path(config["run_dir"])
     found = inspect(manifest, config["num_workers"])
     folder.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,28 @@ def test_an_image_without_pixels_is_refused(size):
         upright_rgb(Image.new("RGB", size))
 
 
+@pytest.mark.parametrize("mode", ["LAB", "HSV", "YCbCr", "CMYK", "RGBa", "La", "PA", "1", "I;16B"])
+def test_every_kind_of_pixels_is_right_or_refused(mode):
+    image = Image.new("L", (4, 4)).convert(mode) if mode == "1" else Image.new(mode, (4, 4))
+    try:
+        assert upright_rgb(image).mode == "RGB"
+    except UserError as error:
+        assert mode in str(error)
+
+
+def test_16_bits_of_either_byte_order():
+    values = np.full((4, 4), 257 * 77)
+    for kind in ("<u2", ">u2"):
+        header = b"II*\0" if kind == "<u2" else b"MM\0*"
+        order = header[:1].decode().replace("I", "<").replace("M", ">")
+        tags = [(256, 4), (257, 4), (258, 16), (259, 1), (262, 1), (273, 122), (277, 1), (278, 4),
+                (279, 32)]  # fmt: skip
+        entries = b"".join(struct.pack(order + "HHII", t, 4, 1, v) for t, v in tags)
+        content = header + struct.pack(order + "IH", 8, len(tags)) + entries + bytes(4)
+        file = io.BytesIO(content + values.astype(kind).tobytes())
+        assert decode(file).getpixel((1, 1)) == (77, 77, 77)
+
+
 def test_an_open_image_becomes_what_its_file_becomes():
     exif = Image.Exif()
     exif[0x0112] = 6

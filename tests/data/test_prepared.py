@@ -165,6 +165,11 @@ def test_too_little_space_is_said_before_anything_is_written(faces, tmp_path, mo
         store_writer.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
 
 
+def test_a_size_beyond_every_disk_is_said(faces, tmp_path):
+    with pytest.raises(UserError, match="GB are needed"):
+        store_writer.prepare(faces, 10**9, tmp_path / "stores", **OPTIONS)
+
+
 def test_index_json_says_what_was_made(faces, tmp_path):
     index = json.loads((make_store(faces, tmp_path).folder / "index.json").read_text())
     assert isinstance(index.pop("checksum"), int)
@@ -187,6 +192,7 @@ DAMAGE = {
     "rows odd": ("rows.i8", lambda path: path.write_bytes(b"x")),
     "no rows": ("rows.i8", lambda path: path.unlink()),
     "index": ("index.json", lambda path: path.write_text("{")),
+    "deep index": ("index.json", lambda path: path.write_text("[" * 100_000)),
     "index of nothing": ("index.json", lambda path: path.write_text("[]")),
     "index of null": ("index.json", lambda path: path.write_text("null")),
     "empty index": ("index.json", lambda path: path.write_bytes(b"")),

@@ -54,8 +54,10 @@ def decoded(
         title: of the bar; None shows none.
 
     Raises:
-        UserError: a process was killed.
+        UserError: a negative number of processes, or one of them was killed.
     """
+    if num_workers < 0:
+        raise UserError(f"num_workers must be 0 or more, got {num_workers}")
     chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
     loader = DataLoader(
         _Images(manifest, work),

@@ -4,6 +4,8 @@ import os
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -29,16 +31,8 @@ def decode(file: BinaryIO) -> Image.Image:
     Raises:
         UserError: it is not a whole image of `FORMATS`, or as `upright_rgb`.
     """
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            return upright_rgb(image)
-    except UserError:
-        raise
-    except UnidentifiedImageError as error:
-        kinds = ", ".join(FORMATS)
-        raise UserError(f"it is not an image of the formats {kinds}") from error
-    except Exception as error:  # a damaged file can make Pillow's readers raise anything
-        raise UserError(str(error).strip() or type(error).__name__) from error
+    with _sentences(), Image.open(file, formats=FORMATS) as image:
+        return upright_rgb(image)
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -52,13 +46,27 @@ def read_image(path: str | Path) -> Image.Image:
         return decode(file)
 
 
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn what Pillow raises at a file that is damaged or no image, which may be anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UserError(f"it is not an image of the formats {', '.join(FORMATS)}") from error
+    except Exception as error:
+        raise UserError(str(error).strip() or type(error).__name__) from error
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Turn an open image into upright RGB, as every command and the API see it.
 
     EXIF orientation is applied, 16-bit grey is scaled to 8, transparency is laid on white.
 
     Raises:
-        UserError: no pixels, more than `MAX_PIXELS`, or numbers without a known range.
+        UserError: no pixels, more than `MAX_PIXELS`, numbers without a known range, a kind of
+            pixels that is not converted, or the rest of its file is damaged.
     """
     width, height = image.size
     if not 0 < width * height <= MAX_PIXELS:
@@ -66,7 +74,11 @@ def upright_rgb(image: Image.Image) -> Image.Image:
             f"it has {width}x{height} pixels, expected 1 to {MAX_PIXELS // 1_000_000} million; "
             "make it smaller"
         )
-    image = ImageOps.exif_transpose(image)
+    with _sentences():
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise UserError("32-bit float pixels have no known range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow before 11 reads it as 32-bit

@@ -12,6 +12,7 @@ preparation that was stopped goes on where it was, after what it finds has been 
 
 import json
 import logging
+import math
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -139,11 +140,12 @@ def opened(folder: Path, manifest: Manifest, size: int, stamps: np.ndarray) -> S
         rows = np.fromfile(folder / "rows.i8", "<i8").reshape(-1, 3)
         if seal(index, rows) != index["checksum"] or len(rows) != len(manifest):
             raise UserError(f"index.json or rows.i8 of {folder} is damaged")
-        if (folder / "images.u8").stat().st_size != np.prod(shape):
+        if (folder / "images.u8").stat().st_size != math.prod(shape):
             raise UserError(f"images.u8 of {folder} has not the size that {shape} images have")
+        store = _mapped(folder, shape, np.flatnonzero(rows[:, 2] != ABSENT))
     except UserError:
         raise
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{folder} cannot be read ({error})") from error
     changed = np.flatnonzero((rows[:, :2] != stamps).any(1))
     if len(changed):
@@ -151,7 +153,6 @@ def opened(folder: Path, manifest: Manifest, size: int, stamps: np.ndarray) -> S
             f"{len(changed)} of {len(rows)} files changed, the first is "
             f"{printable(manifest.paths[changed[0]])}"
         )
-    store = _mapped(folder, shape, np.flatnonzero(rows[:, 2] != ABSENT))
     wrong = (checksums(store.images) != rows[:, 2])[store.kept]
     if wrong.any():
         raise UserError(f"{wrong.sum()} of {len(wrong)} images in {folder} are damaged")

@@ -7,6 +7,7 @@ that is damaged or out of date is made again.
 
 import json
 import logging
+import math
 import os
 import shutil
 import zlib
@@ -124,7 +125,7 @@ def _begin(part: Path, stamps: np.ndarray, size: int) -> np.ndarray:
     shape = (len(stamps), 3, size, size)
     rows = np.column_stack([stamps, np.full(len(stamps), ABSENT)])
     pixels, table = part / "images.u8", part / "rows.i8"
-    if table.is_file() and pixels.is_file() and pixels.stat().st_size == np.prod(shape):
+    if table.is_file() and pixels.is_file() and pixels.stat().st_size == math.prod(shape):
         before = np.fromfile(table, "<i8")
         if before.size == rows.size:
             before = before.reshape(rows.shape)
@@ -135,7 +136,7 @@ def _begin(part: Path, stamps: np.ndarray, size: int) -> np.ndarray:
             log.info("going on: %d of %d images are done", done.sum(), len(rows))
             return rows
     shutil.rmtree(part, ignore_errors=True)
-    needed, free = int(np.prod(shape)), shutil.disk_usage(part.parent).free
+    needed, free = math.prod(shape), shutil.disk_usage(part.parent).free
     if free < 1.01 * needed:
         raise UserError(
             f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free in "
