@@ -20,7 +20,7 @@ from qcs.config.command import one_sentence
 from qcs.config.command_line import command_line
 from qcs.config.errors import UserError
 from qcs.config.options import CONF, instantiate, plain
-from qcs.data.image_files import printable
+from qcs.data.image_files import is_text, printable
 from qcs.data.inspection import Inspection, inspect
 from qcs.data.manifest import SPLITS
 
@@ -59,7 +59,7 @@ def _clean(found: Inspection, path: Path) -> None:
         log.info("clean.csv is not written: face boxes and soft labels do not fit into it")
         return
     for row in np.flatnonzero(keep):
-        if "\\udc" in ascii(manifest.paths[row]):
+        if not is_text(manifest.paths[row]):
             log.warning("left out of clean.csv, as its name is not UTF-8: %s",
                         printable(manifest.paths[row]))  # fmt: skip
             keep[row] = False

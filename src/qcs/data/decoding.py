@@ -70,7 +70,7 @@ def decoded(
     try:
         yield from track(loader, title or "", **shown)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
             raise
         raise UserError(
             f"a process that decodes images was killed ({error}), which is often for lack of "

@@ -93,6 +93,11 @@ def printable(text: object) -> str:
     )
 
 
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: a file's name may hold any bytes."""
+    return not any("\ud800" <= c <= "\udfff" for c in name)
+
+
 def expanded(path: str | Path) -> Path:
     """A path whose leading ~ is the user's home.
 

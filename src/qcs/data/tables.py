@@ -137,7 +137,7 @@ def read_pairs(path: Path) -> tuple[list[int], list[str], list[str]]:
         UserError: as `read_text`; a line without a label.
     """
     lines, names, labels = [], [], []
-    for number, line in enumerate(io.StringIO(read_text(path)), 1):
+    for number, line in enumerate(io.StringIO(read_text(path), newline=None), 1):
         if not line.strip():
             continue
         name, _, label = line.strip().replace("\t", " ").rpartition(" ")
