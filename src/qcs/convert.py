@@ -19,6 +19,7 @@ from qcs.checkpoints.official_keys import Report, from_official
 from qcs.checkpoints.pretrained import STATE_DICTS, Weights, read_state_dict
 from qcs.config.command import one_sentence
 from qcs.config.errors import UserError
+from qcs.config.hints import command_line
 from qcs.config.options import CONF
 from qcs.data.sources import affectnet, ferplus, rafdb
 
@@ -72,7 +73,8 @@ def convert(official: str | Path, out: str | Path, dataset: str | None = None) -
     _report(out, official, weights, report)
     log.info("%s: %s, %d classes: %s", out, NAMES[model], classes,
              ", ".join(recipe["class_names"]))  # fmt: skip
-    log.info("try it: python -m qcs.eval ckpt=%s dataset=%s dataset.path=...", out, dataset)
+    command = command_line("qcs.eval", {"ckpt": str(out), "dataset": dataset})
+    log.info("try it: %s dataset.path=...", command)
     return recipe
 
 

@@ -1,6 +1,7 @@
 """Decode and resize every image of a data set once: `python -m qcs.prepare dataset=...`."""
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from omegaconf import DictConfig
 from qcs.config.command import one_sentence
 from qcs.config.errors import UserError
 from qcs.config.options import CONF, instantiate, plain
-from qcs.data import preparation, prepared
+from qcs.data import prepared, store_writer
+from qcs.data.image_files import printable
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +27,14 @@ def prepare(config: dict[str, Any]) -> Path:
         raise UserError("store=null has no place to write to: store=auto, or a folder")
     manifest, base = instantiate(config["dataset"]), prepared.base(config["store"])
     options = {"on_error": config["on_error"], "num_workers": config["num_workers"]}
-    folder = preparation.prepare(manifest, config["size"], base, **options)
+    try:
+        folder = store_writer.prepare(manifest, config["size"], base, **options)
+    except KeyboardInterrupt:
+        print("interrupted: what is done is kept, the same command goes on", file=sys.stderr)
+        sys.exit(130)
     skipped = prepared.skipped_images(folder)
     for image in skipped:
-        log.warning("left out: %s", image["error"])
+        log.warning("left out: %s", printable(image["error"]))
     number, total = len(manifest) - len(skipped), len(manifest)
     log.info("%d of %d images of %d pixels in %s", number, total, config["size"], folder)
     return folder

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from qcs.config.errors import UserError, missing_extra
-from qcs.data.images import IMAGES
+from qcs.data.image_files import IMAGE_SUFFIXES
 from qcs.inference.predictor import Item, as_image
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def files_of(source: str | int | Sequence[str]) -> list[tuple[str, str]]:
         raise UserError(f"nothing to read at input={source}")
     known, others = [], 0
     for file in sorted(found):
-        if file.suffix.lower() in IMAGES + VIDEOS:
+        if file.suffix.lower() in IMAGE_SUFFIXES + VIDEOS:
             known.append((str(file), file.relative_to(top).as_posix()))
         else:
             others += 1

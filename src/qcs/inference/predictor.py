@@ -18,7 +18,8 @@ from PIL import Image
 from qcs.checkpoints.load import Checkpoint, load_classifier
 from qcs.checkpoints.names import Trust
 from qcs.config.errors import UserError
-from qcs.data.images import BROKEN, IMAGES, decode
+from qcs.data.image_files import IMAGE_SUFFIXES
+from qcs.data.images import BROKEN, decode
 from qcs.inference.backends import Form, in_form
 from qcs.inference.crops import CROPS, LOOSE, Crop, as_trained, cut, measure
 from qcs.inference.detector import Detector, Face
@@ -218,7 +219,7 @@ def crop_of(
         raise UserError(
             f"crop={wanted} is neither one of {', '.join(CROPS)} nor a folder of training faces"
         )
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGES)
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
     step = max(len(files) // MEASURED, 1)
     crop = measure((as_image(file) for file in files[::step]), detector or Detector())
     return crop, f"as measured in {folder}: {crop}"

@@ -13,6 +13,7 @@ from qcs.checkpoints import pretrained, recipe
 from qcs.checkpoints.files import AtomicCheckpointIO
 from qcs.checkpoints.names import Trust
 from qcs.config.errors import UserError
+from qcs.config.hints import command_line, dataset_options
 from qcs.config.options import BackboneOptions, instantiate
 from qcs.data import prepared
 from qcs.data.datamodule import FaceDataModule
@@ -67,7 +68,11 @@ def manifest(
     sizes = {t.get("resize") or t.get("size") for t in transforms if isinstance(t, dict)}
     if folder is None or len(sizes) != 1 or None in sizes:
         return table
-    found = prepared.find(table, sizes.pop(), prepared.base(folder))
+    size = sizes.pop()
+    chosen = dataset_options(dataset) or {"dataset": "..."}
+    store = {} if folder == "auto" else {"store": folder}
+    command = command_line("qcs.prepare", {**chosen, "size": size, **store})
+    found = prepared.find(table, size, prepared.base(folder), command)
     return table if found is None else table.with_store(found)
 
 
