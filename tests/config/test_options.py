@@ -7,7 +7,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from qcs.config.errors import UserError
-from qcs.config.options import CONF, instantiate, plain, problem
+from qcs.config.options import CONF, instantiate, plain
+from qcs.config.validation import problem
 from qcs.models import QCSNetwork
 from qcs.training import build
 

@@ -3,7 +3,6 @@
 Source: Mao et al., "POSTER++", arXiv 2301.12149, section 3, and the authors' code
 (Talented-Q/POSTER_V2), which it follows number for number. A small frozen network that was trained
 to find landmarks gives the queries; keys and values are of the backbone's maps. Three things differ
-from qcs.config.errors import UserError
 from plain attention: the query is the landmark map as it is, without norm or projection; the
 residual is the normed image map; and the landmark network's weights stay while its BatchNorms
 follow the training mode.
@@ -12,13 +11,14 @@ B batch, L levels, C channels of a level, S its pixels a side, N = S*S, heads of
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 import torch
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import TypedDict
 
+from qcs.config.bounds import Count, Dropout
 from qcs.config.errors import UserError
 from qcs.models.backbones.feature_maps import map_sizes
 from qcs.models.backbones.mobilefacenet import MobileFaceNet
@@ -30,8 +30,8 @@ class LandmarkOptions(TypedDict, total=False):
     """Arguments of `LandmarkBranch` that are a choice, and where its weights come from."""
 
     weights: str | None  # a file: qcs.training.build reads it, the network starts at random
-    head_size: int
-    drop_path: float
+    head_size: Count
+    drop_path: Dropout
 
 
 class LandmarkAttention(nn.Module):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qcs.config.bounds import Fraction, Seed
 from qcs.config.errors import UserError
 from qcs.data.manifest import Manifest, require
 
@@ -15,7 +16,7 @@ FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 HINT = "a folder with train/<class>/* and test/<class>/*, or with <class>/* alone"
 
 
-def read(path: str | None = None, test_fraction: float = 0.2, seed: int = 0) -> Manifest:
+def read(path: str | None = None, test_fraction: Fraction = 0.2, seed: Seed = 0) -> Manifest:
     """Read a folder of class folders; the classes are the folders' names, sorted.
 
     Args:

@@ -6,6 +6,7 @@ Source: the data files of the published QCS code (train and test lists beside an
 from collections.abc import Sequence
 from pathlib import Path
 
+from qcs.config.bounds import Natural
 from qcs.config.errors import UserError
 from qcs.data.manifest import Manifest, require
 from qcs.data.tables import Row, as_index, present, read_pairs, unique
@@ -19,7 +20,7 @@ def read(
     test: str = "test.txt",
     val: str | None = None,
     class_names: Sequence[str] = (),
-    label_base: int = 0,
+    label_base: Natural = 0,
 ) -> Manifest:
     """Read images listed in text files.
 
