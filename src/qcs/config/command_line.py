@@ -95,10 +95,10 @@ def told(error: Exception, command: str, overrides: Sequence[str]) -> str | None
     if not isinstance(error, HydraException):
         return None
     text = str(error)
-    if found := re.search(r"Could not (override|delete)[^']*'([^']+)'", text):
-        return _no_key(found[2], command, overrides, adds=found[1] == "override")
     if found := re.search(r"The value of '([^']+)'.* is (.*) and not (.*)\.", text):
         return f"~{found[1]}={found[3]} takes nothing out: its value is {found[2]}"
+    if found := re.search(r"Could not (override|delete)[^']*'([^']+)'", text):
+        return _no_key(found[2], command, overrides, adds=found[1] == "override")
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"{found[1]} is there already: write {found[1]}=... without the plus"
     if found := re.search(r"Ambiguous value for argument '([^=']+)=(.*)'", text):
@@ -135,15 +135,14 @@ def _no_key(key: str, command: str, overrides: Sequence[str], adds: bool) -> str
             f"{key} is not set in conf/: write +{key}={values[-1] if values else '...'} to add it"
         )
     group, _, last = key.rpartition(".")
-    known = sorted({*_flat(config), *_groups(command)})
-    others = [name for name in known if not key.startswith(f"{name}.")]
-    ends = [name for name in known if name.rpartition(".")[2] == last]
-    meant = nearest(key, others) or next(iter(ends), None)
-    inside = [name for name in known if name.rpartition(".")[0] == group]
-    inside = inside or [name for name in known if "." not in name]
-    hint = f", did you mean {meant}?" if meant else f"; there are {', '.join(inside)}"
-    more = "" if meant else "."
-    plus = f"{more} What is not listed in conf/ is added with a plus: +{key}=..."
+    known = [k for k in {*_flat(config), *_groups(command)} if not k.endswith("_target_")]
+    inside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == group}
+    elsewhere = [k for k in known if k.rpartition(".")[2] == last]
+    meant = inside.get(nearest(last, inside)) or nearest(key, elsewhere, 0.0)
+    meant = meant or (None if inside else nearest(key, known, 0.8))
+    listed = sorted(inside) or [k for k in sorted(known) if "." not in k]
+    hint = f", did you mean {meant}?" if meant else f"; there are {', '.join(listed)}"
+    plus = f"{'' if meant else '.'} What conf/ does not list is added with a plus: +{key}=..."
     return f"{key} is not an option of qcs.{command}{hint}{plus if adds and group else ''}"
 
 

@@ -6,17 +6,18 @@ configure, before anything is built: an unknown key or a wrong value is named in
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from inspect import Parameter, isclass, signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import hydra
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Interval
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import TypedDict, is_typeddict
 
+from qcs.config.bounds import MOST, Dropout, Positive, Probability, Weight
 from qcs.config.errors import UserError
 from qcs.config.validation import problem, unknown
 
@@ -26,19 +27,20 @@ _HYDRAS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
 # What the libraries that take these numbers do not check, or only after hours.
 BOUNDS: dict[str, Any] = {
-    "optimizer.lr": Annotated[float, Gt(0)],
-    "optimizer.weight_decay": Annotated[float, Ge(0)],
-    "optimizer.momentum": Annotated[float, Interval(ge=0, lt=1)],
-    "scheduler.schedule.max_lr": Annotated[float, Gt(0)],
-    "scheduler.schedule.pct_start": Annotated[float, Interval(ge=0, le=1)],
+    "optimizer.lr": Positive,
+    "optimizer.weight_decay": Weight,
+    "optimizer.momentum": Dropout,
+    "scheduler.schedule.max_lr": Positive,
+    "scheduler.schedule.pct_start": Probability,
     "scheduler.schedule.gamma": Annotated[float, Interval(gt=0, le=1)],
-    "trainer.max_epochs": Annotated[int, Ge(-1)] | None,  # -1: until something else stops it
-    "trainer.max_steps": Annotated[int, Ge(-1)],
+    "trainer.max_epochs": Annotated[int, Interval(ge=-1, le=MOST)]
+    | None,  # -1: until something else stops it
+    "trainer.max_steps": Annotated[int, Interval(ge=-1, le=MOST)],
     "trainer.num_nodes": Annotated[int, Interval(ge=1, le=4096)],
-    "trainer.log_every_n_steps": Annotated[int, Ge(0)] | None,
-    "trainer.num_sanity_val_steps": Annotated[int, Ge(-1)] | None,
-    "callbacks.ema.decay": Annotated[float, Interval(ge=0, lt=1)],
-    "callbacks.early_stopping.patience": Annotated[int, Ge(0)],
+    "trainer.log_every_n_steps": Annotated[int, Interval(ge=0, le=MOST)] | None,
+    "trainer.num_sanity_val_steps": Annotated[int, Interval(ge=-1, le=MOST)] | None,
+    "callbacks.ema.decay": Dropout,
+    "callbacks.early_stopping.patience": Annotated[int, Interval(ge=0, le=MOST)],
     "callbacks.early_stopping.min_delta": float,
 }
 
@@ -62,14 +64,7 @@ def check(node: Any, where: str) -> None:
         for key, value in node.items():
             check(value, f"{where}.{key}" if where else key)
         return
-    target, parameters = _target(node["_target_"], where)
-    try:
-        function = target.__init__ if isclass(target) else target
-        hints = get_type_hints(function, include_extras=True)
-    except NameError:  # a library's hint that only type checkers can import
-        hints = {}
-    names = [n for n, p in parameters.items() if p.kind is not Parameter.VAR_KEYWORD]
-    takes_any = len(names) < len(parameters)
+    names, hints, takes_any = _signature(node["_target_"], where)
     for key, value in node.items():
         name = f"{where}.{key}" if where else key
         if key in _HYDRAS:
@@ -82,16 +77,24 @@ def check(node: Any, where: str) -> None:
             raise UserError(found)
 
 
-def _target(name: str, where: str) -> tuple[Callable, Mapping[str, Parameter]]:
-    """What a `_target_` names, and its parameters."""
+@functools.cache
+def _signature(name: str, where: str) -> tuple[list[str], dict[str, Any], bool]:
+    """The arguments of what a `_target_` names, their hints, and whether it takes any others."""
     try:
         target = hydra.utils.get_object(name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"{where}._target_={name} cannot be imported: {error}") from error
     try:
-        return target, signature(target).parameters
+        parameters = signature(target).parameters
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}._target_={name} takes no options: {error}") from error
+    try:
+        function = target.__init__ if isclass(target) else target
+        hints = get_type_hints(function, include_extras=True)
+    except NameError:  # a library's hint that only type checkers can import
+        hints = {}
+    names = [n for n, p in parameters.items() if p.kind is not Parameter.VAR_KEYWORD]
+    return names, hints, len(names) < len(parameters)
 
 
 def plain(cfg: DictConfig, settings: type) -> dict[str, Any]:

@@ -18,9 +18,9 @@ _WORDS = {"a valid array": "a list", "a valid list": "a list", "an object": "a g
           "a valid dictionary": "a group of keys"}  # fmt: skip
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
+def nearest(name: str, names: Iterable[str], likeness: float = 0.7) -> str | None:
     """The known name that a mistyped one was meant to be, or None."""
-    return next(iter(difflib.get_close_matches(name, sorted(names), 1, 0.7)), None)
+    return next(iter(difflib.get_close_matches(name, sorted(names), 1, likeness)), None)
 
 
 def unknown(name: str, names: Iterable[str]) -> str:
@@ -41,28 +41,21 @@ def problem(value: Any, hint: Any, where: str) -> str | None:
         where: the key, for the sentence.
     """
     try:
-        adapter = _adapter(hint)
-    except TypeError:  # a library's hint that cannot be hashed
-        return None
-    if adapter is None:
-        return None
-    try:
-        adapter.validate_json(json.dumps({"value": value}))  # JSON has lists, but no tuples
+        _adapter(hint).validate_json(json.dumps({"value": value}))  # JSON has lists, no tuples
     except ValidationError as error:
         return _sentence(error, value, hint, where)
+    except (PydanticUserError, PydanticUndefinedAnnotation, TypeError):
+        return None  # a hint with a library's own notions
     return None
 
 
 @cache
-def _adapter(hint: Any) -> TypeAdapter | None:
+def _adapter(hint: Any) -> TypeAdapter:
     @with_config(_STRICT)
     class Holder(TypedDict):  # groups within take over its strictness
         value: hint
 
-    try:
-        return TypeAdapter(Holder)
-    except (PydanticUserError, PydanticUndefinedAnnotation):  # a library's own notions
-        return None
+    return TypeAdapter(Holder)
 
 
 def _sentence(error: ValidationError, value: Any, hint: Any, where: str) -> str:
