@@ -6,7 +6,7 @@ configure, before anything is built: an unknown key or a wrong value is named in
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from inspect import Parameter, isclass, signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -17,7 +17,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import TypedDict, is_typeddict
 
-from qcs.config.bounds import MOST, Dropout, Positive, Probability, Weight
+from qcs.config.bounds import MOST, Dropout, Natural, Positive, Probability, Weight
 from qcs.config.errors import UserError
 from qcs.config.validation import problem, unknown
 
@@ -36,11 +36,12 @@ BOUNDS: dict[str, Any] = {
     "trainer.max_epochs": Annotated[int, Interval(ge=-1, le=MOST)]
     | None,  # -1: until something else stops it
     "trainer.max_steps": Annotated[int, Interval(ge=-1, le=MOST)],
+    "trainer.devices": Annotated[int, Interval(ge=-1, le=4096)] | str | list[Natural],
     "trainer.num_nodes": Annotated[int, Interval(ge=1, le=4096)],
-    "trainer.log_every_n_steps": Annotated[int, Interval(ge=0, le=MOST)] | None,
+    "trainer.log_every_n_steps": Natural | None,
     "trainer.num_sanity_val_steps": Annotated[int, Interval(ge=-1, le=MOST)] | None,
     "callbacks.ema.decay": Dropout,
-    "callbacks.early_stopping.patience": Annotated[int, Interval(ge=0, le=MOST)],
+    "callbacks.early_stopping.patience": Natural,
     "callbacks.early_stopping.min_delta": float,
 }
 
@@ -52,8 +53,13 @@ class BackboneOptions(TypedDict, total=False):
     grad_checkpointing: bool
 
 
-def check(node: Any, where: str) -> None:
+def check(node: Any, where: str, beside: Iterable[str] = ()) -> None:
     """Check every node below that has a `_target_` against the target's signature.
+
+    Args:
+        node: of a resolved config.
+        where: its key.
+        beside: keys that stand beside the target's arguments, and are checked elsewhere.
 
     Raises:
         UserError: an unknown key or a wrong value, or a target that does not exist.
@@ -67,12 +73,12 @@ def check(node: Any, where: str) -> None:
     names, hints, takes_any = _signature(node["_target_"], where)
     for key, value in node.items():
         name = f"{where}.{key}" if where else key
-        if key in _HYDRAS:
+        if key in _HYDRAS or key in beside:
             continue
         if isinstance(value, dict) and "_target_" in value:
             check(value, name)
         elif key not in names and not takes_any:
-            raise UserError(unknown(name, names))
+            raise UserError(unknown(name, [*names, *beside]))
         elif found := problem(value, BOUNDS.get(name, hints.get(key, Any)), name):
             raise UserError(found)
 
@@ -115,7 +121,7 @@ def plain(cfg: DictConfig, settings: type) -> dict[str, Any]:
             raise UserError(unknown(key, hints))
         if is_typeddict(hints[key]) and isinstance(value, dict) and "_target_" in value:
             ours = get_type_hints(hints[key])
-            check({k: v for k, v in value.items() if k not in ours}, key)
+            check(value, key, ours)
             value = {k: v for k, v in value.items() if k in ours}
         else:
             check(value, key)
