@@ -7,24 +7,35 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import TypedDict
 
 from qcs import plots
-from qcs.config.command import one_sentence
+from qcs.config.bounds import Natural, Workers
+from qcs.config.command import command
 from qcs.config.errors import UserError
 from qcs.config.hints import command_line
-from qcs.config.options import CONF, instantiate, plain
+from qcs.config.options import instantiate, plain
 from qcs.data.image_files import is_text, printable
 from qcs.data.inspection import Inspection, inspect
 from qcs.data.manifest import SPLITS
 
 log = logging.getLogger(__name__)
+
+
+class Settings(TypedDict):
+    """The keys of conf/check.yaml."""
+
+    dataset: dict
+    sheet_faces: Natural
+    num_workers: Workers
+    run_dir: str
+
 
 SHOWN = 5  # examples of a fault on the screen; check.json has all
 
@@ -146,11 +157,10 @@ def _sheet(found: Inspection, path: Path, number: int) -> None:
         plots.face_sheet(torch.stack(images), names, path, [True] * len(images), heading)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="check")
-@one_sentence
+@command("check")
 def main(cfg: DictConfig) -> None:
     """Compose, check, look."""
-    check(plain(cfg))
+    check(plain(cfg, Settings))
 
 
 if __name__ == "__main__":

@@ -173,7 +173,6 @@ def _report(out: Path, official: str | Path, weights: Weights, report: Report) -
     log.info("every key: %s", listed)
 
 
-@one_sentence
 def main(arguments: Sequence[str]) -> None:
     """Convert what the command line names."""
     parser = argparse.ArgumentParser(prog="python -m qcs.convert", description=__doc__)
@@ -182,7 +181,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--dataset", choices=DATASETS, help="where nothing in the file tells it")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    convert(options.official, options.out, options.dataset)
+    with one_sentence():
+        convert(options.official, options.out, options.dataset)
 
 
 if __name__ == "__main__":

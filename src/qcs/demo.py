@@ -5,20 +5,22 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import hydra
 import numpy as np
 import torch
+from annotated_types import Interval
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from qcs import plots
 from qcs.checkpoints.load import load_classifier
-from qcs.config.command import one_sentence
+from qcs.config.bounds import Count, Probability
+from qcs.config.command import command
 from qcs.config.errors import UserError, missing_extra
-from qcs.config.options import CONF, plain
+from qcs.config.options import plain
 from qcs.data.sources import synthetic
 from qcs.data.transforms import unnormalised
 from qcs.evaluation.apply import pick_device
@@ -32,6 +34,21 @@ if TYPE_CHECKING:
     import gradio
 
 log = logging.getLogger(__name__)
+
+
+class Settings(TypedDict):
+    """The keys of conf/demo.yaml."""
+
+    ckpt: str | None
+    trust: str | list[str] | None
+    port: Annotated[int, Interval(ge=1, le=65535)]
+    crop: str | None
+    threshold: Probability
+    longest: Count
+    smallest: Count
+    device: str | None
+    run_dir: str
+
 
 HOST = "127.0.0.1"
 MOST = 8  # faces compared at once
@@ -237,11 +254,10 @@ def _serve(config: dict[str, Any], folder: Path) -> None:
     blocks.block_thread()
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="demo")
-@one_sentence
+@command("demo")
 def main(cfg: DictConfig) -> None:
     """Compose, check, serve."""
-    serve(plain(cfg))
+    serve(plain(cfg, Settings))
 
 
 if __name__ == "__main__":

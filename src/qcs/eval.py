@@ -2,28 +2,50 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import hydra
 import torch
+from annotated_types import Interval, MinLen
 from omegaconf import DictConfig
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from qcs.checkpoints import recipe
 from qcs.checkpoints.load import Checkpoint, load_classifier
 from qcs.checkpoints.paths import named
-from qcs.config.command import one_sentence
+from qcs.config.bounds import Count, Workers
+from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import CONF, plain
+from qcs.config.options import plain
 from qcs.data.class_names import Mapped, canonical, mapped
 from qcs.data.manifest import Manifest
 from qcs.evaluation import compare, report
 from qcs.evaluation.apply import apply, pick_device
 from qcs.evaluation.metrics import check_resamples
-from qcs.inference.backends import in_form
+from qcs.inference.backends import Form, in_form
 from qcs.training import build
 
 log = logging.getLogger(__name__)
+
+
+class Settings(TypedDict):
+    """The keys of conf/eval.yaml."""
+
+    ckpt: str | None
+    trust: str | list[str] | None
+    compare: Annotated[dict | list[str], MinLen(1)] | None
+    dataset: dict
+    format: Literal["png", "pdf", "svg"]
+    split: Literal["train", "val", "test"]
+    flip: bool
+    restrict: bool
+    resamples: Annotated[int, Interval(ge=0, le=1_000_000)]
+    batch_size: Count
+    form: Form
+    num_workers: Workers
+    device: str | None
+    store: str | None
+    run_dir: str
 
 
 def evaluate(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -143,11 +165,10 @@ def _restricted(logits: Tensor, found: Mapped) -> Tensor:
     return logits
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="eval")
-@one_sentence
+@command("eval")
 def main(cfg: DictConfig) -> float:
     """Compose, check, evaluate; return the (first) top-1."""
-    return evaluate(plain(cfg))[0]["acc"]
+    return evaluate(plain(cfg, Settings))[0]["acc"]
 
 
 if __name__ == "__main__":

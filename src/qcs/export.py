@@ -2,27 +2,46 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from qcs.checkpoints import recipe
 from qcs.checkpoints.exported import Exported, metadata, to_int8, to_onnx, to_program
 from qcs.checkpoints.load import Checkpoint, load_checkpoint
 from qcs.checkpoints.onnx import open_onnx
-from qcs.config.command import one_sentence
+from qcs.config.bounds import Count, Workers
+from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import CONF, plain
+from qcs.config.options import plain
 from qcs.data.class_names import mapped
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import pixels
 from qcs.training import build
 
 log = logging.getLogger(__name__)
+
+
+class Settings(TypedDict):
+    """The keys of conf/export.yaml."""
+
+    ckpt: str | None
+    trust: str | list[str] | None
+    dataset: dict
+    out: str
+    include_transform: bool
+    int8: bool
+    calibration_images: Count
+    split: Literal["train", "val", "test"]
+    batch_size: Count
+    num_workers: Workers
+    store: str | None
+    run_dir: str
+
 
 SEED = 0
 CHECKED = 8  # real images
@@ -174,11 +193,10 @@ def _quantise(
     return result
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="export")
-@one_sentence
+@command("export")
 def main(cfg: DictConfig) -> None:
     """Compose, check, export."""
-    export(plain(cfg))
+    export(plain(cfg, Settings))
 
 
 if __name__ == "__main__":

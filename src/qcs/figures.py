@@ -5,22 +5,24 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import hydra
 import numpy as np
 import torch
+from annotated_types import MinLen
 from omegaconf import DictConfig
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from qcs import plots
 from qcs.checkpoints import recipe
 from qcs.checkpoints.load import Checkpoint, load_checkpoint
 from qcs.checkpoints.paths import named, single
-from qcs.config.command import one_sentence
+from qcs.config.bounds import Count, Seed, Workers
+from qcs.config.command import command
 from qcs.config.errors import UserError, missing_extra
 from qcs.config.escape import terminal
-from qcs.config.options import CONF, plain
+from qcs.config.options import plain
 from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import unnormalised
@@ -33,6 +35,28 @@ from qcs.training import build
 from qcs.training.loggers import by_epoch
 
 log = logging.getLogger(__name__)
+
+
+class Settings(TypedDict):
+    """The keys of conf/figures.yaml."""
+
+    figure: Literal["attention", "pairs", "embedding", "confusion", "curves"]
+    ckpt: str | None
+    trust: str | list[str] | None
+    compare: Annotated[dict[str, str] | list[str], MinLen(1)] | None
+    runs: str | Annotated[list[str], MinLen(1)] | None
+    dataset: dict
+    format: Literal["png", "pdf", "svg"]
+    split: Literal["train", "val", "test"]
+    seed: Seed
+    faces_per_class: Count
+    level: Count | None
+    max_faces: Count
+    batch_size: Count
+    num_workers: Workers
+    device: str | None
+    store: str | None
+    run_dir: str
 
 
 @torch.no_grad()
@@ -256,13 +280,10 @@ def _heading(config: dict[str, Any], data: Manifest) -> str:
 FIGURES = {f.__name__: f for f in (attention, pairs, embedding, confusion, curves)}
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="figures")
-@one_sentence
+@command("figures")
 def main(cfg: DictConfig) -> None:
     """Compose, check, draw."""
-    config = plain(cfg)
-    if config["seed"] < 0:
-        raise UserError(f"seed must be 0 or more, got {config['seed']}")
+    config = plain(cfg, Settings)
     path = Path(config["run_dir"]) / f"{config['figure']}.{config['format']}"
     FIGURES[config["figure"]](config, path)
     log.info("%s", path)

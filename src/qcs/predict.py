@@ -8,22 +8,47 @@ import logging
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import hydra
+from annotated_types import MinLen
 from omegaconf import DictConfig
+from typing_extensions import TypedDict
 
 from qcs.checkpoints.load import load_classifier
-from qcs.config.command import one_sentence
+from qcs.config.bounds import Count, Probability
+from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import CONF, plain
+from qcs.config.options import plain
 from qcs.evaluation.apply import pick_device
+from qcs.inference.backends import Form
 from qcs.inference.detector import Detector
 from qcs.inference.inputs import files_of, open_items
 from qcs.inference.outputs import Pictures, Records
 from qcs.inference.predictor import Predictor, crop_of
 
 log = logging.getLogger(__name__)
+
+
+class Settings(TypedDict):
+    """The keys of conf/predict.yaml."""
+
+    ckpt: str | None
+    trust: str | list[str] | None
+    input: str | int | Annotated[list[str | int], MinLen(1)] | None
+    out: str
+    detect: Literal["auto", "none"]
+    crop: str | None
+    threshold: Probability
+    longest: Count
+    smallest: Count
+    batch_size: Count
+    form: Form
+    device: str | None
+    every: Count
+    max_frames: Count | None
+    annotate: bool
+    save_crops: bool
+    run_dir: str
 
 
 def predict(config: dict[str, Any]) -> Counter:
@@ -76,11 +101,10 @@ def predict(config: dict[str, Any]) -> Counter:
     return counts
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
-@one_sentence
+@command("predict")
 def main(cfg: DictConfig) -> None:
     """Compose, check, predict."""
-    if predict(plain(cfg))["errors"]:
+    if predict(plain(cfg, Settings))["errors"]:
         sys.exit(1)
 
 

@@ -3,18 +3,31 @@
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import hydra
 from omegaconf import DictConfig
+from typing_extensions import TypedDict
 
-from qcs.config.command import one_sentence
+from qcs.config.bounds import Pixels, Workers
+from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import CONF, instantiate, plain
+from qcs.config.options import instantiate, plain
 from qcs.data import prepared, store_writer
 from qcs.data.image_files import printable
 
 log = logging.getLogger(__name__)
+
+
+class Settings(TypedDict):
+    """The keys of conf/prepare.yaml."""
+
+    dataset: dict
+    augment: dict
+    size: Pixels
+    store: str | None
+    on_error: Literal["fail", "skip"]
+    num_workers: Workers
+    run_dir: str
 
 
 def prepare(config: dict[str, Any]) -> Path:
@@ -40,11 +53,10 @@ def prepare(config: dict[str, Any]) -> Path:
     return folder
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="prepare")
-@one_sentence
+@command("prepare")
 def main(cfg: DictConfig) -> None:
     """Compose, check, prepare."""
-    prepare(plain(cfg))
+    prepare(plain(cfg, Settings))
 
 
 if __name__ == "__main__":

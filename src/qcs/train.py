@@ -4,9 +4,8 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import hydra
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -14,16 +13,49 @@ from hydra.types import RunMode
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
+from typing_extensions import TypedDict
 
 from qcs.checkpoints import files
 from qcs.config import provenance
-from qcs.config.command import one_sentence
+from qcs.config.bounds import Count, Positive, Seed
+from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import CONF, plain
+from qcs.config.options import BackboneOptions, plain
 from qcs.evaluation import report
+from qcs.models.cpu_kernels import SpeedOptions
 from qcs.training import build, loggers
+from qcs.training.module import SAMOptions, SchedulerOptions
 
 log = logging.getLogger(__name__)
+
+
+class Settings(TypedDict):
+    """The keys of conf/train.yaml; groups with a `_target_` take its arguments."""
+
+    seed: Seed
+    select_on: Literal["val", "test", "last"]
+    test: bool
+    ckpt: str | None
+    trust: str | list[str] | None
+    optimized_metric: str | list[str] | None
+    trial: dict | None
+    accumulate_grad_batches: Count
+    gradient_clip_norm: Positive | None
+    sam: SAMOptions
+    speed: SpeedOptions
+    store: str | None
+    run_dir: str
+    dataset: dict
+    backbone: BackboneOptions
+    model: dict
+    loss: dict
+    augment: dict
+    optimizer: dict
+    scheduler: SchedulerOptions
+    loader: dict
+    trainer: dict
+    callbacks: dict | None
+    logger: dict | None
 
 
 def train(config: dict[str, Any]) -> dict[str, float]:
@@ -37,7 +69,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     """
     folder = Path(config["run_dir"])
     ckpt = files.find(config["ckpt"], folder) if config["ckpt"] else None
-    if ckpt and ckpt.parents[1].resolve() == folder.resolve():
+    if ckpt and ckpt.resolve().parent.parent == folder.resolve():
         _continue(config, ckpt)
     lightning.seed_everything(config["seed"], verbose=False)
     data = build.datamodule(config)
@@ -152,15 +184,14 @@ def _optimized(config: dict[str, Any], metrics: dict[str, float]) -> float | lis
     return values if isinstance(wanted, list) else values[0] if values else None
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-@one_sentence
+@command("train")
 def main(cfg: DictConfig) -> float | list[float] | None:
     """Compose, check, train; return the metric that a sweep optimises."""
     if rank_zero_only.rank:
         logging.getLogger().setLevel(logging.WARNING)
     if cfg.get("ckpt") == "last":  # goes on in the folder of that run
         cfg.run_dir = str(files.find("last", Path(cfg.run_dir)).parents[1])
-    config = plain(cfg)
+    config = plain(cfg, Settings)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         _sweep(config)
     try:

@@ -330,9 +330,15 @@ def test_timms_pretrained_weights_reach_the_network(tmp_path, faces, monkeypatch
 @pytest.mark.parametrize(
     "override,sentence",
     [
-        ("backbone.weights=3", "backbone.weights=3 is a int, expected str or null"),
-        ("backbone.grad_checkpointing=1", "backbone.grad_checkpointing=1 is a int, expected bool"),
-        ("+backbone.wieghts=a", "backbone.wieghts is not an option; backbone takes"),
+        ("backbone.weights=3", "backbone.weights=3 should be a valid string"),
+        (
+            "backbone.grad_checkpointing=1",
+            "backbone.grad_checkpointing=1 should be a valid boolean",
+        ),
+        (
+            "+backbone.wieghts=a",
+            "backbone.wieghts is not an option, did you mean backbone.weights?",
+        ),
     ],
 )
 def test_a_mistake_in_the_backbone_is_one_sentence(override, sentence, tmp_path):

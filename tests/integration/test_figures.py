@@ -126,7 +126,7 @@ def test_every_figure_is_drawn_by_its_command(config, tmp_path, faces_table):
         picture = matplotlib.image.imread(tmp_path / "out" / f"{name}.png")
         assert picture.shape[0] > 200 and picture.std() > 0.01
     done = qcs("figures", "figure=portrait", *given, cwd=tmp_path, ok=False)
-    assert "error: figure='portrait' should be one of ['attention', 'pairs'" in done.stderr
+    assert "error: figure=\"portrait\" should be 'attention', 'pairs'" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from qcs.config.bounds import Count, Fraction, Pixels, Seed, Workers
 from qcs.config.errors import UserError
 from qcs.data.batch_transforms import BatchAugmentation
 from qcs.data.datasets import (
@@ -72,17 +73,17 @@ class FaceDataModule(LightningDataModule):
         train_transform: Transform | BatchAugmentation,
         eval_transform: Transform,
         roles: int = 4,
-        batch_size: int = 24,
-        eval_batch_size: int = 128,
-        groups_per_image: int = 1,
-        num_workers: int = 2,
+        batch_size: Count = 24,
+        eval_batch_size: Count = 128,
+        groups_per_image: Count = 1,
+        num_workers: Workers = 2,
         negatives: Negatives = "by_sample",
         anchors: Anchors = "shuffle",
-        samples_per_epoch: int | None = None,
-        val_fraction: float = 0.1,
+        samples_per_epoch: Count | None = None,
+        val_fraction: Fraction = 0.1,
         select_on: Selection = "val",
-        seed: int = 0,
-        input_size: int | None = None,
+        seed: Seed = 0,
+        input_size: Pixels | None = None,
     ) -> None:
         super().__init__()
         if min(batch_size, eval_batch_size) < 1 or num_workers < 0:

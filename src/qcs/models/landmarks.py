@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import TypedDict
 
+from qcs.config.bounds import Count, Dropout
 from qcs.config.errors import UserError
 from qcs.models.backbones.feature_maps import map_sizes
 from qcs.models.backbones.mobilefacenet import MobileFaceNet
@@ -29,8 +30,8 @@ class LandmarkOptions(TypedDict, total=False):
     """Arguments of `LandmarkBranch` that are a choice, and where its weights come from."""
 
     weights: str | None  # a file: qcs.training.build reads it, the network starts at random
-    head_size: int
-    drop_path: float
+    head_size: Count
+    drop_path: Dropout
 
 
 class LandmarkAttention(nn.Module):

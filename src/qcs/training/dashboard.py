@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from qcs import plots
+from qcs.config.bounds import Natural, Seed
 from qcs.config.errors import UserError
 from qcs.evaluation import figures
 from qcs.evaluation.report import try_to_draw
@@ -34,7 +35,12 @@ class Dashboard(Callback):
         UserError: `every_n_epochs` is negative.
     """
 
-    def __init__(self, every_n_epochs: int = 10, seed: int = 0, upload_best: bool = False) -> None:
+    def __init__(
+        self,
+        every_n_epochs: Natural = 10,
+        seed: Seed = 0,
+        upload_best: bool = False,
+    ) -> None:
         if every_n_epochs < 0:
             raise UserError(
                 "callbacks.dashboard.every_n_epochs must be 0 (no pictures) or more, "

@@ -12,6 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from qcs.checkpoints.files import LAST
+from qcs.config.bounds import Count, Positive
 from qcs.config.errors import UserError
 from qcs.training.distributed import NonFiniteLoss
 
@@ -38,7 +39,10 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(
-        self, dirpath: str, every_n_steps: int | None = None, every_n_minutes: float | None = None
+        self,
+        dirpath: str,
+        every_n_steps: Count | None = None,
+        every_n_minutes: Positive | None = None,
     ) -> None:
         if (every_n_steps or 1) < 1 or (every_n_minutes or 1) <= 0:
             raise UserError(

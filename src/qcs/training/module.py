@@ -10,7 +10,7 @@ B batch, R roles, K classes, H and W pixels.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
@@ -19,9 +19,10 @@ from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassConfusionMatrix
+from typing_extensions import TypedDict
 
+from qcs.config.bounds import Count, Weight
 from qcs.config.errors import UserError
-from qcs.config.options import SAMOptions, SchedulerOptions
 from qcs.evaluation.metrics import scores
 from qcs.models import Comparison, QCSNetwork
 from qcs.training.distributed import Watch, in_order
@@ -29,6 +30,23 @@ from qcs.training.losses import QCSLoss
 from qcs.training.sam import frozen_statistics, gradient_norm, perturbed
 
 Batch = dict[str, Tensor]
+
+
+class SAMOptions(TypedDict, total=False):
+    """Sharpness-aware minimisation; `rho` 0 is the plain optimiser."""
+
+    rho: Weight
+    every: Count  # steps; those between are the plain optimiser's
+    adaptive: bool
+    update_bn_twice: bool  # BatchNorm's running statistics move in the second pass too
+    sync_first: bool  # several processes perturb alike, by the gradient of all
+
+
+class SchedulerOptions(TypedDict, total=False):
+    """A schedule and how often it moves; "step" counts optimiser steps."""
+
+    interval: Literal["step", "epoch"]
+    schedule: dict | Callable | None
 
 
 class QCSModule(LightningModule):

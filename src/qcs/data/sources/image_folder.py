@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qcs.config.bounds import Fraction, Seed
 from qcs.config.errors import UserError
 from qcs.data.image_files import (
     images_below,
@@ -33,7 +34,7 @@ class Placed(NamedTuple):
     name: str
 
 
-def read(path: str | None = None, test_fraction: float = 0.2, seed: int = 0) -> Manifest:
+def read(path: str | None = None, test_fraction: Fraction = 0.2, seed: Seed = 0) -> Manifest:
     """Read a folder of class folders; the classes are the folders' names, sorted.
 
     Args:

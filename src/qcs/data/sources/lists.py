@@ -5,6 +5,7 @@ Source: the data files of the published QCS code (train and test lists beside an
 
 from collections.abc import Sequence
 
+from qcs.config.bounds import Natural
 from qcs.config.errors import UserError
 from qcs.data.image_files import expanded
 from qcs.data.manifest import Manifest, require
@@ -19,7 +20,7 @@ def read(
     test: str = "test.txt",
     val: str | None = None,
     class_names: Sequence[str] = (),
-    label_base: int = 0,
+    label_base: Natural = 0,
 ) -> Manifest:
     """Read images listed in text files.
 

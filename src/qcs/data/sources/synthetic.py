@@ -15,9 +15,12 @@ import uuid
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import Interval
 from PIL import Image
 
+from qcs.config.bounds import Pixels, Seed
 from qcs.config.errors import UserError
 from qcs.data.cache import cache_folder
 from qcs.data.image_files import expanded
@@ -28,6 +31,7 @@ __all__ = ["EXPRESSIONS", "VERSION", "draw_face", "make", "read"]
 
 VERSION = 1  # raise it whenever a change of the drawing code changes the images
 _FIRST_IDENTITY = {"train": 0, "val": 1_000_000, "test": 2_000_000}
+Identities = Annotated[int, Interval(ge=0, le=1_000_000)]
 _IMAGES_PER_WORKER = 150  # fewer are drawn sooner than a process starts
 _README = """\
 SYNTHETIC FACES, drawn by code (qcs.data.synthetic, version {version}, seed {seed}). They are
@@ -100,11 +104,11 @@ def _made(folder: Path, seed: int, size: int, counts: dict[str, int], workers: i
 def read(
     path: str | Path | None = None,
     *,
-    seed: int = 0,
-    size: int = 96,
-    train: int = 400,
-    val: int = 60,
-    test: int = 100,
+    seed: Seed = 0,
+    size: Pixels = 96,
+    train: Identities = 400,
+    val: Identities = 60,
+    test: Identities = 100,
 ) -> Manifest:
     """Reads the synthetic set and draws it first where it is missing.
 
