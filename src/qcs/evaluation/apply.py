@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from qcs.config.errors import UserError
 from qcs.data.datasets import Faces, Transform
 from qcs.data.manifest import Manifest
 
@@ -48,5 +49,17 @@ def apply(
 
 
 def pick_device(device: str | None) -> str:
-    """A device as configured: cuda where there is one by default."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """A device as configured: cuda where there is one by default.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    has = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator().type  # cuda, mps or another
+        has += [kind, *(f"{kind}:{n}" for n in range(torch.accelerator.device_count()))]
+    if str(device) not in has:
+        raise UserError(f"device={device} is not on this machine, which has {', '.join(has)}")
+    return str(device)
