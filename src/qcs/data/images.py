@@ -1,7 +1,7 @@
 """Where the images of a data set lie, and how one becomes RGB."""
 
 import os
-import struct
+import warnings
 import zipfile
 import zlib
 from io import BytesIO
@@ -9,39 +9,64 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qcs.config.errors import UserError
+from qcs.data.image_files import FORMATS, open_file
 
-IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# What Pillow and the readers below raise for a missing or broken file.
-BROKEN = (
-    OSError,
-    KeyError,
-    ValueError,
-    SyntaxError,
-    IndexError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
+# What the readers below raise for a missing or broken file.
+BROKEN = (OSError, KeyError, ValueError)
+# Pixels of one image: above the 108 megapixels of phones, and 360 MB as RGB. It is checked in the
+# header, before anything is decoded; Pillow's own warning at 89 megapixels would say it twice.
+MAX_PIXELS = 120_000_000
+MAX_BYTES = 1 << 30  # of a file in a zip, which is read into memory
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def decode(file: BinaryIO) -> Image.Image:
-    """Decode an image as upright RGB.
+    """Decode an image as `upright_rgb`; of a moving picture the first frame.
+
+    Raises:
+        UserError: it is not a whole image of `FORMATS`, or as `upright_rgb`.
+    """
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            return upright_rgb(image)
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(FORMATS)
+        raise UserError(f"it is not an image of the formats {kinds}") from error
+    except Exception as error:  # a damaged file can make Pillow's readers raise anything
+        raise UserError(str(error).strip() or type(error).__name__) from error
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Read a regular file as `decode` does.
+
+    Raises:
+        OSError: it is missing or may not be read.
+        UserError: it cannot be decoded.
+    """
+    with open_file(path) as file:
+        return decode(file)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turn an open image into upright RGB, as every command and the API see it.
 
     EXIF orientation is applied, 16-bit grey is scaled to 8, transparency is laid on white.
 
     Raises:
-        One of `BROKEN`.
+        UserError: no pixels, more than `MAX_PIXELS`, or numbers without a known range.
     """
-    with Image.open(file) as image:
-        return _rgb(ImageOps.exif_transpose(image))
-
-
-def _rgb(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise UserError(
+            f"it has {width}x{height} pixels, expected 1 to {MAX_PIXELS // 1_000_000} million; "
+            "make it smaller"
+        )
+    image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise UserError("32-bit float pixels have no known range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow before 11 reads it as 32-bit
@@ -64,7 +89,7 @@ class FolderImages:
 
     def open(self, path: str) -> BinaryIO:
         """Open one file for reading."""
-        return open(self.root / path, "rb")
+        return open_file(os.path.join(self.root, path))
 
     def stamp(self, path: str) -> tuple[int, int]:
         """Bytes and nanoseconds of the last change of what holds the image."""
@@ -85,7 +110,12 @@ class ZipImages:
 
     def open(self, path: str) -> BinaryIO:
         """Read one member into memory."""
-        return BytesIO(self._archive().read(path))
+        if self._archive().getinfo(path).file_size > MAX_BYTES:
+            raise UserError(f"it is larger than {MAX_BYTES >> 30} GB in the zip")
+        try:
+            return BytesIO(self._archive().read(path))
+        except (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise UserError(str(error).strip() or "its part of the zip is damaged") from error
 
     def stamp(self, path: str) -> tuple[int, int]:
         """Bytes and checksum of the member."""

@@ -80,7 +80,7 @@ def show(loggers: Iterable[Logger], pictures: dict[str, Path], step: int) -> Non
     for logger in loggers:
         for name, path in pictures.items():
             if isinstance(logger, TensorBoardLogger):
-                pixels = np.asarray(Image.open(path).convert("RGB"))
+                pixels = np.asarray(Image.open(path, formats=("PNG",)).convert("RGB"))
                 logger.experiment.add_image(name, pixels, step, dataformats="HWC")
             elif hasattr(logger, "log_image"):
                 logger.log_image(name, [str(path)], step=step)
