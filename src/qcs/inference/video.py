@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FILMS = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
 EXTRA = "videos and webcams need `pip install 'qcs[faces]'`"
-# FFmpeg's readers of these files; playlists, which name other files, are not among them.
+# FFmpeg's readers of these files, by an option of the container; playlists, which name other files, are not among them.
 READERS = "asf,avi,matroska,webm,mov,mp4,mpeg,mpegts,mpegvideo"
 CLOCK = Fraction(1, 90_000)  # of written films
 MARGIN = 1.0  # seconds by which a whole film may end before the length in its header
@@ -64,7 +64,7 @@ def film(path: str | Path, every: int = 1, most: int | None = None) -> Iterator[
         with (
             open_file(path) as file,
             av.open(
-                file, metadata_errors="replace", options={"format_whitelist": READERS}
+                file, metadata_errors="replace", container_options={"format_whitelist": READERS}
             ) as container,
         ):
             yield from _frames(container, every, most)
