@@ -9,6 +9,7 @@ from PIL import Image
 
 import qcs
 from conftest import tiny_checkpoint
+from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
 from qcs.evaluation.apply import pick_device
 from qcs.inference.detector import Detector
@@ -28,7 +29,8 @@ def test_drawn_faces_are_warned_of_once_and_others_are_not(tmp_path):
 
 
 def test_the_data_set_is_known_by_its_name_or_by_the_path_of_format_1():
-    assert data_source({"dataset": "ferplus"}) == "ferplus"
+    assert data_source({"dataset": {"name": "ferplus"}}) == "ferplus"
+    assert data_source({"dataset": "synthetic"}) == "synthetic"
     assert data_source({"dataset": {"_target_": "qcs.data.synthetic.read"}}) == "synthetic"
     assert data_source({"dataset": {"_target_": "qcs.data.sources.rafdb.read"}}) == "rafdb"
     assert data_source({"dataset": {"_target_": "mine.read"}}) == "mine.read"
@@ -70,12 +72,20 @@ def test_a_device_that_is_not_there_is_a_sentence(device, tmp_path):
 
 
 @pytest.mark.parametrize("threshold", [0, 1, -1, float("nan")])
-def test_numbers_out_of_range_are_refused(threshold, tmp_path):
+def test_a_threshold_out_of_range_is_refused(threshold):
     with pytest.raises(UserError, match="threshold="):
         Detector(threshold)
-    checkpoint = qcs.checkpoints.load.load_checkpoint(tiny_checkpoint(tmp_path / "a.ckpt"))
+
+
+def test_a_batch_of_no_image_is_refused(tmp_path):
+    checkpoint = load_checkpoint(tiny_checkpoint(tmp_path / "a.ckpt"))
     with pytest.raises(UserError, match="batch_size must be 1 or more"):
         Predictor(checkpoint, batch_size=0)
+
+
+def test_the_detector_computes_with_the_threads_of_pytorch():
+    assert Detector().session.get_session_options().intra_op_num_threads == torch.get_num_threads()
+    assert Detector(threads=3).session.get_session_options().intra_op_num_threads == 3
 
 
 def test_an_image_of_one_column_is_answered(tmp_path):

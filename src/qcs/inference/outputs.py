@@ -58,7 +58,7 @@ class Records:
             if error[0] is None:
                 raise self._unwritable(problem) from problem
 
-    def write(self, result: Result, pictures: Written = Written()) -> None:
+    def write(self, result: Result, pictures: Written) -> None:
         """Write what is known of one image."""
         key = result.key
         place: dict[str, Any] = {"file": _utf8(key.file)}

@@ -200,6 +200,8 @@ def _out_of_memory(error: Exception) -> bool:
 def data_source(recipe: dict[str, Any]) -> str:
     """The name of the data set that a network was trained on, such as "ferplus"."""
     dataset = recipe.get("dataset")
+    if isinstance(dataset, dict) and "name" in dataset:
+        return str(dataset["name"])
     if isinstance(dataset, dict):  # format 1: the path of the function that reads it
         target = str(dataset.get("_target_"))
         return next((name for name in (*CROPS, DRAWN) if name in target.split(".")), target)

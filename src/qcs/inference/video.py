@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 FILMS = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
 EXTRA = "videos and webcams need `pip install 'qcs[faces]'`"
-# FFmpeg's readers of these files, by an option of the container; playlists, which name other files, are not among them.
+# FFmpeg's readers of these files. Playlists, which name other files, are not among them. It is an
+# option of the container: PyAV before 18 crashes where the streams get it as well.
 READERS = "asf,avi,matroska,webm,mov,mp4,mpeg,mpegts,mpegvideo"
 CLOCK = Fraction(1, 90_000)  # of written films
 MARGIN = 1.0  # seconds by which a whole film may end before the length in its header
