@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from qcs.data import preparation, prepared, transforms
 from qcs.data.datamodule import FaceDataModule
-from qcs.data.datasets import keep_shared
+from qcs.data.workers import start
 from qcs.data.manifest import Manifest
 from qcs.data.sampling import AnchorSampler, QuadrupletDraw, draw_generator
 
@@ -86,7 +86,7 @@ class Draws(Dataset):
 def own_memory(manifest: Manifest) -> float:
     """Megabytes that a worker does not share with its parent, once it has drawn every row."""
     context = "fork" if sys.platform == "linux" else None
-    options = {"multiprocessing_context": context, "worker_init_fn": keep_shared}
+    options = {"multiprocessing_context": context, "worker_init_fn": start}
     loader = DataLoader(Draws(manifest), 512, num_workers=1, **options)
     for i, _ in enumerate(loader):
         if i == len(loader) - 3:

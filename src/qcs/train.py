@@ -1,7 +1,6 @@
 """Train a network: `python -m qcs.train dataset=... model=... backbone=...`."""
 
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from qcs.config import provenance
 from qcs.config.command import one_sentence
 from qcs.config.errors import UserError
 from qcs.config.options import CONF, plain
+from qcs.data import workers
 from qcs.evaluation import report
 from qcs.training import build, loggers
 
@@ -55,11 +55,11 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     log.info("%.2f M parameters, run folder %s", _millions(module), folder)
     if ckpt:
         log.info("going on from %s", ckpt)
-        warnings.filterwarnings("ignore", ".*your dataloader is not resumable")  # ours is
-    trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
-    metrics = dict(trainer.callback_metrics)
-    if config["test"] and not trainer.fast_dev_run:
-        metrics |= test(config, trainer, module, data, folder)
+    with workers.told():
+        trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
+        metrics = dict(trainer.callback_metrics)
+        if config["test"] and not trainer.fast_dev_run:
+            metrics |= test(config, trainer, module, data, folder)
     return {name: float(value) for name, value in metrics.items()}
 
 

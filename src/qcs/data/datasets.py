@@ -3,8 +3,6 @@
 B batch, R roles [a, p, n, n2], H and W pixels.
 """
 
-import gc
-import signal
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -128,15 +126,6 @@ class GroupLoader(DataLoader):
         for batch in super().__iter__():
             self.taken += 1
             yield batch
-
-
-def keep_shared(worker: int) -> None:
-    """Keep a forked worker's garbage collector off the objects, so the pages, of its parent.
-
-    SIGTERM, which SLURM sends to workers too, is the parent's to answer.
-    """
-    gc.freeze()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class Collate:

@@ -1,0 +1,110 @@
+"""Loader processes: how they start, how they end, and what their end means.
+
+A process that loads images lives as long as the run wants it to. Signals that the system or SLURM
+sends to all processes are the run's to answer; a signal from the run itself ends the loader.
+"""
+
+import gc
+import multiprocessing.queues
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from qcs.config.errors import UserError
+
+SHARED = Path("/dev/shm")  # where loader processes put their batches
+PREFETCHED = 2  # batches of each loader process that wait there, torch's default
+LINUX = sys.platform == "linux"
+# What torch says of a loader process that is gone, and of a batch that does not come.
+_GONE = re.compile(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)|DataLoader timed out after")
+
+
+def start(worker: int) -> None:
+    """Begin a loader process.
+
+    A forked one keeps its garbage collector off the objects, so the pages, of its parent. It ends
+    as soon as a batch cannot be sent, of which torch would only print a traceback and wait.
+    """
+    gc.freeze()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)
+    if LINUX:  # torch's own handler, elsewhere, ends the process whoever sends the signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    """End this process when its parent asks; other processes' SIGTERM is the parent's to answer."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def _cannot_send(error: BaseException, batch: object) -> None:
+    print(f"a loader process cannot send a batch: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def free_shared_memory() -> int | None:
+    """Bytes that are free in /dev/shm; None on a system without it."""
+    return shutil.disk_usage(SHARED).free if SHARED.is_dir() else None
+
+
+def require_shared_memory(batch: int, workers: int, batches: int) -> None:
+    """Check that the batches of the loader processes have room.
+
+    Args:
+        batch: bytes of one.
+        workers: number of loader processes.
+        batches: of an epoch.
+
+    Raises:
+        UserError: they do not fit into /dev/shm.
+    """
+    needed, free = batch * min(workers * PREFETCHED, batches), free_shared_memory()
+    if free is not None and needed > free:
+        raise UserError(
+            f"{workers} loader processes need {needed / 2**20:.0f} MiB of shared memory for their "
+            f"batches and {SHARED} has {free / 2**20:.0f} MiB free: write loader.num_workers=0, "
+            "make the batches smaller, or give it more (docker run --shm-size=...)"
+        )
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Say in one sentence what a loader process found, or why it is gone.
+
+    Raises:
+        UserError: in place of torch's RuntimeError of a process that was killed or is too slow, and
+            of a user's mistake that comes with the traceback of the process.
+    """
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        if not text.startswith("Caught "):
+            raise
+        last = text.strip().splitlines()[-1]
+        raise UserError(last.partition("UserError: ")[2] or last) from error
+    except RuntimeError as error:
+        found = _GONE.search(str(error))
+        if not found:
+            raise
+        free = free_shared_memory()
+        room = "" if free is None else f" ({SHARED} has {free / 2**20:.0f} MiB free)"
+        if found[1] is None:
+            raise UserError(
+                "no batch came from the loader processes within loader.timeout seconds: the images "
+                f"cannot be read fast enough, or shared memory is full{room}; write "
+                "loader.num_workers=0, or a longer loader.timeout"
+            ) from error
+        raise UserError(
+            f"the loader process {found[1]} was killed or ended: most often memory ran out, or "
+            f"shared memory{room}; write fewer loader.num_workers or smaller batches"
+        ) from error
