@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from qcs.data import preparation, prepared, transforms
 from qcs.data.datamodule import FaceDataModule
-from qcs.data.workers import start
 from qcs.data.manifest import Manifest
 from qcs.data.sampling import AnchorSampler, QuadrupletDraw, draw_generator
+from qcs.data.workers import start
 
 RAFDB, AFFECTNET = 12_271, 283_901
 SIZE, BATCH = 224, 24

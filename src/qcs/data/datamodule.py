@@ -125,7 +125,7 @@ class FaceDataModule(LightningDataModule):
         log.info("%s: %s; classes %s", manifest.root, sizes, ", ".join(manifest.class_names))
 
     def _loader(
-        self, dataset: Dataset, kind: type[DataLoader] = DataLoader, **options: object
+        self, dataset: Dataset, kind: type[workers.Loader] = workers.Loader, **options: object
     ) -> DataLoader:
         loader = kind(
             dataset,

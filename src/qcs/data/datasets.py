@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from qcs.data.batch_transforms import BatchAugmentation
 from qcs.data.manifest import Manifest
 from qcs.data.regrouping import regroup
 from qcs.data.sampling import Anchor, AnchorBatches, QuadrupletDraw, draw_generator
 from qcs.data.transforms import pixels, sub_sampled
+from qcs.data.workers import Loader
 
 Transform = Callable[[Image | Tensor], Tensor]
 
@@ -115,7 +116,7 @@ class Faces(Dataset):
         return {"images": image, "labels": int(self.manifest.labels[row]), "rows": row}
 
 
-class GroupLoader(DataLoader):
+class GroupLoader(Loader):
     """Counts the batches taken of the epoch."""
 
     batch_sampler: AnchorBatches

@@ -15,6 +15,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
 
 from qcs.config.errors import UserError
 
@@ -23,6 +26,20 @@ PREFETCHED = 2  # batches of each loader process that wait there, torch's defaul
 LINUX = sys.platform == "linux"
 # What torch says of a loader process that is gone, and of a batch that does not come.
 _GONE = re.compile(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)|DataLoader timed out after")
+
+
+class Loader(DataLoader):
+    """A DataLoader whose processes are deaf to SIGTERM in all their threads, see `start`."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin an epoch; the processes inherit what is blocked here."""
+        if not LINUX:
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start(worker: int) -> None:
@@ -34,8 +51,7 @@ def start(worker: int) -> None:
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)
-    if LINUX:  # torch's own handler, elsewhere, ends the process whoever sends the signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    if LINUX:
         threading.Thread(target=_end_with_the_run, daemon=True).start()
 
 

@@ -88,7 +88,8 @@ def make(
         raise
     except (ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
-            f"scheduler.schedule={name} cannot be made for {steps or 'any number of'} steps: {error}"
+            f"scheduler.schedule={name} cannot be made"
+            f"{'' if steps is None else f' for {steps} steps'}: {error}"
         ) from error
     if isinstance(made, ReduceLROnPlateau):
         raise UserError(
