@@ -20,7 +20,11 @@ def config(folder, job: int = 0, sweeper: str = "BasicSweeper"):
 
 
 def job(value, *overrides: str) -> JobReturn:
-    failed = isinstance(value, Exception)
+    if failed := isinstance(value, Exception):
+        try:
+            raise value
+        except Exception as error:
+            value = error
     done = JobReturn(overrides=list(overrides), status=JobStatus(int(failed) + 1))
     done.return_value = value
     return done

@@ -45,15 +45,15 @@ def lines(caplog, *trainers) -> list[str]:
 def test_a_line_every_half_minute(clock, caplog):
     found = lines(caplog, *(trainer(n) for n in range(101, 108)))
     assert found == [
-        "epoch 2/4, batch 3/100, train/loss 1.2500, 6 images/s, 74 min 15 s left",
-        "epoch 2/4, batch 6/100, train/loss 1.2500, 6 images/s, 58 min 36 s left",
+        "epoch 2/4, batch 3/100, train/loss 1.2500, 6 images/s, 1 h 14 min left",
+        "epoch 2/4, batch 6/100, train/loss 1.2500, 6 images/s, 58 min 48 s left",
     ]
 
 
 def test_the_end_may_be_unknown_or_counted_in_steps(clock, caplog):
     assert "left" not in lines(caplog, *[trainer(n, -1) for n in range(101, 106)])[-1]
     steps = lines(caplog, *[trainer(n, -1, max_steps=100) for n in range(101, 106)])[-1]
-    assert steps.startswith("epoch 2, batch 3/100") and "16 min 1" in steps
+    assert steps.startswith("epoch 2, batch 3/100") and "24 min 44 s left" in steps
 
 
 def test_a_terminal_has_its_bar(clock, caplog, monkeypatch):

@@ -27,7 +27,7 @@ def rates(schedule, steps: int) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("share", [0, 0.05, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0, 0.05, 0.1, 0.2, 0.25, 1 / 3, 0.5])
 def test_one_cycle_has_any_number_of_steps(share):
     for steps in range(1, 31):
         found = rates(partial(one_cycle, max_lr=0.1, pct_start=share), steps)

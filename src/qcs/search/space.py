@@ -4,6 +4,7 @@ A choice is kept as the text that a Hydra override takes (`null`, `5.0`, `'a=b'`
 every kind of value reaches the job as what it is.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,8 +69,8 @@ def distribution(key: str, node: Any) -> BaseDistribution:
     low, high, step, log = (node.get(k) for k in ("low", "high", "step", "log"))
     numbers = [n for n in (low, high, step) if n is not None]
     whole = all(isinstance(n, int) for n in numbers)
-    if any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
-        raise UserError(f"{where}, expected numbers for low, high and step")
+    if not all(_is_number(n) for n in (low, high, *numbers)):
+        raise UserError(f"{where}, expected finite numbers for low, high and step")
     if not isinstance(log, (bool, type(None))):
         raise UserError(f"{where}, expected true or false for log")
     try:
@@ -78,6 +79,11 @@ def distribution(key: str, node: Any) -> BaseDistribution:
         return FloatDistribution(float(low), float(high), step=step, log=bool(log))
     except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{where}, which is no range: {error}") from error
+
+
+def _is_number(value: Any) -> bool:
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return plain and math.isfinite(value)
 
 
 def _of_override(override: Override) -> BaseDistribution:

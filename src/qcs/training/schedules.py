@@ -57,7 +57,9 @@ def steps_of(trainer: Trainer, accumulate: int) -> int | float:
     epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
     batches = trainer.num_training_batches
     # No batch is no step, in however many epochs.
-    steps = math.ceil(batches / accumulate) * epochs if batches and epochs else 0
+    if batches != math.inf:
+        batches = math.ceil(batches / accumulate)
+    steps = batches * epochs if batches and epochs else 0
     return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
 
