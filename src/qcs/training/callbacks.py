@@ -4,7 +4,7 @@ import logging
 import math
 import sys
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -98,14 +98,12 @@ def _clock(seconds: float) -> str:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, in one line of a terminal: epochs count from 1, and two numbers are shown."""
-
-    SHOWN: ClassVar = {"train/loss_step": "loss", "val/acc": "val/acc"}
+    """Lightning's, in one line of a terminal: epochs count from 1, and only the loss is shown."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The numbers of the bar."""
-        found = super().get_metrics(trainer, pl_module)
-        return {short: found[name] for name, short in self.SHOWN.items() if name in found}
+        """The loss; the scores of an epoch have a line of their own."""
+        loss = super().get_metrics(trainer, pl_module).get("train/loss_step")
+        return {} if loss is None else {"loss": loss}
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Epoch {_of(current_epoch + 1, self.trainer.max_epochs)}"
