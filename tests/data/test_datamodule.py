@@ -183,8 +183,8 @@ def module(manifest: Manifest, **options) -> FaceDataModule:
 
 def test_batches_are_the_same_for_any_number_of_workers(faces):
     seen = []
-    for workers in (0, 2):
-        loader = module(faces, num_workers=workers).train_dataloader()
+    for number in (0, 2):
+        loader = module(faces, num_workers=number).train_dataloader()
         for epoch in (0, 1):
             loader.batch_sampler.sampler.set_epoch(epoch)
             seen.append(torch.cat([b["images"] for b in loader]))

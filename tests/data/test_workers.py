@@ -27,6 +27,8 @@ class Numbers(Dataset):
             raise UserError("cannot read image 20")
         if row == 20 and self.how == "bug":
             raise RuntimeError("a bug")
+        if row == 20 and self.how == "full":
+            raise RuntimeError("unable to allocate shared memory(shm) for file </x>: No space left")
         if row == 20 and self.how == "slow":
             time.sleep(30)
         if row == 20 and self.how == "killed":
@@ -75,6 +77,7 @@ def test_the_run_still_hears_sigterm():
         ("mistake", "^cannot read image 20$"),
         ("slow", "no batch came from the loader processes within loader.timeout"),
         ("killed", "was killed or ended: most often memory ran out, or shared memory"),
+        ("full", "shared memory is too small for the batches of the loader processes"),
         ("unsendable", "was killed or ended"),  # torch alone would wait for ever
     ],
 )

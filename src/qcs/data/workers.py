@@ -24,7 +24,8 @@ from qcs.config.errors import UserError
 SHARED = Path("/dev/shm")  # where loader processes put their batches
 PREFETCHED = 2  # batches of each loader process that wait there, torch's default
 LINUX = sys.platform == "linux"
-# What torch says of a loader process that is gone, and of a batch that does not come.
+# What torch says of a batch without room, of a loader process that is gone, of one that is late.
+_FULL = re.compile(r"unable to \w+ .*shared memory|No space left on device")
 _GONE = re.compile(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)|DataLoader timed out after")
 
 
@@ -109,11 +110,17 @@ def told() -> Iterator[None]:
         last = text.strip().splitlines()[-1]
         raise UserError(last.partition("UserError: ")[2] or last) from error
     except RuntimeError as error:
+        free = free_shared_memory()
+        room = "" if free is None else f" ({SHARED} has {free / 2**20:.0f} MiB free)"
+        if "shared memory" in str(error) and _FULL.search(str(error)):
+            raise UserError(
+                f"shared memory is too small for the batches of the loader processes{room}: write "
+                "loader.num_workers=0, make the batches smaller, or give it more (docker run "
+                "--shm-size=...)"
+            ) from error
         found = _GONE.search(str(error))
         if not found:
             raise
-        free = free_shared_memory()
-        room = "" if free is None else f" ({SHARED} has {free / 2**20:.0f} MiB free)"
         if found[1] is None:
             raise UserError(
                 "no batch came from the loader processes within loader.timeout seconds: the images "
