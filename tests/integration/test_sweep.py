@@ -6,11 +6,11 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from optuna.trial import TrialState
-from test_options import config
 from test_train import SMALL, qcs
 
-from qcs.config.options import CONF
+from qcs.config.options import CONF, plain
 from qcs.data.sources import synthetic
 from qcs.search.study import open_storage
 
@@ -142,6 +142,7 @@ def test_the_sweep_of_wandb_composes(tmp_path):
     overrides = [a for a in sweep["command"][3:] if "=" in a]
     for key, node in sweep["parameters"].items():
         overrides.append(f"{key}={node['values'][0] if 'values' in node else node['min']}")
-    found = config(tmp_path, *overrides)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = plain(compose("train", [*overrides, f"run_dir={tmp_path}"]))
     assert found["optimizer"]["lr"] == 0.0001 and found["logger"]["wandb"]
     assert sweep["metric"]["name"] == found["optimized_metric"]

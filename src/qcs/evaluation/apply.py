@@ -8,8 +8,10 @@ from torch.utils.data import DataLoader
 
 from qcs.data.datasets import Faces, Transform
 from qcs.data.manifest import Manifest
+from qcs.data.workers import told
 
 
+@told()
 @torch.no_grad()
 def apply(
     function: Callable[[Tensor], Tensor],

@@ -17,14 +17,14 @@ from hydra.core.override_parser.types import (
     RangeSweep,
 )
 from hydra.errors import HydraException
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 
 from qcs.config.errors import UserError
+from qcs.search.study import optuna
+
+BaseDistribution = optuna.distributions.BaseDistribution
+CategoricalDistribution = optuna.distributions.CategoricalDistribution
+FloatDistribution = optuna.distributions.FloatDistribution
+IntDistribution = optuna.distributions.IntDistribution
 
 RANGE = {"low", "high", "log", "step"}
 
