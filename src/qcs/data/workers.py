@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +25,7 @@ from qcs.config.errors import UserError
 SHARED = Path("/dev/shm")  # where loader processes put their batches
 PREFETCHED = 2  # batches of each loader process that wait there, torch's default
 LINUX = sys.platform == "linux"
-# What torch says of a batch without room, of a loader process that is gone, of one that is late.
-_FULL = re.compile(r"unable to \w+ .*shared memory|No space left on device")
-_GONE = re.compile(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)|DataLoader timed out after")
+_FULL = re.compile(r"unable to \w+ .*shared memory")  # torch's words
 
 
 class Loader(DataLoader):
@@ -98,8 +97,8 @@ def told() -> Iterator[None]:
     """Say in one sentence what a loader process found, or why it is gone.
 
     Raises:
-        UserError: in place of torch's RuntimeError of a process that was killed or is too slow, and
-            of a user's mistake that comes with the traceback of the process.
+        UserError: in place of torch's error of a process that was killed or is too slow, and of a
+            user's mistake that comes with the traceback of the process.
     """
     try:
         yield
@@ -109,25 +108,36 @@ def told() -> Iterator[None]:
             raise
         last = text.strip().splitlines()[-1]
         raise UserError(last.partition("UserError: ")[2] or last) from error
-    except RuntimeError as error:
-        free = free_shared_memory()
-        room = "" if free is None else f" ({SHARED} has {free / 2**20:.0f} MiB free)"
-        if "shared memory" in str(error) and _FULL.search(str(error)):
-            raise UserError(
-                f"shared memory is too small for the batches of the loader processes{room}: write "
-                "loader.num_workers=0, make the batches smaller, or give it more (docker run "
-                "--shm-size=...)"
-            ) from error
-        found = _GONE.search(str(error))
-        if not found:
-            raise
-        if found[1] is None:
-            raise UserError(
-                "no batch came from the loader processes within loader.timeout seconds: the images "
-                f"cannot be read fast enough, or shared memory is full{room}; write "
-                "loader.num_workers=0, or a longer loader.timeout"
-            ) from error
-        raise UserError(
-            f"the loader process {found[1]} was killed or ended: most often memory ran out, or "
-            f"shared memory{room}; write fewer loader.num_workers or smaller batches"
-        ) from error
+    except (RuntimeError, OSError, EOFError) as error:
+        if sentence := _reason(error):
+            raise UserError(sentence) from error
+        raise
+
+
+def _reason(error: Exception) -> str | None:
+    """What torch's error says of the loader processes; None of one that is about something else."""
+    text, free = str(error), free_shared_memory()
+    room = "" if free is None else f" ({SHARED} has {free / 2**20:.0f} MiB free)"
+    if not isinstance(error, RuntimeError):  # a batch was to come from a process that is gone
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        if not any(file.endswith("resource_sharer.py") for file in files):
+            return None
+        text = "DataLoader worker (pid ?)"
+    if _FULL.search(text):
+        return (
+            f"shared memory is too small for the batches of the loader processes{room}: write "
+            "loader.num_workers=0, make the batches smaller, or give it more (docker run "
+            "--shm-size=...)"
+        )
+    if "DataLoader timed out after" in text:
+        return (
+            "no batch came from the loader processes within loader.timeout seconds: the images "
+            f"cannot be read fast enough, or shared memory is full{room}; write "
+            "loader.num_workers=0, or a longer loader.timeout"
+        )
+    if "DataLoader worker (pid" in text:
+        return (
+            "a loader process was killed or ended: most often memory ran out, or shared memory"
+            f"{room}; write fewer loader.num_workers or smaller batches"
+        )
+    return None
