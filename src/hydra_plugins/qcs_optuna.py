@@ -3,6 +3,7 @@
 hydra-optuna-sweeper 1.3 pins Optuna below 3; `qcs.search.sweep` talks to today's.
 """
 
+import os
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,7 +44,7 @@ class OptunaSweeper(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Make the launcher."""
-        self.config = config
+        self.config, self.loader = config, hydra_context.config_loader
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -53,7 +54,11 @@ class OptunaSweeper(Sweeper):
         try:
             from qcs.search import sweep
 
-            return sweep.run(self.launcher, self.config, arguments, **self.options)
-        except (ValueError, ImportError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            return sweep.run(self.launcher, self.loader, self.config, arguments, **self.options)
+        except ValueError as error:
+            from qcs.config.errors import UserError
+
+            if not isinstance(error, UserError) or os.environ.get("QCS_TRACEBACK"):
+                raise
+            print(f"error: {error} (QCS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
             sys.exit(2)

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from qcs.config.bounds import Count, Positive, Seed
 from qcs.config.command import command
 from qcs.config.errors import UserError
 from qcs.config.options import BackboneOptions, plain
+from qcs.data import workers
 from qcs.evaluation import report
 from qcs.models.cpu_kernels import SpeedOptions
 from qcs.training import build, loggers
@@ -87,11 +87,11 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     log.info("%.2f M parameters, run folder %s", _millions(module), folder)
     if ckpt:
         log.info("going on from %s", ckpt)
-        warnings.filterwarnings("ignore", ".*your dataloader is not resumable")  # ours is
-    trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
-    metrics = dict(trainer.callback_metrics)
-    if config["test"] and not trainer.fast_dev_run:
-        metrics |= test(config, trainer, module, data, folder)
+    with workers.told():
+        trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
+        metrics = dict(trainer.callback_metrics)
+        if config["test"] and not trainer.fast_dev_run:
+            metrics |= test(config, trainer, module, data, folder)
     return {name: float(value) for name, value in metrics.items()}
 
 

@@ -9,9 +9,11 @@ from torch.utils.data import DataLoader
 from qcs.config.errors import UserError
 from qcs.data.datasets import Faces, Transform
 from qcs.data.manifest import Manifest
+from qcs.data.workers import told
 from qcs.evaluation.metrics import check_finite
 
 
+@told()
 @torch.no_grad()
 def apply(
     function: Callable[[Tensor], Tensor],

@@ -1,12 +1,12 @@
 """From a config to objects."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
-from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from qcs.checkpoints import pretrained, recipe
@@ -20,6 +20,8 @@ from qcs.data.datamodule import FaceDataModule
 from qcs.data.manifest import Manifest
 from qcs.models import QCSNetwork
 from qcs.models.cpu_kernels import speed_up
+from qcs.training import loggers, notices
+from qcs.training.callbacks import ProgressBar
 from qcs.training.module import QCSModule
 
 log = logging.getLogger(__name__)
@@ -29,8 +31,8 @@ def datamodule(config: dict[str, Any]) -> FaceDataModule:
     """Read the data set and make its loaders.
 
     Raises:
-        UserError: images are to be in several groups, and nothing compares them; or the run's
-            checkpoints could not be loaded again.
+        UserError: images are to be in several groups, and nothing compares them; or there are no
+            images for the test at the end.
     """
     if config["model"].get("cross") is None and config["loader"].get("groups_per_image", 1) > 1:
         raise UserError(
@@ -38,9 +40,14 @@ def datamodule(config: dict[str, Any]) -> FaceDataModule:
             "has no cross module: set it to 1, or choose model=qcs or model=dcs"
         )
     recipe.require_trust(config)
+    table = manifest(config["dataset"], list(config["augment"].values()), config["store"])
+    if config["test"] and not config["trainer"].get("fast_dev_run") and not table.has("test"):
+        raise UserError(
+            f"data set {table.root} has no test images for the test at the end: write test=false"
+        )
     return instantiate(
         config["loader"],
-        manifest=manifest(config["dataset"], list(config["augment"].values()), config["store"]),
+        manifest=table,
         train_transform=instantiate(config["augment"]["train"]),
         eval_transform=instantiate(config["augment"]["eval"]),
         roles=config["model"]["roles"],
@@ -176,6 +183,7 @@ def trainer(config: dict[str, Any], folder: Path) -> Trainer:
     Raises:
         UserError: an option that manual optimisation takes elsewhere.
     """
+    notices.leave_out()
     for key, ours in {
         "accumulate_grad_batches": "accumulate_grad_batches",
         "gradient_clip_val": "gradient_clip_norm",
@@ -192,8 +200,14 @@ def trainer(config: dict[str, Any], folder: Path) -> Trainer:
         from qcs.search.pruning import Pruning  # needs an extra
 
         callbacks.append(Pruning(config["trial"], config["optimized_metric"]))
-    loggers: list[Logger] = [instantiate(c) for c in (config["logger"] or {}).values() if c]
-    ours = {"callbacks": callbacks, "logger": loggers, "plugins": [AtomicCheckpointIO()]}
+    nodes = [node for node in (config["logger"] or {}).values() if node]
+    bar = config["trainer"].get("enable_progress_bar", True) and sys.stdout.isatty()
+    if bar:
+        callbacks.append(ProgressBar())
+    for node in nodes:
+        loggers.require_login(node)
+    ours = {"callbacks": callbacks, "logger": [instantiate(node) for node in nodes]}
+    ours |= {"plugins": [AtomicCheckpointIO()], "enable_progress_bar": bar}
     # The data module shards its samplers itself.
     ours |= {"default_root_dir": str(folder), "use_distributed_sampler": False}
     return instantiate(config["trainer"], **ours)

@@ -5,10 +5,13 @@ and a run without either have the same ones.
 """
 
 import csv
+import netrc
+import os
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -17,7 +20,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from PIL import Image
 
-from qcs.config.errors import missing_extra
+from qcs.config.errors import UserError, missing_extra
 from qcs.config.escape import markdown
 from qcs.evaluation.report import PICTURES
 
@@ -74,6 +77,43 @@ def tensorboard(save_dir: str, version: str = "tensorboard") -> TensorBoardLogge
     if find_spec("tensorboard") is None:
         raise missing_extra("tensorboard", "logger=tensorboard needs")
     return TensorBoardLogger(save_dir, name=None, version=version, default_hp_metric=False)
+
+
+def require_login(node: dict[str, Any]) -> None:
+    """Check that a W&B logger's node can be built and may log in, before anything is trained.
+
+    W&B itself would ask for a key at a terminal, and elsewhere fail once the run begins.
+
+    Raises:
+        UserError: W&B is not installed, or is to be online without a key.
+    """
+    if not node["_target_"].endswith("WandbLogger"):
+        return
+    if find_spec("wandb") is None:
+        raise missing_extra("wandb", "logger=wandb needs")
+    import wandb  # slow, and only some runs log there
+
+    settings = wandb.setup().settings
+    if node.get("offline") or settings.mode in ("offline", "dryrun", "disabled"):
+        return
+    if settings.api_key or settings.identity_token_file or _in_netrc(settings.base_url):
+        return
+    raise UserError(
+        "logger=wandb: no W&B login on this machine; run `wandb login`, or write "
+        "logger.wandb.offline=true"
+    )
+
+
+def _in_netrc(url: str) -> bool:
+    """Whether the user's netrc file, where `wandb login` leaves the key, has one for a server."""
+    names = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
+    for path in (Path(name).expanduser() for name in names if name):
+        try:
+            if path.is_file() and netrc.netrc(path).authenticators(urlsplit(url).hostname or ""):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
 
 
 def show(loggers: Iterable[Logger], pictures: dict[str, Path], step: int) -> None:

@@ -7,7 +7,6 @@ a (accumulated) batch, so `global_step`, loggers and checkpoints count as usual.
 B batch, R roles, K classes, H and W pixels.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from qcs.config.bounds import Count, Weight
 from qcs.config.errors import UserError
 from qcs.evaluation.metrics import scores
 from qcs.models import Comparison, QCSNetwork
+from qcs.training import schedules
 from qcs.training.distributed import Watch, in_order
 from qcs.training.losses import QCSLoss
 from qcs.training.sam import frozen_statistics, gradient_norm, perturbed
@@ -121,11 +121,11 @@ class QCSModule(LightningModule):
         if schedule is None:
             return optimizer
         if self.scheduler.get("interval", "epoch") == "epoch":
-            return [optimizer], [schedule(optimizer)]
-        batches = self.trainer.estimated_stepping_batches  # of accumulate_grad_batches=1
-        epochs = max(self.trainer.max_epochs, 1)
-        self.steps = math.ceil(batches / epochs / self.accumulate) * epochs
-        return [optimizer], [schedule(optimizer, total_steps=self.steps)]
+            return [optimizer], [schedules.make(schedule, optimizer, None)]
+        self.steps = schedules.steps_of(self.trainer, self.accumulate)
+        if not self.steps:
+            return optimizer
+        return [optimizer], [schedules.make(schedule, optimizer, self.steps)]
 
     def on_train_start(self) -> None:
         """Refuse to lengthen a schedule of steps, which a resumed run brings along.
