@@ -43,6 +43,7 @@ FORKS.set_forkserver_preload(
 def _main(command: str, arguments: tuple[str, ...], cwd: Path, output: tuple[str, str]) -> None:
     """Be `python COMMAND` or `python -m COMMAND`, in a fresh fork."""
     os.chdir(cwd)
+    sys.path.insert(0, str(cwd))  # as `python -m` does
     os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     os.environ["PYTHONPATH"] = str(Path(build.__file__).parents[2])  # for processes that it starts
     torch.set_num_threads(1)

@@ -133,7 +133,7 @@ def require_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
                 f"its weights have {key} of shape {tuple(found.shape)}, and the network that it "
                 f"describes has {tuple(tensor.shape)}"
             )
-        if found.is_floating_point() != tensor.is_floating_point():
+        if tensor.is_floating_point() and not found.is_floating_point():
             raise UserError(f"its weights have {key} of type {found.dtype}, not {tensor.dtype}")
         if found.is_floating_point() and not found.isfinite().all():
             raise UserError(
