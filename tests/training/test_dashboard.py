@@ -210,7 +210,7 @@ def test_a_report_shows_the_hardest_faces_first(faces, tmp_path, monkeypatch):
 
 def test_without_tensorboard_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(UserError, match=r"qcs\[tensorboard\]"):
+    with pytest.raises(UserError, match=r"pip install -e .\.\[tensorboard\]"):
         loggers.tensorboard(str(tmp_path))
 
 
