@@ -133,10 +133,11 @@ class GroupLoader(DataLoader):
 def keep_shared(worker: int) -> None:
     """Keep a forked worker's garbage collector off the objects, so the pages, of its parent.
 
-    SIGTERM, which SLURM sends to workers too, is the parent's to answer.
+    SIGTERM, which SLURM sends to workers too, and Ctrl-C are the parent's to answer.
     """
     gc.freeze()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Collate:
