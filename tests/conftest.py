@@ -42,6 +42,15 @@ def three_colours(folder: Path) -> Manifest:
     return Manifest.build(folder, rows, ("red", "green", "blue"))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Networks this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def faces(tmp_path: Path) -> Manifest:
     """Three colours in a folder of their own."""

@@ -30,13 +30,7 @@ NUMBERS = {"train/gradient_norm", "train/images_per_second", "train/groups_per_s
 NUMBERS |= {"train/theta_1", "train/theta_2"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Shown(CSVLogger):
@@ -214,10 +208,13 @@ def test_without_tensorboard_the_extra_is_named(monkeypatch, tmp_path):
         loggers.tensorboard(str(tmp_path))
 
 
-def test_checkpoints_carry_the_id_of_the_wandb_run(tmp_path, monkeypatch):
-    checkpoint, trainer = {}, Trainer(logger=WandbLogger(id="abc123", offline=True), devices=1)
-    Dashboard().on_save_checkpoint(trainer, None, checkpoint)
-    assert checkpoint == {"wandb_id": "abc123"}
+def test_checkpoints_carry_the_id_of_the_wandb_run(faces, monkeypatch):
+    """Whatever callbacks run."""
+    module = QCSModule(tiny_network(), QCSLoss(), lambda p: SGD(p, 0.05), faces.class_names)
+    module.trainer = Trainer(logger=WandbLogger(id="abc123", offline=True), devices=1)
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["wandb_id"] == "abc123"
 
 
 @pytest.fixture(scope="module")

@@ -154,14 +154,6 @@ class Dashboard(Callback):
 
     # -- Weights & Biases ----------------------------------------------------------------
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep the id of the W&B run, so that a resumed one goes on with it."""
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                checkpoint["wandb_id"] = logger.version
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Upload the selected checkpoint, the one that is tested, when asked for."""
         saved = trainer.checkpoint_callback

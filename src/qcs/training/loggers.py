@@ -5,6 +5,7 @@ and a run without either have the same ones.
 """
 
 import csv
+import logging
 import netrc
 import os
 from collections.abc import Iterable
@@ -24,20 +25,40 @@ from qcs.config.errors import UserError, missing_extra
 from qcs.config.escape import markdown
 from qcs.evaluation.report import PICTURES
 
+log = logging.getLogger(__name__)
+
+
+class MetricsFile(ExperimentWriter):
+    """Lightning's writer of metrics.csv, which keeps what is there, and loses nothing when killed.
+
+    Lightning's own deletes the file of an earlier part of the run, and writes it anew in place.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        if file(Path(log_dir)).is_file():
+            with file(Path(log_dir)).open(newline="", encoding="utf-8") as table:
+                self.metrics_keys = next(csv.reader(table), [])
+
+    def _check_log_dir_exists(self) -> None:
+        """What is there is this run's."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        _write(Path(self.log_dir), _rows(Path(self.log_dir)), fieldnames)
+
 
 class CSVLogger(LightningCSVLogger):
-    """Lightning's deletes the metrics.csv of a run that goes on; this one goes on with it."""
+    """Writes each row of metrics.csv at once, and goes on with the file of a resumed run."""
+
+    def __init__(self, save_dir: str, name: str | None = None, version: str = "csv") -> None:
+        super().__init__(save_dir, name=name, version=version, flush_logs_every_n_steps=1)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         """The writer of metrics.csv."""
         if self._experiment is None:
-            rows = read(Path(self.log_dir))
-            file(Path(self.log_dir)).unlink(missing_ok=True)
-            writer = super().experiment
-            writer.metrics = rows + writer.metrics
-            writer.save()
+            self._experiment = MetricsFile(self.log_dir)
         return self._experiment
 
 
@@ -46,23 +67,47 @@ def file(folder: Path) -> Path:
     return folder / ExperimentWriter.NAME_METRICS_FILE
 
 
-def read(folder: Path) -> list[dict[str, str]]:
-    """Rows that an earlier part of the run left; cells of other keys are absent."""
-    if not file(folder).is_file():
-        return []
-    with file(folder).open(newline="", encoding="utf-8") as table:
-        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(table)]
-
-
 def forget(folder: Path, step: int) -> None:
-    """Drop the rows from a step on: the resumed run will write them again."""
-    rows = [row for row in read(folder) if int(row["step"]) < step]
-    if not rows:
-        file(folder).unlink(missing_ok=True)
+    """Drop the rows from a step on: the resumed run will write them again.
+
+    A file that cannot be read is set aside as metrics.damaged.csv, with a warning.
+    """
+    if not file(folder).is_file():
         return
+    try:
+        rows = [row for row in _rows(folder) if int(row["step"]) < step]
+    except (ValueError, KeyError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
+        aside = folder / "metrics.damaged.csv"
+        file(folder).replace(aside)
+        log.warning("%s is damaged (%s): it is now %s", file(folder), error, aside.name)
+        return
+    if rows:
+        _write(folder, rows, sorted(set().union(*rows)))
+    else:
+        file(folder).unlink()
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    """Rows of metrics.csv, cells of other keys absent; one that was not written to its end is not.
+
+    Raises:
+        ValueError, KeyError, csv.Error: the file is damaged.
+    """
+    lines = file(folder).read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(lines)]
+    if any(None in row for row in rows):
+        raise ValueError("a row is longer than the header")
+    for row in rows:
+        list(map(float, row.values()))  # nothing else is logged
+    return rows
+
+
+def _write(folder: Path, rows: list[dict[str, str]], header: list[str]) -> None:
     part = folder / "metrics.part"
     with part.open("w", newline="", encoding="utf-8") as table:
-        writer = csv.DictWriter(table, sorted(set().union(*rows)))
+        writer = csv.DictWriter(table, header)
         writer.writeheader()
         writer.writerows(rows)
     part.replace(file(folder))

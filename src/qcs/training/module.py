@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import ParallelStrategy
 from timm.utils import distribute_bn
 from torch import Tensor, nn
@@ -90,6 +91,7 @@ class QCSModule(LightningModule):
         self.network, self.loss = network, loss
         self.make_optimizer, self.scheduler = optimizer, scheduler or {}
         self.class_names, self.recipe, self.seed = tuple(class_names), recipe, seed
+        self.run: dict[str, Any] | None = None  # see `qcs.training.identity`
         self.recomputes = recomputes
         sam = sam or {}
         self.rho, self.adaptive = sam.get("rho", 0.05), sam.get("adaptive", False)
@@ -236,8 +238,8 @@ class QCSModule(LightningModule):
 
     # -- evaluation ----------------------------------------------------------------------
 
-    def on_validation_start(self) -> None:
-        """Let all processes validate the same network."""
+    def on_validation_epoch_start(self) -> None:
+        """Let all processes validate the same network, which may by now be an average."""
         self._share_statistics()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -267,5 +269,10 @@ class QCSModule(LightningModule):
     # -- checkpoint ----------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what rebuilds the network without any configuration."""
+        """Store what rebuilds the network without any configuration, and which run this is."""
         checkpoint["qcs"] = self.recipe
+        if self.run is not None:
+            checkpoint["run"] = self.run | {"processes": self.trainer.world_size}
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):  # so that a resumed run goes on with it
+                checkpoint["wandb_id"] = logger.version
