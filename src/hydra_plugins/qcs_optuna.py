@@ -3,8 +3,6 @@
 hydra-optuna-sweeper 1.3 pins Optuna below 3; `qcs.search.sweep` talks to today's.
 """
 
-import os
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,14 +49,6 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Search; the arguments are the command line's."""
-        try:
-            from qcs.search import sweep
+        from qcs.search import sweep
 
-            return sweep.run(self.launcher, self.loader, self.config, arguments, **self.options)
-        except ValueError as error:
-            from qcs.config.errors import UserError
-
-            if not isinstance(error, UserError) or os.environ.get("QCS_TRACEBACK"):
-                raise
-            print(f"error: {error} (QCS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
-            sys.exit(2)
+        return sweep.run(self.launcher, self.loader, self.config, arguments, **self.options)

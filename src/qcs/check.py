@@ -51,7 +51,7 @@ def check(config: dict[str, Any]) -> Inspection:
     manifest, folder = instantiate(config["dataset"]), Path(config["run_dir"])
     found = inspect(manifest, config["num_workers"])
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_content(found), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(_content(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     # A byte of a name that is not UTF-8 becomes an escape, as Python's json reads and writes it.
     (folder / "check.json").write_bytes(text.encode("utf-8", "backslashreplace"))
     _sheet(found, folder / "faces.png", config["sheet_faces"])

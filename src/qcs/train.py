@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from typing_extensions import TypedDict
 
-from qcs.checkpoints import files
+from qcs.checkpoints import files, reading
 from qcs.config import provenance
 from qcs.config.bounds import Count, Positive, Seed
 from qcs.config.command import command
@@ -198,9 +198,7 @@ def test(
     path = _selected(trainer)
     if path:
         # Exactly the weights of the file: callbacks that average would put others in their place.
-        module.load_state_dict(
-            torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        )
+        module.load_state_dict(reading.read(path)["state_dict"])
     trainer.test(module, data, verbose=False)
     if not trainer.is_global_zero:
         return {}

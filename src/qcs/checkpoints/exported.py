@@ -84,7 +84,7 @@ def metadata(model: Exported, parts: dict[str, Any]) -> dict[str, str]:
     kept = {key: parts[key] for key in KEPT}
     kept["include_transform"] = model.include_transform
     return {
-        METADATA: json.dumps(kept),
+        METADATA: json.dumps(kept, allow_nan=False),
         "class_names": json.dumps(parts["class_names"]),
         "input": wanted,
         "output": "logits in the order of class_names",

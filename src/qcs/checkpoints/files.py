@@ -5,10 +5,7 @@
 
 import logging
 import os
-import pickle
 import shutil
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,21 +74,13 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def _whole(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error):
-        return False
-
-
 def last(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run's folder to go on from; broken ones are named."""
     for name in (LAST, PREVIOUS):
         path = folder / FOLDER / name
         if not path.is_file():
             continue
-        if _whole(path):
+        if reading.damage(path) is None:
             return path
         log.warning("%s is damaged; going back to the checkpoint before it", path)
     return None
@@ -155,13 +144,13 @@ def state_of(path: Path) -> State:
         UserError: it cannot be read, or is not of a run that can go on.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = reading.read(path)
         loop = content["loops"]["fit_loop"]
         batches = loop["epoch_loop.batch_progress"]["current"]
         step = loop["epoch_loop.state_dict"]["_batches_that_stepped"]
         content["optimizer_states"], content["callbacks"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    except UserError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path} holds no training run to go on with: name a last.ckpt or best.ckpt of "

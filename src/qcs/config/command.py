@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import qcs_fer
 from qcs.config import command_line
 from qcs.config.console import prepare_output
 from qcs.config.errors import Failed, UserError
@@ -60,6 +61,8 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through to here
             run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
             with one_sentence(lambda error: translate(error) or _before(error, job.__code__)):
+                if found := qcs_fer.beside_ours():
+                    raise UserError(found)
                 command_line.overrides_of(sys.argv[1:])
                 run()
 

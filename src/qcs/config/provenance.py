@@ -52,4 +52,5 @@ def write(folder: Path, config: dict[str, Any]) -> None:
     versions = {"qcs": qcs.__version__, "git": git_revision(), "python": platform.python_version()}
     versions |= {name: version(name) for name in PACKAGES}
     versions["machine"] = f"{platform.system()} {platform.machine()}"
-    (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(versions, indent=2, allow_nan=False) + "\n"
+    (folder / "versions.json").write_text(text, encoding="utf-8")

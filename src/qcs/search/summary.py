@@ -12,11 +12,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from qcs.config.console import console
 from qcs.config.errors import Failed, UserError
+from qcs.config.escape import spreadsheet, terminal
 
 log = logging.getLogger(__name__)
 RESULT, PRUNED, TABLE = "result.json", "pruned", "summary.csv"
@@ -58,12 +58,12 @@ class Summary(Callback):
         if not found:
             return
         header, *rows = found
-        table = Table(title=Text(str(folder)))
+        table = Table(title=terminal(folder))
         for name in header:
-            table.add_column(Text(name))
+            table.add_column(terminal(name))
         for row in rows:
-            table.add_row(*(Text(_short(cell)) for cell in row))
-        Console().print(table)
+            table.add_row(*(terminal(_short(cell)) for cell in row))
+        console().print(table)
         if any(row[-1] == "failed" for row in rows) and _plain(config):
             sys.exit(1)  # a search goes on without the failed ones
 
@@ -101,7 +101,7 @@ def _write(folder: Path, metric: str) -> list[list[str]]:
         rows.append([path.name, *cells, _text(job["value"]), job["state"]])
     part = folder / f"{TABLE}.{os.getpid()}.part"
     with part.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+        csv.writer(file).writerows([map(spreadsheet, row) for row in rows])
     part.replace(folder / TABLE)
     return rows
 

@@ -127,7 +127,8 @@ def run(
     given = OmegaConf.to_container(OmegaConf.create(options["space"]), resolve=True)
     space = search_space(given, overrides)
     HydraConfig.instance().set_config(config)
-    directions = _check(options, loader.load_sweep_config(config, lines).get("optimized_metric"))
+    metric = loader.load_sweep_config(config, lines).get("optimized_metric")
+    directions = _check(options, metric)
     content = fixed(loader, config, lines, space, directions)
     study, folder = _study(options, content, directions), Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +141,7 @@ def run(
             errors = [*errors, error] if error else []
         if len(errors) >= MAX_FAILURES:
             raise UserError(f"{len(errors)} trials in a row failed; the last said: {errors[-1]}")
-    _report(study, folder, len(directions) > 1)
+    _report(study, folder, metric if isinstance(metric, str) else metric[0])
     return study
 
 
@@ -201,15 +202,16 @@ def _tell(study: optuna.Study, trial: optuna.Trial, result: Any) -> str | None:
     return None
 
 
-def _report(study: optuna.Study, folder: Path, several: bool) -> None:
+def _report(study: optuna.Study, folder: Path, metric: str) -> None:
     """Draw history.png and importance.png; say what won."""
     trials = study.get_trials(deepcopy=False, states=DONE)
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    several = len(study.directions) > 1
     for best in study.best_trials if several else complete and [study.best_trial]:
         log.info("best: trial %d, %s, %s", best.number, best.values, best.params)
     points = [(t.number, t.values[0] if t in complete else None) for t in trials]
     least = study.directions[0] == optuna.study.StudyDirection.MINIMIZE
-    plots.search_history(points, folder / "history.png", study.study_name, least)
+    plots.search_history(points, folder / "history.png", study.study_name, least, metric)
     varied = {k for t in complete for k in t.params if len({u.params.get(k) for u in complete}) > 1}
     if len(complete) < 4 or not varied:
         log.info("importance.png needs four whole trials or more")

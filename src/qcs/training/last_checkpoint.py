@@ -146,7 +146,7 @@ class LastCheckpoint(Checkpoint):
         files = trainer.datamodule.train.paths[exception.rows] if trainer.datamodule else []
         content = {"sentence": str(exception), "files": [list(map(str, group)) for group in files]}
         path = self.folder / f"nonfinite.{trainer.global_rank}.json"
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         log.error("weights before the step in %s, the batch's files in %s", self.folder, path)
 
     def _due(self, trainer: Trainer) -> bool:
