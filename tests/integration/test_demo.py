@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from conftest import tiny_checkpoint
+from qcs import demo
 from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
 from qcs.inference import page
