@@ -4,6 +4,7 @@ No library is imported, so that it answers at once.
 """
 
 import argparse
+import os
 import shutil
 import sys
 import textwrap
@@ -61,8 +62,13 @@ def details(name: str, about: dict[str, Any], default: str) -> str:
     lines = [name]
     for title, text in parts.items():
         start = f"  {title:10}  "
-        wrap = {"initial_indent": start, "subsequent_indent": " " * len(start)}
-        lines += textwrap.wrap(text, width, break_on_hyphens=False, **wrap)
+        lines += textwrap.wrap(
+            text,
+            width,
+            initial_indent=start,
+            subsequent_indent=" " * len(start),
+            break_on_hyphens=False,
+        )
     return "\n".join(lines)
 
 
@@ -80,7 +86,10 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(f"there is no network {strange[0]!r}; there are {', '.join(networks)}")
     networks = {name: networks[name] for name in wanted or networks}
     blocks = [details(name, about, index["default"]) for name, about in networks.items()]
-    print("\n\n".join([table(networks), *blocks]))
+    try:
+        print("\n\n".join([table(networks), *blocks]), flush=True)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the flush at the end
 
 
 if __name__ == "__main__":
