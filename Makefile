@@ -1,4 +1,4 @@
-# make demo: install, train on drawn faces, evaluate.  make test: install, run the tests.
+# make demo: install, train on drawn faces, evaluate, label a photo.  make test: install, run the tests.
 # make lint: ruff and mypy.  make docs: build the site.  make browser: the tests of the demo page.
 # make test-lowest, test-newest: the tests with the oldest and the newest versions that are allowed.
 PYTHON ?= python3
@@ -23,6 +23,9 @@ demo: .venv/.installed
 	$(BIN)/python -m qcs.train hydra.run.dir=$(DEMO)
 	$(BIN)/python -m qcs.eval ckpt=$(DEMO)/checkpoints/best.ckpt hydra.run.dir=$(DEMO)/eval
 	@echo "checkpoint $(DEMO)/checkpoints/best.ckpt, pictures and numbers in $(DEMO)/eval"
+	$(BIN)/python -c "from skimage import data, io; io.imsave('$(DEMO)/astronaut.png', data.astronaut())"
+	@echo "and a real photo: the astronaut Eileen Collins (NASA, public domain; scikit-image carries it)"
+	$(BIN)/python -m qcs.predict input=$(DEMO)/astronaut.png hydra.run.dir=$(DEMO)/photo
 
 test: .venv/.installed
 	$(BIN)/python $(TESTS)

@@ -9,13 +9,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "qcs"
 PLAIN = [
     *(f for room in ("models", "plots") for f in SOURCE.glob(f"{room}/**/*.py")),
     *(f for f in SOURCE.glob("data/**/*.py") if f.name != "datamodule.py"),
-    *(f for f in SOURCE.glob("checkpoints/*.py") if f.name not in ("files.py", "load.py")),
+    *(f for f in SOURCE.glob("checkpoints/**/*.py") if f.name not in ("files.py", "load.py")),
     *SOURCE.glob("evaluation/*.py"),
     *(SOURCE / f"training/{name}.py" for name in ("losses", "sam")),
     *(SOURCE / f"inference/{name}.py" for name in ("detector", "crops", "backends")),
     SOURCE / "config/errors.py",
 ]
-ENTRIES = {"qcs.train", "qcs.eval", "qcs.prepare", "qcs.check", "qcs.convert"} | {
+ENTRIES = {"qcs.train", "qcs.eval", "qcs.prepare", "qcs.check", "qcs.convert", "qcs.zoo"} | {
     f"qcs.{name}" for name in ("predict", "export", "demo", "figures")
 }
 

@@ -62,7 +62,7 @@ def test_qcs_tells_its_version(monkeypatch, capsys):
     assert capsys.readouterr().out == f"qcs-fer {qcs.__version__}\n"
 
 
-@pytest.mark.parametrize("name", sorted(MODULES - {"convert"}))
+@pytest.mark.parametrize("name", sorted(MODULES - set(command.OWN_PARSER)))
 def test_help_explains_every_key_and_shows_two_examples(name, monkeypatch, capsys):
     text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
     monkeypatch.setenv("COLUMNS", "1000")

@@ -1,7 +1,7 @@
 """QCS: quadruplet cross similarity for facial expression recognition.
 
 import qcs
-faces = qcs.load("model.ckpt").predict(["photo.jpg"])
+faces = qcs.load().predict(["photo.jpg"])  # the network that comes with it, or a "model.ckpt"
 """
 
 import os
@@ -21,13 +21,13 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def load(
-    path: str | os.PathLike,
+    path: str | os.PathLike | None = None,
     device: str = "cpu",
     crop: str | None = None,
     form: "Form" = "eager",
     trust: "Trust" = None,
 ) -> "Predictor":
-    """Make a predictor of a checkpoint; see `qcs.inference.predictor.load`."""
+    """Make a predictor of a trained network; see `qcs.inference.predictor.load`."""
     import qcs_fer
     from qcs.config.errors import UserError
     from qcs.inference import predictor  # torch only when it is needed

@@ -19,13 +19,17 @@ COMMANDS = {
     "predict": Command(
         "name the expressions in photos, videos and of a webcam",
         (
-            "qcs predict ckpt=model.ckpt input=photo.jpg",
+            "qcs predict input=photo.jpg",
             "qcs predict ckpt=model.ckpt input=clip.mp4 annotate=true out=faces.csv",
         ),
     ),
     "demo": Command(
         "show the same as a page in the browser of this machine",
-        ("qcs demo ckpt=model.ckpt", "qcs demo ckpt=model.onnx port=8000"),
+        ("qcs demo port=8000", "qcs demo ckpt=model.onnx"),
+    ),
+    "zoo": Command(
+        "list the trained networks that come with the package",
+        ("qcs zoo", "qcs zoo ferplus-light"),
     ),
     "train": Command(
         "train a network, select its best epoch and test it once",
@@ -78,6 +82,8 @@ COMMANDS = {
     ),
 }
 
+OWN_PARSER = ("convert", "zoo")  # they are not configured by Hydra and have a help of their own
+
 
 def main() -> None:
     """Start the command that the command line names, list the commands, or explain one."""
@@ -89,7 +95,7 @@ def main() -> None:
     elif name not in COMMANDS:
         print(f"error: {unknown(name)}", file=sys.stderr)
         sys.exit(2)
-    elif name != "convert" and {"-h", "--help"} & set(rest):  # convert's own parser has a help
+    elif name not in OWN_PARSER and {"-h", "--help"} & set(rest):
         print(explanation(name))
     elif found := qcs_fer.beside_ours():
         print(f"error: {found}", file=sys.stderr)

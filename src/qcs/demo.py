@@ -1,4 +1,4 @@
-"""A page to try a checkpoint on: `python -m qcs.demo ckpt=...`. It listens on loopback alone."""
+"""A page to try a checkpoint on: `python -m qcs.demo [ckpt=...]`. It listens on loopback alone."""
 
 import html
 import logging
@@ -14,10 +14,11 @@ from omegaconf import DictConfig
 from PIL import Image
 from typing_extensions import TypedDict
 
+from qcs.checkpoints import zoo
 from qcs.checkpoints.load import load_classifier
 from qcs.config.bounds import Count, Probability
 from qcs.config.command import command
-from qcs.config.errors import UserError, missing_extra
+from qcs.config.errors import missing_extra
 from qcs.config.options import plain
 from qcs.evaluation.apply import pick_device
 from qcs.inference.detector import Detector
@@ -47,10 +48,8 @@ def demo(config: dict[str, Any]) -> None:
     """Serve the page until it is stopped.
 
     Raises:
-        UserError: a missing checkpoint or extra; a port in use.
+        UserError: a missing file or extra; a port in use.
     """
-    if config["ckpt"] is None:
-        raise UserError("ckpt is not set: write ckpt=model.ckpt")
     with (
         listen(config["port"]) as listener,
         tempfile.TemporaryDirectory() as name,  # uploads go with it
@@ -69,13 +68,14 @@ def demo(config: dict[str, Any]) -> None:
 def _predictor(config: dict[str, Any]) -> tuple[Predictor, str]:
     """The network, ready, and what the page says of it, in Markdown."""
     device = pick_device(config["device"])
-    checkpoint = load_classifier(config["ckpt"], config.get("trust"))
+    file = config["ckpt"] or zoo.default_file()
+    checkpoint = load_classifier(file, config.get("trust"))
     detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
     predictor = Predictor(checkpoint, detector, crop, device=device)
     predictor.classify([Image.fromarray(np.zeros((64, 64, 3), np.uint8))])  # the first one is slow
     names = ", ".join(checkpoint.class_names)
-    about = _literal(f"{Path(config['ckpt']).name}: {names}. Faces are cut {why}.")
+    about = _literal(f"{Path(config['ckpt'] or zoo.default()).name}: {names}. Faces are cut {why}.")
     if predictor.caution:
         about += f"\n\n**Note: {_literal(predictor.caution)}.**"
     return predictor, about

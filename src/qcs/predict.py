@@ -1,4 +1,4 @@
-"""Expressions in photos and videos: `python -m qcs.predict ckpt=... input=photo.jpg`.
+"""Expressions in photos and videos: `python -m qcs.predict input=photo.jpg [ckpt=...]`.
 
 Exit status: 0 where every file was read, with faces or without; 1 where some were not; 2 where
 nothing could start, or the results could not be written; 130 after Ctrl-C.
@@ -16,6 +16,7 @@ from annotated_types import MinLen
 from omegaconf import DictConfig
 from typing_extensions import TypedDict
 
+from qcs.checkpoints import zoo
 from qcs.checkpoints.load import load_classifier
 from qcs.config.bounds import Count, Probability
 from qcs.config.command import command
@@ -65,9 +66,8 @@ def predict(config: dict[str, Any]) -> Counter:
     Raises:
         UserError: what keeps the whole run from starting; results that cannot be written.
     """
-    for key in ("ckpt", "input"):
-        if config[key] is None:
-            raise UserError(f"{key} is not set: write ckpt=model.ckpt input=photo.jpg")
+    if config["input"] is None:
+        raise UserError("input is not set: write input=photo.jpg")
     files = files_of(config["input"])
     items = open_items(files, config["every"], config["max_frames"])
     out = _place(config, files)
@@ -106,7 +106,7 @@ def _place(config: dict[str, Any], files: Sequence[Source]) -> Path:
         return Path(config["run_dir"]) / "predictions.jsonl"
     out = Path(os.path.expanduser(config["out"]))
     if out.exists():
-        for file in (config["ckpt"], *(file.file for file in files)):
+        for file in (config["ckpt"] or "", *(file.file for file in files)):
             if os.path.exists(file) and os.path.samefile(file, out):
                 raise UserError(f"out={out} would overwrite {file}, which is to be read")
         if out.is_file():
@@ -116,7 +116,10 @@ def _place(config: dict[str, Any], files: Sequence[Source]) -> Path:
 
 def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
     device = pick_device(config["device"])
-    checkpoint, detector = load_classifier(config["ckpt"], config.get("trust")), None
+    if config["ckpt"] is None:
+        log.info("network %s (`qcs zoo` tells of it, ckpt=... takes another)", zoo.default())
+    file = config["ckpt"] or zoo.default_file()
+    checkpoint, detector = load_classifier(file, config.get("trust")), None
     if config["detect"] == "auto" or config["crop"]:
         detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)

@@ -15,9 +15,9 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from test_train import qcs
 
 from conftest import tiny_checkpoint
+from qcs import demo
 from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
 from qcs.inference import page
@@ -70,9 +70,11 @@ def test_a_network_that_cannot_compare_says_so(tmp_path):
             page.compared(predictor(tmp_path), few, ["red"] * len(few), tmp_path)
 
 
-def test_the_page_needs_a_checkpoint(tmp_path):
-    done = qcs("demo", cwd=tmp_path, ok=False)
-    assert "error: ckpt is not set" in done.stderr and "Traceback" not in done.stderr
+def test_the_page_of_no_checkpoint_shows_the_network_that_comes_with_the_package():
+    config = {"ckpt": None, "device": None, "crop": None}
+    config |= {"threshold": 0.5, "longest": 1280, "smallest": 12}
+    shown, about = demo._predictor(config)
+    assert shown.class_names[1] == "Happiness" and about.startswith("ferplus\\-light: Neutral, ")
 
 
 @pytest.fixture(scope="module")

@@ -93,8 +93,14 @@ def metadata(model: Exported, parts: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def to_onnx(model: Exported, path: Path, about: dict[str, str]) -> None:
+def to_onnx(model: Exported, path: Path, about: dict[str, str], half: bool = False) -> None:
     """Write ONNX with a batch of any size.
+
+    Args:
+        model: in eval mode.
+        path: to write.
+        about: its metadata.
+        half: store the weights as float16, for half the size; the file computes in float32.
 
     Raises:
         UserError: onnx or onnxscript are not installed.
@@ -115,7 +121,30 @@ def to_onnx(model: Exported, path: Path, about: dict[str, str]) -> None:
         output_names=[LOGITS],
         verbose=False,
     )
-    _save(program.model_proto, path, about)
+    proto = program.model_proto  # made anew at each call
+    for node in proto.graph.node:  # stack traces, with the paths of this machine
+        del node.metadata_props[:]
+    if half:
+        _halve(proto)
+    _save(proto, path, about)
+
+
+def _halve(proto: "ModelProto") -> None:
+    """Store weights of two or more axes as float16, each behind a cast to float32.
+
+    onnxruntime casts them once, as it opens the file.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
+            name, values = tensor.name, numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(values, f"{name}.half"))
+            casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
 
 
 def _save(proto: "ModelProto", path: Path, about: dict[str, str]) -> None:

@@ -13,14 +13,13 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from qcs.checkpoints import onnx as onnx_files
-from qcs.checkpoints import reading, recipe
+from qcs.checkpoints import reading, recipe, safetensors, zoo
 from qcs.checkpoints.names import TABLE, Trust
 from qcs.checkpoints.plain_data import shown
+from qcs.checkpoints.reading import PREFIX
 from qcs.config.errors import UserError
 from qcs.data.datasets import Transform
 from qcs.models import QCSNetwork
-
-PREFIX = "network."  # of the network's tensors in a checkpoint
 
 
 class Checkpoint(NamedTuple):
@@ -39,17 +38,17 @@ def load_checkpoint(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
     of `qcs.checkpoints.recipe` names is built.
 
     Args:
-        path: the file.
+        path: a file of a training run, or a .safetensors of ours; or a name of `qcs zoo`.
         trust: names of the user's own code that may be built too, as "mine.TinyBackbone".
 
     Raises:
         UserError: no such file, a damaged one, or not a checkpoint of ours, with the reason.
     """
-    path = reading.located(path, f"no checkpoint at ckpt={path}; a run's are in checkpoints/")
+    path = _located(path, f"no checkpoint at ckpt={path}; a run's are in checkpoints/")
     try:
         if path.suffix in (".onnx", ".pt2"):
             raise UserError("an export only classifies")
-        content = reading.read(path)
+        content = (safetensors if path.suffix == ".safetensors" else reading).read(path)
     except UserError as error:
         raise UserError(
             f"{path} is not a checkpoint that can be read safely: {error}"
@@ -71,13 +70,21 @@ def load_classifier(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
     """
     if not str(path).endswith(".onnx"):
         return load_checkpoint(path, trust)
-    path = reading.located(path, f"no export at ckpt={path}")
+    path = _located(path, f"no export at ckpt={path}")
     network, parts = onnx_files.open_onnx(path, trust=trust)
     transform = _transform(parts, path, trust)
     if parts["include_transform"]:  # what it resizes itself is of its size already
         side = parts["transform"].get("resize") or parts["transform"]["size"]
         transform = v2.Compose([v2.PILToTensor(), v2.Resize([side, side], antialias=True)])
     return Checkpoint(network, tuple(parts["class_names"]), transform, parts)
+
+
+def _located(path: str | os.PathLike, missing: str) -> Path:
+    """The file of a path, or of a name of `qcs zoo`, whose checksum is verified."""
+    path = zoo.find(path) or path
+    found = reading.located(path, zoo.absent(path) or missing)
+    zoo.verify(found)
+    return found
 
 
 def _state(content: Any, path: Path) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ def named(ckpt: str | None, compare: Mapping | Sequence | None) -> dict[str, lis
     """
     if (ckpt is None) == (compare is None):
         raise UserError(
-            "ckpt is not set: write ckpt=runs/.../checkpoints/best.ckpt"
+            "ckpt is not set: write ckpt=runs/.../checkpoints/best.ckpt, or a name of `qcs zoo`"
             if ckpt is None
             else "write ckpt=... for one checkpoint or compare=... for several, not both"
         )

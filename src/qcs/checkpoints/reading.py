@@ -17,6 +17,7 @@ import torch
 from qcs.config.errors import UserError
 
 LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of before torch 1.6 begin
+PREFIX = "network."  # of the network's tensors in a checkpoint
 HEAD = 512  # bytes that tell what a file is
 PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<head")
 POINTER = b"version https://git-lfs"

@@ -1,7 +1,7 @@
 """A trained network on images as users have them: faces found, cut out and classified.
 
     import qcs
-    faces = qcs.load("model.ckpt").predict(["photo.jpg"])
+    faces = qcs.load().predict(["photo.jpg"])  # or qcs.load("model.ckpt")
 
 F faces of an image, K classes.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from qcs.checkpoints import zoo
 from qcs.checkpoints.load import Checkpoint, load_classifier
 from qcs.checkpoints.names import Trust
 from qcs.config.errors import UserError
@@ -251,16 +252,17 @@ def _readable(files: Sequence[Path]) -> Iterator[Image.Image]:
 
 
 def load(
-    path: str | PathLike,
+    path: str | PathLike | None = None,
     device: str = "cpu",
     crop: str | None = None,
     form: Form = "eager",
     trust: Trust = None,
 ) -> Predictor:
-    """Make a predictor of a checkpoint or an exported .onnx file.
+    """Make a predictor of a trained network that comes with the package, or of a file.
 
     Args:
-        path: the file.
+        path: a checkpoint or an exported .onnx; or a name of `qcs zoo`, whose default is taken
+            where there is none.
         device: the network's.
         crop: how faces are cut, see `crop_of`.
         form: see `Predictor`.
@@ -271,6 +273,6 @@ def load(
             `qcs.evaluation.apply.pick_device` and `qcs.inference.backends.in_form`.
     """
     device = pick_device(device)
-    checkpoint = load_classifier(path, trust)
+    checkpoint = load_classifier(zoo.default_file() if path is None else path, trust)
     found, _ = crop_of(checkpoint.recipe, crop)
     return Predictor(checkpoint, crop=found, device=device, form=form)

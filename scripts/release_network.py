@@ -1,0 +1,333 @@
+"""Make a trained network one of `qcs zoo`: its two files, its entry in zoo.json, its figures.
+
+    python scripts/release_network.py best.ckpt ferplus-light ferplus.zip --calibrate \
+        --command "qcs train experiment=..." --card card.md
+
+The checkpoint's base branch is written as safetensors and as ONNX, weights in float16. Both files
+are compared with the checkpoint in float32 and with each other, then measured on FERPlus. Nothing
+is replaced before all of that has gone well.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import logging
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from qcs.checkpoints import recipe, safetensors, zoo
+from qcs.checkpoints.exported import Exported, metadata, to_onnx
+from qcs.checkpoints.load import Checkpoint, load_checkpoint
+from qcs.checkpoints.onnx import open_onnx
+from qcs.config.errors import UserError
+from qcs.data.class_names import mapped
+from qcs.data.datasets import Faces
+from qcs.data.manifest import Manifest
+from qcs.eval import evaluate
+from qcs.evaluation import report
+from qcs.evaluation.apply import apply
+from qcs.evaluation.metrics import LEVEL, calibration
+from qcs.training import build
+
+log = logging.getLogger("release")
+
+LICENCE = (
+    "labels MIT (Microsoft FERPlus); photos of FER2013 from a web search, licence unresolved: "
+    "research use recommended"
+)
+LARGEST = 6_000_000  # bytes of a file
+ROUNDED = 0.01  # of a probability, for weights in float16; measured: 0.0014
+APART = 0.005  # between the two files, rounded before and after BatchNorm is folded in
+REAL, RANDOM = 256, 64  # images of the comparison
+RESAMPLES = 2000
+HEADLINE = {"acc": "top-1", "mean_acc": "mean class accuracy", "ece": "expected calibration error"}
+
+
+def inference(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without what is of training alone: the cross module and the roles."""
+    parts = dict(checkpoint.recipe)
+    parts["model"] = {**parts["model"], "roles": 1, "cross": None}
+    network = recipe.network(parts)
+    network.base.load_state_dict(checkpoint.network.base.state_dict())
+    return checkpoint._replace(network=network.eval(), recipe=parts)
+
+
+def calibrate(checkpoint: Checkpoint, data: Manifest) -> float:
+    """Fold the temperature of least cross entropy on validation images into the last layer.
+
+    Source: Guo et al., On calibration of modern neural networks, ICML 2017.
+    """
+    if checkpoint.recipe["dataset"].get("train_on_val"):
+        raise UserError("--calibrate: this network was trained on the validation images")
+    images = data.split("val")
+    logits = apply(checkpoint.network, images, checkpoint.transform, "cpu").double()
+    labels = torch.from_numpy(images.labels)
+    candidates = np.geomspace(0.25, 4, 1001).tolist()
+    best = min(candidates, key=lambda t: cross_entropy(logits / t, labels).item())
+    with torch.no_grad():
+        for parameter in checkpoint.network.base.encoder.head.parameters():
+            parameter /= best
+    return best
+
+
+def write(checkpoint: Checkpoint, stem: Path) -> dict[str, Path]:
+    """Write both files; ONNX is made of what the safetensors hold."""
+    files = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in zoo.KINDS}
+    safetensors.write(files["safetensors"], checkpoint.network, checkpoint.recipe)
+    small = load_checkpoint(files["safetensors"])
+    model = Exported(small.network, small.recipe["transform"], include_transform=False).eval()
+    to_onnx(model, files["onnx"], metadata(model, small.recipe), half=True)
+    for file in files.values():
+        if file.stat().st_size > LARGEST:
+            raise UserError(f"{file.name} has {file.stat().st_size} bytes, more than {LARGEST}")
+    return files
+
+
+@torch.inference_mode()
+def compare(networks: dict[str, nn.Module], checkpoint: Checkpoint, data: Manifest) -> dict:
+    """The largest differences of a probability, on random and on real images.
+
+    Raises:
+        UserError: a difference is beyond its bound.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = checkpoint.recipe["transform"]["size"]
+    faces = Faces(data, checkpoint.transform)
+    rows = torch.randperm(len(faces), generator=generator)[:REAL].tolist()
+    images = torch.cat(
+        [
+            torch.randn(RANDOM, 3, size, size, generator=generator),
+            torch.stack([faces[row]["images"] for row in rows]),
+        ]
+    )
+    answers = {name: network(images).double().softmax(1) for name, network in networks.items()}
+    bounds = {("float32", "safetensors"): ROUNDED, ("float32", "onnx"): ROUNDED}
+    bounds[("safetensors", "onnx")] = APART
+    found = {}
+    for (one, other), bound in bounds.items():
+        difference = (answers[one] - answers[other]).abs().max().item()
+        if not difference <= bound:  # NaN as well
+            raise UserError(f"{one} and {other} differ by {difference:.2g}, more than {bound}")
+        found[f"{one}, {other}"] = round(difference, 6)
+    return found
+
+
+def measure(file: Path, data: str, split: str, flip: bool, folder: Path) -> dict[str, Any]:
+    """The figures of a file by `qcs eval`, and an interval of the calibration error."""
+    config = {"ckpt": str(file), "compare": None, "dataset": {"path": data}, "split": split}
+    config |= {"flip": flip, "restrict": False, "format": "png", "resamples": RESAMPLES}
+    config |= {"batch_size": 128, "num_workers": 0, "form": "eager", "device": "cpu"}
+    (result,) = evaluate(config | {"store": None, "run_dir": str(folder)})
+    kept = ("split", "images", "acc", "mean_acc", "f1", "ece", "intervals", "classes")
+    result["intervals"]["ece"] = calibration_interval(folder / "predictions.csv")
+    return {key: result[key] for key in kept}
+
+
+def calibration_interval(predictions: Path) -> list[float]:
+    """A bootstrap over images of the expected calibration error, from their table."""
+    with predictions.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = [name for name in rows[0] if name.startswith("p_")]
+    probabilities = torch.tensor([[float(row[c]) for c in columns] for row in rows])
+    labels = torch.tensor([columns.index(f"p_{row['label']}") for row in rows])
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        some = torch.from_numpy(rng.integers(0, len(rows), len(rows)))
+        drawn.append(float(calibration(probabilities[some], labels[some])["ece"]))
+    edges = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return [round(float(edge), 6) for edge in edges]
+
+
+@torch.inference_mode()
+def milliseconds(run: Callable[[Tensor], Tensor], size: int, calls: int = 100) -> float:
+    """The median time of one face, of calls one after the other."""
+    face, times = torch.randn(1, 3, size, size), []
+    for _ in range(calls + 10):
+        start = time.perf_counter()
+        run(face)
+        times.append(1000 * (time.perf_counter() - start))
+    return round(statistics.median(times[10:]), 2)
+
+
+def machine() -> str:
+    """The processor, as figures of time name it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        named = []
+    return f"one thread of {named[0] if named else platform.machine()}"
+
+
+def card(name: str, entry: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = [f"# {name}", "", *_scores(entry), "", *_classes(entry), "", *_forms(name, entry), ""]
+    pairs = (f"{pair} {number:.4f}" for pair, number in entry["differences"].items())
+    lines += [f"Largest difference of a probability: {'; '.join(pairs)}.", ""]
+    lines += [f"Temperature of the last layer: {entry['temperature']:.3f}.", ""]
+    return "\n".join(lines)
+
+
+def _scores(entry: dict[str, Any]) -> list[str]:
+    """The figures of all images."""
+    plain, mirrored = entry["test"], entry["test_mirrored"]
+    split = zoo.SPLITS[plain["split"]]
+    lines = [f"On {plain['images']:,} {split} images of {entry['data']}:", ""]
+    lines += ["| percent (95 % interval) | image | image and mirror image |", "|---|---|---|"]
+    for key, title in HEADLINE.items():
+        cells = [report.percent(f[key], f["intervals"][key]) for f in (plain, mirrored)]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
+
+
+def _classes(entry: dict[str, Any]) -> list[str]:
+    """The figures by class."""
+    plain, mirrored = entry["test"]["classes"], entry["test_mirrored"]["classes"]
+    lines = ["| class | faces | precision | recall | recall, mirrored |", "|---|---|---|---|---|"]
+    for label, row in plain.items():
+        numbers = (row["precision"], row["recall"], mirrored[label]["recall"])
+        cells = " | ".join(f"{100 * number:.2f}" for number in numbers)
+        lines.append(f"| {label} | {row['support']} | {cells} |")
+    return lines
+
+
+def _forms(name: str, entry: dict[str, Any]) -> list[str]:
+    """Size, time and top-1 of the checkpoint and of the two files."""
+    ms, top, files = entry["ms_a_face"], entry["top_1_by_form"], entry["files"]
+    rows = [("checkpoint, float32", entry["float32_megabytes"], ms["torch"], top["float32"])]
+    for kind, run in (("safetensors", "torch"), ("onnx", "onnx")):
+        rows.append((f"{name}.{kind}", files[kind]["megabytes"], ms[run], top[kind]))
+    lines = ["| file | MB | ms a face | top-1 |", "|---|---|---|---|"]
+    for title, size, time_, share in rows:
+        lines.append(f"| {title} | {size:.2f} | {time_:.1f} | {100 * share:.2f} |")
+    return [*lines, "", f"Times: {ms['machine']}."]
+
+
+def release(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Make, check and measure; put the files and the entry into the folder."""
+    checkpoint = inference(load_checkpoint(options.ckpt))
+    source = recipe.chosen_dataset(checkpoint.recipe, {"path": options.data})
+    whole = build.manifest(source, [checkpoint.recipe["transform"]], None)
+    data = mapped(whole, checkpoint.class_names).data
+    temperature = calibrate(checkpoint, data) if options.calibrate else 1.0
+    files = write(checkpoint, work / options.name)
+    networks = {"float32": checkpoint.network, "onnx": open_onnx(files["onnx"], 1)[0]}
+    networks["safetensors"] = load_checkpoint(files["safetensors"]).network
+    numbers = sum(parameter.numel() for parameter in checkpoint.network.parameters())
+    entry = {
+        "data": options.title,
+        "trained_on": options.trained_on,
+        "class_names": list(checkpoint.class_names),
+        "licence": options.licence,
+        "command": options.command,
+        "temperature": round(temperature, 4),
+        "float32_megabytes": round(4 * numbers / 1e6, 3),
+        "files": {kind: described(file) for kind, file in files.items()},
+        "differences": compare(networks, checkpoint, data.split(options.split)),
+    }
+    entry |= figures(options, files, networks, checkpoint, data.split(options.split))
+    install(options, files, entry)
+    return entry
+
+
+def figures(
+    options: argparse.Namespace,
+    files: dict[str, Path],
+    networks: dict[str, nn.Module],
+    checkpoint: Checkpoint,
+    images: Manifest,
+) -> dict[str, Any]:
+    """What the files are worth, and how long they take."""
+    plain, mirrored = (
+        measure(files["safetensors"], options.data, options.split, flip, options.reports / folder)
+        for flip, folder in ((False, "image"), (True, "mirrored"))
+    )
+    labels, top = torch.from_numpy(images.labels), {"safetensors": plain["acc"]}
+    for form in ("float32", "onnx"):
+        found = apply(networks[form], images, checkpoint.transform, "cpu").argmax(1) == labels
+        top[form] = round(found.double().mean().item(), 6)
+    size = checkpoint.recipe["transform"]["size"]
+    runs = {"torch": networks["safetensors"], "onnx": networks["onnx"]}
+    times = {name: milliseconds(run, size) for name, run in runs.items()}
+    return {
+        "test": plain,
+        "test_mirrored": mirrored,
+        "top_1_by_form": top,
+        "ms_a_face": times | {"machine": machine()},
+    }
+
+
+def described(file: Path) -> dict[str, Any]:
+    """What the index says of a file."""
+    content = file.read_bytes()
+    return {
+        "megabytes": round(len(content) / 1e6, 3),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def install(options: argparse.Namespace, files: dict[str, Path], entry: dict[str, Any]) -> None:
+    """Put the files and the entry into the zoo's folder."""
+    place = options.folder / zoo.INDEX
+    index: dict[str, Any] = {"default": options.name, "networks": {}}
+    if place.exists():
+        index = zoo.index(options.folder)
+    index["networks"][options.name] = entry
+    if options.default:
+        index["default"] = options.name
+    for file in files.values():
+        shutil.copyfile(file, options.folder / file.name)
+    place.write_text(json.dumps(index, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("ckpt", help="of `qcs train`")
+    parser.add_argument("name", help="as users will write it")
+    parser.add_argument("data", help="FERPlus: its folder or zip")
+    parser.add_argument("--command", required=True, help="that trained it, without your own paths")
+    parser.add_argument("--split", default="test", choices=zoo.SPLITS, help="to measure on")
+    parser.add_argument("--calibrate", action="store_true", help="on the validation images")
+    parser.add_argument("--title", default="FERPlus", help="of the data, in a word or two")
+    parser.add_argument("--trained-on", default="FERPlus, training images; from random weights")
+    parser.add_argument("--licence", default=LICENCE)
+    parser.add_argument("--default", action="store_true", help="make it the default network")
+    parser.add_argument("--card", type=Path, help="where to write the figures as Markdown")
+    parser.add_argument("--reports", type=Path, help="where to keep the reports of `qcs eval`")
+    parser.add_argument("--folder", type=Path, default=zoo.FOLDER, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Release what the command line names."""
+    options = parsed(sys.argv[1:])
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            options.reports = options.reports or Path(folder) / "reports"
+            entry = release(options, Path(folder))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    text = card(options.name, entry)
+    if options.card:
+        options.card.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The networks of `qcs zoo` as a user meets them: without a checkpoint, in any folder."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import skimage.data
+from PIL import Image
+from test_train import qcs
+
+from conftest import tiny_checkpoint
+from qcs.checkpoints import zoo
+from qcs.checkpoints.load import load_checkpoint
+from qcs.config.options import CONF
+from qcs.zoo import main
+from test_main import HEAVY, python
+
+NAME = zoo.default()
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory) -> Path:
+    """An astronaut smiles (NASA, public domain), 512 pixels."""
+    path = tmp_path_factory.mktemp("photo") / "photo.jpg"
+    Image.fromarray(skimage.data.astronaut()).save(path)
+    return path
+
+
+def test_a_photo_gets_a_label_without_a_checkpoint(photo):
+    done = qcs("predict", "input=photo.jpg", "hydra.run.dir=run", cwd=photo.parent)
+    (row,) = map(json.loads, (photo.parent / "run/predictions.jsonl").read_text().splitlines())
+    assert row["label"] == "Happiness" and row["probability"] > 0.5
+    assert f"network {NAME}" in done.stdout + done.stderr
+
+
+def test_two_lines_of_python_do_the_same(photo):
+    done = python(f"import qcs; print(qcs.load().predict({str(photo)!r})[0][0].label)")
+    assert done.stdout.splitlines()[-1:] == ["Happiness"], done.stderr
+
+
+def test_the_table_tells_of_each_network(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    main([])
+    text = capsys.readouterr().out
+    for name, about in zoo.index()["networks"].items():
+        (line,) = [row for row in text.splitlines() if row.startswith(f"{name}  ")]
+        assert about["files"]["safetensors"]["sha256"][:12] in line
+        assert f"{100 * about['test']['acc']:.2f} (" in line
+        told = " ".join(text.split())
+        for part in (about["licence"], about["command"], ", ".join(about["class_names"])):
+            assert part in told
+        assert "research use recommended" in told
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_name_that_there_is_not_is_one_sentence(capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        main(["ferplus-lite"])
+    assert f"there are {NAME}" in capsys.readouterr().err
+
+
+def test_the_table_needs_no_library():
+    code = "import sys, qcs_fer; sys.argv = ['qcs', 'zoo']; qcs_fer.main(); print(*sys.modules)"
+    done = python(code)
+    heavy = HEAVY - {"importlib.metadata"}  # looks for another library of our name
+    assert NAME in done.stdout and not heavy & set(done.stdout.splitlines()[-1].split())
+
+
+def test_a_release_is_checked_and_measured(tmp_path, faces_table, monkeypatch):
+    place = CONF.parent / "scripts/release_network.py"
+    spec = importlib.util.spec_from_file_location("release_network", place)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "RESAMPLES", 50)
+    tiny_checkpoint(tmp_path / "best.ckpt")
+    (tmp_path / "zoo").mkdir()
+    options = ["best.ckpt", "tiny", str(faces_table), "--command", "qcs train", "--calibrate"]
+    options += ["--folder", str(tmp_path / "zoo"), "--card", "card.md"]
+    monkeypatch.setattr(sys, "argv", [str(place), *options])
+    monkeypatch.chdir(tmp_path)
+    script.main()
+    index = zoo.index(tmp_path / "zoo")
+    entry = index["networks"]["tiny"]
+    assert index["default"] == "tiny" and entry["test"]["images"] == 9
+    assert set(entry["top_1_by_form"].values()) == {entry["test"]["acc"]}
+    assert max(entry["differences"].values()) < 0.005 and entry["temperature"] != 1
+    network = load_checkpoint(tmp_path / "zoo/tiny.safetensors").network
+    assert network.roles == 1 and network.cross is None
+    card = (tmp_path / "card.md").read_text()
+    assert "| tiny.onnx | " in card and "| red | 3 | " in card
