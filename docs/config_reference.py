@@ -10,7 +10,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[1] / "conf"
 PAGE = "reference/configuration.md"
 COMMANDS = ("train", "eval", "predict", "check", "prepare", "export", "figures", "demo")
 KEY = re.compile(r"^(?P<indent> *)(?P<key>[\w.]+):(?: (?P<value>.*?))?(?:\s+# (?P<comment>.*))?$")
