@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
+from qcs.config.errors import UserError
 from qcs.data import preparation, prepared, transforms
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.datasets import keep_shared
@@ -115,7 +116,7 @@ def quadruplets(manifest: Manifest, by: str, workers: int, batches: int) -> tupl
         if seen == batches:
             rate = batches * BATCH / (time.perf_counter() - start)
             return rate, family()  # all workers and their waiting batches still live
-    raise ValueError(f"{len(data.train)} images make fewer than {batches + 5} batches")
+    raise UserError(f"{len(data.train)} images make fewer than {batches + 5} batches")
 
 
 def once(action: Callable[[], object], number: int) -> float:

@@ -35,6 +35,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from qcs import plots
+from qcs.config.errors import UserError
 from qcs.config.options import CONF, plain
 from qcs.evaluation import compare
 from qcs.evaluation.report import write_json
@@ -79,12 +80,12 @@ class Study:
 
     def __init__(self, file: Path, extra: Sequence[str], runs: Path, report: Path) -> None:
         if not file.is_file():
-            raise FileNotFoundError(f"no study file at {file}; ours are scripts/study_*.yaml")
+            raise UserError(f"no study file at {file}; ours are scripts/study_*.yaml")
         content = OmegaConf.to_container(OmegaConf.load(file))
         if wrong := set(content) ^ KEYS:
-            raise ValueError(f"{file}: {', '.join(sorted(wrong))}: a study has {sorted(KEYS)}")
+            raise UserError(f"{file}: {', '.join(sorted(wrong))}: a study has {sorted(KEYS)}")
         if content["time"] not in (None, *content["variants"]):
-            raise ValueError(f"{file}: time={content['time']} is none of its variants")
+            raise UserError(f"{file}: time={content['time']} is none of its variants")
         self.content, self.extra, self.runs, self.report = content, list(extra), runs, report
         report.mkdir(parents=True, exist_ok=True)
         self.path = report / "study.json"
@@ -96,7 +97,7 @@ class Study:
             before.pop("time", None)
             merged = before | asked | {"variants": before["variants"] | now}
             if merged != before | {"variants": now | before["variants"]}:
-                raise ValueError(
+                raise UserError(
                     f"{self.path} is of other settings than {file}: choose another --report"
                 )
             self.kept["study"] = merged
@@ -365,7 +366,7 @@ def main() -> None:
         study = Study(options.study, options.overrides, runs, options.report or runs / "report")
         if set(study.kept["seconds_per_image"]) != set(study.configs):
             measure(study)  # reads the data, of which something may be missing
-    except (ValueError, OSError) as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     failed = run_all(study, order(study.tables()), options.jobs, end)
     write_report(study, " ".join(["python", *sys.argv]))
