@@ -1,32 +1,45 @@
 # make demo: install, train on drawn faces, evaluate.  make test: install, run the tests.
-# make browser: the tests of the demo page, which need Chromium.
+# make lint: ruff and mypy.  make docs: build the site.  make browser: the tests of the demo page.
+# make test-lowest, test-newest: the tests with the oldest and the newest versions that are allowed.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+BIN := .venv/bin
 DEMO := runs/demo
+TESTS := -m pytest -q -n 2 --dist loadscope -m 'not slow and not browser'
 
-.PHONY: demo test browser lint clean
+.PHONY: demo test test-lowest test-newest browser lint docs clean
 
-# Made anew when the packaging changes; current otherwise.
-$(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+# Brought up to date when the packaging changes; left alone otherwise.
+.venv/.installed: INSTALL := -c constraints.txt
+.venv-lowest/.installed: INSTALL := -c constraints-lowest.txt
+.venv-newest/.installed: INSTALL := --upgrade --upgrade-strategy eager
+.venv/.installed: constraints.txt
+.venv-lowest/.installed: constraints-lowest.txt
+%/.installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet $(INSTALL) -e '.[dev]'
 	touch $@
 
-demo: $(VENV)/.installed
+demo: .venv/.installed
 	$(BIN)/python -m qcs.train hydra.run.dir=$(DEMO)
 	$(BIN)/python -m qcs.eval ckpt=$(DEMO)/checkpoints/best.ckpt hydra.run.dir=$(DEMO)/eval
 	@echo "checkpoint $(DEMO)/checkpoints/best.ckpt, pictures and numbers in $(DEMO)/eval"
 
-test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m 'not slow and not browser'
+test: .venv/.installed
+	$(BIN)/python $(TESTS)
 
-browser: $(VENV)/.installed
+test-lowest test-newest: test-%: .venv-%/.installed
+	.venv-$*/bin/python $(TESTS)
+
+browser: .venv/.installed
 	$(BIN)/python -m pytest -q -m browser
 
-lint: $(VENV)/.installed
+lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: .venv/.installed
+	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest .venv-newest build runs .pytest_cache .ruff_cache .mypy_cache

@@ -23,11 +23,11 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from qcs.config.errors import UserError
-from qcs.data import preparation, prepared, transforms
+from qcs.data import prepared, store_writer, transforms
 from qcs.data.datamodule import FaceDataModule
-from qcs.data.datasets import keep_shared
 from qcs.data.manifest import Manifest
 from qcs.data.sampling import AnchorSampler, QuadrupletDraw, draw_generator
+from qcs.data.workers import start
 
 RAFDB, AFFECTNET = 12_271, 283_901
 SIZE, BATCH = 224, 24
@@ -87,7 +87,7 @@ class Draws(Dataset):
 def own_memory(manifest: Manifest) -> float:
     """Megabytes that a worker does not share with its parent, once it has drawn every row."""
     context = "fork" if sys.platform == "linux" else None
-    options = {"multiprocessing_context": context, "worker_init_fn": keep_shared}
+    options = {"multiprocessing_context": context, "worker_init_fn": start}
     loader = DataLoader(Draws(manifest), 512, num_workers=1, **options)
     for i, _ in enumerate(loader):
         if i == len(loader) - 3:
@@ -131,7 +131,9 @@ def bench_loading(table: Path, batches: int) -> Table:
     """Quadruplets a second with and without the store, by worker count."""
     plain = Manifest.from_csv(table, class_names=NAMES)
     start = time.perf_counter()
-    folder = preparation.prepare(plain, SIZE, table.parent / "prepared", num_workers=os.cpu_count())
+    folder = store_writer.prepare(
+        plain, SIZE, table.parent / "prepared", num_workers=os.cpu_count()
+    )
     seconds = time.perf_counter() - start
     size = sum(f.stat().st_size for f in folder.iterdir()) / 1e9
     found = prepared.find(plain, SIZE, table.parent / "prepared")

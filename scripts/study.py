@@ -38,7 +38,8 @@ from qcs import plots
 from qcs.config.errors import UserError
 from qcs.config.options import CONF, plain
 from qcs.evaluation import compare
-from qcs.evaluation.report import write_json
+from qcs.evaluation.files import write_json
+from qcs.train import Settings
 from qcs.training import build
 from qcs.training.last_checkpoint import STOPPED
 from qcs.training.sam import perturbed
@@ -107,7 +108,7 @@ class Study:
         """The variant's config, plain and checked."""
         overrides = [*self.content["common"], *self.content["variants"][variant], *self.extra]
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return plain(compose("train", [*overrides, "run_dir=unused"]))
+            return plain(compose("train", [*overrides, "run_dir=unused"]), Settings)
 
     def save(self) -> None:
         """Write study.json, whole or not at all."""

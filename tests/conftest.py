@@ -9,9 +9,9 @@ import torch
 from lightning import Trainer
 from PIL import Image
 
+from qcs.checkpoints import recipe
 from qcs.data.manifest import Manifest
 from qcs.models import IR, QCSNetwork
-from qcs.training import build
 from qcs.training.losses import QCSLoss
 from qcs.training.module import QCSModule
 from qcs.training.sam import gradient_norm
@@ -42,6 +42,15 @@ def three_colours(folder: Path) -> Manifest:
     return Manifest.build(folder, rows, ("red", "green", "blue"))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Networks this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def faces(tmp_path: Path) -> Manifest:
     """Three colours in a folder of their own."""
@@ -56,27 +65,29 @@ def faces_table(tmp_path_factory) -> Path:
     return folder / "table.csv"
 
 
-def tiny_checkpoint(
-    path: Path, source: str = "qcs.data.manifest.Manifest.from_csv", roles: int = 4
-) -> Path:
+def tiny_checkpoint(path: Path, source: str = "csv", roles: int = 4) -> Path:
     """An untrained checkpoint of three colours, from that source of data."""
-    model = {"_target_": "qcs.models.QCSNetwork", "num_classes": 3, "roles": roles, "grid": 2}
-    model |= {"input_size": 16, "embed_dim": 16, "num_heads": 2}
-    model["cross"] = {} if roles > 1 else None
-    backbone = {"_target_": "qcs.models.IR", "units": [1, 1], "channels": [8, 16]}
-    recipe = {
+    parts = tiny_recipe(source, roles)
+    torch.manual_seed(0)
+    state = recipe.network(parts).state_dict()
+    torch.save({"qcs": parts, "state_dict": {f"network.{k}": v for k, v in state.items()}}, path)
+    return path
+
+
+def tiny_recipe(source: str = "csv", roles: int = 4) -> dict:
+    """The recipe of a tiny network of three colours."""
+    model = {"name": "qcs", "roles": roles, "input_size": 16, "embed_dim": 16, "grid": 2}
+    model |= {"num_heads": 2, "cross": {} if roles > 1 else None}
+    return {
+        "format": 2,
         "qcs_version": "0",
         "class_names": ["red", "green", "blue"],
-        "backbone": backbone | {"stem_stride": 2},
+        "backbone": {"name": "ir", "units": [1, 1], "channels": [8, 16], "stem_stride": 2},
         "model": model,
-        "dataset": {"_target_": source, "path": None},
-        "transform": {"_target_": "qcs.data.transforms.evaluation", "size": 16, "resize": 20},
+        "dataset": {"name": source},
+        "transform": {"name": "evaluation", "size": 16, "resize": 20},
         "select_on": "val",
     }
-    torch.manual_seed(0)
-    state = build.network(recipe).state_dict()
-    torch.save({"qcs": recipe, "state_dict": {f"network.{k}": v for k, v in state.items()}}, path)
-    return path
 
 
 class RecordedLoss(QCSLoss):

@@ -3,7 +3,6 @@
 hydra-optuna-sweeper 1.3 pins Optuna below 3; `qcs.search.sweep` talks to today's.
 """
 
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,17 +42,13 @@ class OptunaSweeper(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Make the launcher."""
-        self.config = config
+        self.config, self.loader = config, hydra_context.config_loader
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
         """Search; the arguments are the command line's."""
-        try:
-            from qcs.search import sweep
+        from qcs.search import sweep
 
-            return sweep.run(self.launcher, self.config, arguments, **self.options)
-        except (ValueError, ImportError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+        return sweep.run(self.launcher, self.loader, self.config, arguments, **self.options)

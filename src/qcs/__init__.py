@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from qcs.checkpoints.names import Trust
     from qcs.inference.backends import Form
     from qcs.inference.predictor import Predictor
 
@@ -15,12 +16,22 @@ __version__ = "0.1.0"
 
 # Large tensors on the CPU in large pages (Linux): the first touch of a fresh batch costs a fifth.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# onnxruntime tells Microsoft of its use unless this is set before anything imports it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def load(
-    path: str | os.PathLike, device: str = "cpu", crop: str | None = None, form: "Form" = "eager"
+    path: str | os.PathLike,
+    device: str = "cpu",
+    crop: str | None = None,
+    form: "Form" = "eager",
+    trust: "Trust" = None,
 ) -> "Predictor":
     """Make a predictor of a checkpoint; see `qcs.inference.predictor.load`."""
+    import qcs_fer
+    from qcs.config.errors import UserError
     from qcs.inference import predictor  # torch only when it is needed
 
-    return predictor.load(path, device, crop, form)
+    if found := qcs_fer.beside_ours():
+        raise UserError(found)
+    return predictor.load(path, device, crop, form, trust)

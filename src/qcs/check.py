@@ -1,24 +1,41 @@
 """Look at a data set before training on it: `python -m qcs.check dataset=... dataset.path=...`."""
 
+import io
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from typing_extensions import TypedDict
 
 from qcs import plots
-from qcs.config.command import one_sentence
-from qcs.config.options import CONF, instantiate, plain
+from qcs.config.bounds import Natural, Workers
+from qcs.config.command import command
+from qcs.config.errors import UserError
+from qcs.config.hints import command_line
+from qcs.config.options import instantiate, plain
+from qcs.data.image_files import is_text, printable
 from qcs.data.inspection import Inspection, inspect
 from qcs.data.manifest import SPLITS
 
 log = logging.getLogger(__name__)
+
+
+class Settings(TypedDict):
+    """The keys of conf/check.yaml."""
+
+    dataset: dict
+    sheet_faces: Natural
+    num_workers: Workers
+    run_dir: str
+
 
 SHOWN = 5  # examples of a fault on the screen; check.json has all
 
@@ -29,11 +46,14 @@ def check(config: dict[str, Any]) -> Inspection:
     Args:
         config: plain and checked, of conf/check.yaml.
     """
+    if config["sheet_faces"] < 0:
+        raise UserError(f"sheet_faces must be 0 or more, got {config['sheet_faces']}")
     manifest, folder = instantiate(config["dataset"]), Path(config["run_dir"])
     found = inspect(manifest, config["num_workers"])
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_content(found), indent=1, ensure_ascii=False)
-    (folder / "check.json").write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(_content(found), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # A byte of a name that is not UTF-8 becomes an escape, as Python's json reads and writes it.
+    (folder / "check.json").write_bytes(text.encode("utf-8", "backslashreplace"))
     _sheet(found, folder / "faces.png", config["sheet_faces"])
     _print(found)
     if found.leaked():
@@ -49,16 +69,23 @@ def _clean(found: Inspection, path: Path) -> None:
     if manifest.boxes is not None or manifest.targets is not None:
         log.info("clean.csv is not written: face boxes and soft labels do not fit into it")
         return
+    for row in np.flatnonzero(keep):
+        if not is_text(manifest.paths[row]):
+            log.warning("left out of clean.csv, as its name is not UTF-8: %s",
+                        printable(manifest.paths[row]))  # fmt: skip
+            keep[row] = False
     manifest.select(keep).to_csv(path)
-    names = ",".join(manifest.class_names)
+    options = {
+        "dataset": "csv",
+        "dataset.path": str(path),
+        "dataset.root": str(manifest.root),
+        "dataset.class_names": list(manifest.class_names),
+    }
     log.info(
-        "%d images left out in %s; train on the rest with dataset=csv dataset.path=%s "
-        "dataset.root=%s dataset.class_names=[%s]",
+        "%d images left out in %s; train on the rest with: %s",
         int((~keep).sum()),
-        path,
-        path,
-        manifest.root,
-        names,
+        printable(path),
+        printable(command_line("qcs.train", options)),
     )
 
 
@@ -87,10 +114,14 @@ def _named(found: Inspection, row: int) -> str:
 
 
 def _print(found: Inspection) -> None:
-    console, manifest = Console(), found.manifest
-    table = Table("class", *SPLITS, title=f"{manifest.root.name}: {len(manifest)} images")
+    """Print the report; names of the user's are shown as they are, never read as markup."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # letters that the terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
+    console, manifest = Console(markup=False, highlight=False), found.manifest
+    title = Text(printable(f"{manifest.root.name}: {len(manifest)} images"))
+    table = Table("class", *SPLITS, title=title)
     for name, row in zip(manifest.class_names, found.counts.T, strict=True):
-        table.add_row(name, *map(str, row))
+        table.add_row(Text(printable(name)), *map(str, row))
     table.add_section()
     table.add_row("all", *map(str, found.counts.sum(1)))
     console.print(table)
@@ -99,32 +130,37 @@ def _print(found: Inspection) -> None:
     within = len(found.groups) - len(found.across)
     console.print(f"{within} images appear more than once in one split")
     for sentence in found.unreadable.values():
-        console.print(f"[red]{sentence}", soft_wrap=True)
+        console.print(printable(sentence), style="red", soft_wrap=True)
     for group in found.across[:SHOWN]:
-        console.print("equal: " + ", ".join(_named(found, r) for r in group), soft_wrap=True)
+        equal = ", ".join(_named(found, row) for row in group)
+        console.print(printable(f"equal: {equal}"), soft_wrap=True)
     for sentence in found.problems() or ["no faults found"]:
-        console.print(f"[bold]{sentence}", soft_wrap=True)
+        console.print(printable(sentence), style="bold", soft_wrap=True)
 
 
 def _sheet(found: Inspection, path: Path, number: int) -> None:
     """Random images (seeded) of each class, a row a class."""
-    manifest, rng, rows = found.manifest, np.random.default_rng(0), []
-    for label in range(len(manifest.class_names)):
+    manifest, rng = found.manifest, np.random.default_rng(0)
+    images, names = [], []
+    for label, name in enumerate(manifest.class_names):
         candidates = [r for r in np.flatnonzero(manifest.labels == label) if r not in
                       found.unreadable]  # fmt: skip
-        rows += rng.permutation(candidates)[:number].astype(int).tolist()
-    images = [plots.to_pixels(manifest.image(row).resize((128, 128))) for row in rows]
-    names = [f"{manifest.class_names[manifest.labels[r]]}\n{manifest.splits[r]}" for r in rows]
-    heading = f"{manifest.root.name}: random images of each class"
+        for row in rng.permutation(candidates)[:number].astype(int).tolist():
+            try:
+                images.append(plots.to_pixels(manifest.image(row).resize((128, 128))))
+            except UserError as error:  # it has gone since it was read
+                log.warning("left out of %s: %s", path.name, error)
+                continue
+            names.append(f"{printable(name)}\n{manifest.splits[row]}")
+    heading = printable(f"{manifest.root.name}: random images of each class")
     if images:
-        plots.face_sheet(torch.stack(images), names, path, [True] * len(rows), heading)
+        plots.face_sheet(torch.stack(images), names, path, [True] * len(images), heading)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="check")
-@one_sentence
+@command("check")
 def main(cfg: DictConfig) -> None:
     """Compose, check, look."""
-    check(plain(cfg))
+    check(plain(cfg, Settings))
 
 
 if __name__ == "__main__":

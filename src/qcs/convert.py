@@ -12,14 +12,16 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from qcs.checkpoints import recipe as recipes
 from qcs.checkpoints.files import AtomicCheckpointIO
+from qcs.checkpoints.load import require_fit
 from qcs.checkpoints.official_keys import Report, from_official
 from qcs.checkpoints.pretrained import STATE_DICTS, Weights, read_state_dict
 from qcs.config.command import one_sentence
 from qcs.config.errors import UserError
+from qcs.config.hints import command_line
 from qcs.config.options import CONF
 from qcs.data.sources import affectnet, ferplus, rafdb
-from qcs.training import build
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +62,19 @@ def convert(official: str | Path, out: str | Path, dataset: str | None = None) -
     model = HEADS[roles]
     dataset = _dataset(model, classes, weights, Path(official), dataset)
     recipe = official_recipe(model, dataset)
-    network = build.network(recipe)
+    network = recipes.network(recipe)
     _complete(state, network.state_dict(), official)
+    try:
+        require_fit(state, network.state_dict())
+    except UserError as error:
+        raise UserError(f"{official}: {error}") from error
     content = {"qcs": recipe, "state_dict": {f"network.{k}": v for k, v in state.items()}}
     AtomicCheckpointIO().save_checkpoint(content, out)
     _report(out, official, weights, report)
     log.info("%s: %s, %d classes: %s", out, NAMES[model], classes,
              ", ".join(recipe["class_names"]))  # fmt: skip
-    log.info("try it: python -m qcs.eval ckpt=%s dataset=%s dataset.path=...", out, dataset)
+    command = command_line("qcs.eval", {"ckpt": str(out), "dataset": dataset})
+    log.info("try it: %s dataset.path=...", command)
     return recipe
 
 
@@ -78,8 +85,8 @@ def variant(state: Mapping[str, Tensor], path: str | Path) -> tuple[int, int]:
         UserError: it has no head of 7 or 8 classes.
     """
     head = state.get("base.encoder.head.weight")
-    if head is None or len(head) not in (7, 8):
-        found = "no head" if head is None else f"{len(head)} classes"
+    if head is None or head.ndim != 2 or len(head) not in (7, 8):
+        found = "no head" if head is None or head.ndim != 2 else f"{len(head)} classes"
         raise UserError(f"{path} has {found}, the authors' models have 7 or 8 classes")
     if any(key.startswith("base.landmarks.") for key in state):
         return 1, len(head)
@@ -114,7 +121,8 @@ def _dataset(model: str, classes: int, weights: Weights, path: Path, wanted: str
     best = weights.content.get("best_acc") if isinstance(weights.content, Mapping) else None
     if found is None and any("fusion.classifier" in key for key in weights.state_dict):
         found, why = affectnet_, "its fusion.classifier, which only that file has"
-    if found is None and isinstance(best, (int, float, Tensor)) and float(best) > 1:
+    number = isinstance(best, (int, float)) or (isinstance(best, Tensor) and best.numel() == 1)
+    if found is None and number and float(best) > 1:
         found = affectnet_ if float(best) < GREATEST_AFFECTNET else other
         why = f"its best accuracy, {float(best):.2f} %"
     if found is None:
@@ -133,7 +141,7 @@ def official_recipe(model: str, dataset: str) -> dict[str, Any]:
         cfg = compose("train", [f"experiment={model}_{dataset}"])
     keys = ["backbone", "model", "dataset", "augment", "select_on"]
     config = OmegaConf.to_container(OmegaConf.masked_copy(cfg, keys), resolve=True)
-    return build.recipe(config, DATASETS[dataset])
+    return recipes.describe(config, DATASETS[dataset])
 
 
 def _complete(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str | Path) -> None:
@@ -165,7 +173,6 @@ def _report(out: Path, official: str | Path, weights: Weights, report: Report) -
     log.info("every key: %s", listed)
 
 
-@one_sentence
 def main(arguments: Sequence[str]) -> None:
     """Convert what the command line names."""
     parser = argparse.ArgumentParser(prog="python -m qcs.convert", description=__doc__)
@@ -174,7 +181,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--dataset", choices=DATASETS, help="where nothing in the file tells it")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    convert(options.official, options.out, options.dataset)
+    with one_sentence():
+        convert(options.official, options.out, options.dataset)
 
 
 if __name__ == "__main__":

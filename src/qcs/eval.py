@@ -1,27 +1,51 @@
 """Evaluate checkpoints: `python -m qcs.eval ckpt=...`, on their own data set or another."""
 
-import glob
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import hydra
 import torch
+from annotated_types import Interval, MinLen
 from omegaconf import DictConfig
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from qcs.checkpoints import recipe
 from qcs.checkpoints.load import Checkpoint, load_classifier
-from qcs.config.command import one_sentence
+from qcs.checkpoints.paths import named
+from qcs.config.bounds import Count, Workers
+from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import CONF, plain
+from qcs.config.options import plain
 from qcs.data.class_names import Mapped, canonical, mapped
 from qcs.data.manifest import Manifest
 from qcs.evaluation import compare, report
 from qcs.evaluation.apply import apply, pick_device
-from qcs.inference.backends import in_form
+from qcs.evaluation.metrics import check_resamples
+from qcs.inference.backends import Form, in_form
 from qcs.training import build
 
 log = logging.getLogger(__name__)
+
+
+class Settings(TypedDict):
+    """The keys of conf/eval.yaml."""
+
+    ckpt: str | None
+    trust: str | list[str] | None
+    compare: Annotated[dict | list[str], MinLen(1)] | None
+    dataset: dict
+    format: Literal["png", "pdf", "svg"]
+    split: Literal["train", "val", "test"]
+    flip: bool
+    restrict: bool
+    resamples: Annotated[int, Interval(ge=0, le=1_000_000)]
+    batch_size: Count
+    form: Form
+    num_workers: Workers
+    device: str | None
+    store: str | None
+    run_dir: str
 
 
 def evaluate(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -35,15 +59,16 @@ def evaluate(config: dict[str, Any]) -> list[dict[str, Any]]:
         UserError: no such checkpoint or data set.
         UserError: no checkpoint given, an empty split, or classes that do not fit.
     """
-    groups = checkpoints(config["ckpt"], config["compare"])
+    check_resamples(config["resamples"])
+    groups = named(config["ckpt"], config["compare"])
     single = sum(map(len, groups.values())) == 1
     members: dict[str, list[compare.Member]] = {name: [] for name in groups}
     dataset, tables = config.get("dataset"), {}  # tables by size of prepared images
     common: Mapped | None = None
     for name, paths in groups.items():
         for number, path in enumerate(paths):
-            checkpoint = load_classifier(path)
-            dataset = dataset or checkpoint.recipe["dataset"]
+            checkpoint = load_classifier(path, config.get("trust"))
+            dataset = recipe.chosen_dataset(checkpoint.recipe, dataset)
             found = _data(config, dataset, checkpoint, tables)
             _same(found, common) if common else _announce(found, config["restrict"])
             common = common or found
@@ -58,62 +83,17 @@ def evaluate(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [member.result for group in members.values() for member in group]
 
 
-def checkpoints(ckpt: str | None, groups: dict[str, Any] | list[str] | None) -> dict[str, list]:
-    """The files to evaluate, by the name of their group; patterns become the files that fit.
-
-    Raises:
-        UserError: a pattern that no file fits.
-        UserError: no checkpoint given, or both ways at once.
-    """
-    if (ckpt is None) == (groups is None):
-        raise UserError(
-            "ckpt is not set: write ckpt=runs/.../checkpoints/best.ckpt"
-            if ckpt is None
-            else "write ckpt=... for one checkpoint or compare=... for several, not both"
-        )
-    if groups is None:
-        return {"": [ckpt]}
-    if isinstance(groups, list):  # each by itself
-        files = [file for pattern in groups for file in _files(str(pattern))]
-        groups = {_short(file, files): file for file in files}
-    found = {}
-    for name, patterns in groups.items():
-        patterns = patterns if isinstance(patterns, list) else [patterns]
-        found[name] = [file for pattern in patterns for file in _files(str(pattern))]
-    return found
-
-
-def _files(pattern: str) -> list[str]:
-    if not glob.has_magic(pattern):
-        return [pattern]
-    files = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
-    if not files:
-        raise UserError(f"no checkpoint fits compare={pattern}")
-    return files
-
-
-def _short(file: str, files: list[str]) -> str:
-    """What tells a file from the others: its path less what all share at both ends."""
-    parts = [Path(f).resolve().parts for f in files]
-    own = list(Path(file).resolve().parts)
-    while len(set(p[0] for p in parts)) == 1 and min(map(len, parts)) > 1:
-        parts, own = [p[1:] for p in parts], own[1:]
-    while len(set(p[-1] for p in parts)) == 1 and min(map(len, parts)) > 1:
-        parts, own = [p[:-1] for p in parts], own[:-1]
-    return "-".join(own)
-
-
 def _data(
     config: dict[str, Any],
     dataset: dict[str, Any],
     checkpoint: Checkpoint,
-    tables: dict[int, Manifest],
+    tables: dict[int | None, Manifest],
 ) -> Mapped:
     """The images in the checkpoint's classes; a data set is opened once for all of its size."""
     transform = checkpoint.recipe["transform"]
-    size = transform.get("resize") or transform["size"]
+    size = transform.get("resize") or transform.get("size")  # a transform of the user's has none
     if size not in tables:
-        whole = build.manifest(dataset, [transform], config["store"])
+        whole = build.manifest(dataset, [transform], config["store"], config.get("trust"))
         tables[size] = whole.split(config["split"])
     return mapped(tables[size], checkpoint.class_names)
 
@@ -129,7 +109,7 @@ def _announce(found: Mapped, restrict: bool) -> None:
 
 
 def _same(found: Mapped, first: Mapped) -> None:
-    """Raise ValueError where two checkpoints do not see the same images of the same classes."""
+    """Raise UserError where two checkpoints do not see the same images of the same classes."""
     theirs, ours = (sorted(map(canonical, f.data.class_names)) for f in (first, found))
     if theirs != ours:
         raise UserError(
@@ -159,7 +139,7 @@ def _report(
         logits = _restricted(logits, found)
     renamed = {old: new for old, new in found.names.items() if old != new}
     about = {
-        "dataset": found.data.root.name,
+        "dataset": found.data.root.resolve().name,
         "split": config["split"],
         "ckpt": path,
         "selected_on": checkpoint.recipe["select_on"],
@@ -171,7 +151,8 @@ def _report(
         "renamed": renamed,
     }
     labels = torch.from_numpy(found.data.labels)
-    result = report.write(folder, logits, labels, found.data, about, config["resamples"])
+    options = {"resamples": config["resamples"], "picture_format": config["format"]}
+    result = report.write(folder, logits, labels, found.data, about, **options)
     return compare.Member(path, result, logits.argmax(1) == labels)
 
 
@@ -184,11 +165,10 @@ def _restricted(logits: Tensor, found: Mapped) -> Tensor:
     return logits
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="eval")
-@one_sentence
+@command("eval")
 def main(cfg: DictConfig) -> float:
     """Compose, check, evaluate; return the (first) top-1."""
-    return evaluate(plain(cfg))[0]["acc"]
+    return evaluate(plain(cfg, Settings))[0]["acc"]
 
 
 if __name__ == "__main__":

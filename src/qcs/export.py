@@ -2,24 +2,46 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from qcs.checkpoints import recipe
+from qcs.checkpoints.exported import Exported, metadata, to_int8, to_onnx, to_program
 from qcs.checkpoints.load import Checkpoint, load_checkpoint
-from qcs.checkpoints.onnx import Exported, metadata, open_onnx, to_int8, to_onnx, to_program
-from qcs.config.command import one_sentence
+from qcs.checkpoints.onnx import open_onnx
+from qcs.config.bounds import Count, Workers
+from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import CONF, plain
+from qcs.config.options import plain
+from qcs.data.class_names import mapped
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import pixels
 from qcs.training import build
 
 log = logging.getLogger(__name__)
+
+
+class Settings(TypedDict):
+    """The keys of conf/export.yaml."""
+
+    ckpt: str | None
+    trust: str | list[str] | None
+    dataset: dict
+    out: str
+    include_transform: bool
+    int8: bool
+    calibration_images: Count
+    split: Literal["train", "val", "test"]
+    batch_size: Count
+    num_workers: Workers
+    store: str | None
+    run_dir: str
+
 
 SEED = 0
 CHECKED = 8  # real images
@@ -44,10 +66,14 @@ def export(config: dict[str, Any]) -> dict[str, float]:
     if out.suffix not in (".onnx", ".pt2") or (config["int8"] and out.suffix != ".onnx"):
         expected = "*.onnx with int8=true" if config["int8"] else "*.onnx or *.pt2"
         raise UserError(f"out={config['out']}: the format goes by the name, {expected}")
-    checkpoint = load_checkpoint(config["ckpt"])
-    model = Exported(
-        checkpoint.network, checkpoint.recipe["transform"], config["include_transform"]
-    ).eval()
+    checkpoint = load_checkpoint(config["ckpt"], config.get("trust"))
+    transform = checkpoint.recipe["transform"]
+    if transform["name"] != "evaluation":
+        raise UserError(
+            f"{config['ckpt']} has the transform {transform['name']}, and an export can describe "
+            "qcs.data.transforms.evaluation alone"
+        )
+    model = Exported(checkpoint.network, transform, config["include_transform"]).eval()
     data = _data(config, checkpoint)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f"{out.stem}.part{out.suffix}")
@@ -70,12 +96,12 @@ def export(config: dict[str, Any]) -> dict[str, float]:
 
 def _data(config: dict[str, Any], checkpoint: Checkpoint) -> Manifest | None:
     """The data set, or None where the checkpoint's own is not here and nothing needs it."""
-    given = config.get("dataset")
+    dataset = recipe.chosen_dataset(checkpoint.recipe, config.get("dataset"))
     try:
-        dataset = given or checkpoint.recipe["dataset"]
-        return build.manifest(dataset, [checkpoint.recipe["transform"]], config["store"])
-    except (FileNotFoundError, ValueError) as error:
-        if given or config["int8"]:
+        transforms, trust = [checkpoint.recipe["transform"]], config.get("trust")
+        return build.manifest(dataset, transforms, config["store"], trust)
+    except UserError as error:
+        if dataset != checkpoint.recipe["dataset"] or config["int8"]:
             raise
         log.warning("checked on random input alone, for want of real images: %s", error)
         return None
@@ -106,7 +132,7 @@ def check(model: Exported, path: Path, real: Tensor | None) -> float:
         The largest difference of the logits, in units of their standard deviation.
 
     Raises:
-        UserError: it is too large.
+        UserError: it is too large, or the network's own logits are not finite.
     """
     run = open_onnx(path)[0] if path.suffix == ".onnx" else torch.export.load(path).module()
     generator = torch.Generator().manual_seed(SEED)
@@ -114,7 +140,15 @@ def check(model: Exported, path: Path, real: Tensor | None) -> float:
     worst = 0.0
     for images in inputs:
         expected = model(images)
-        worst = max(worst, ((run(images) - expected).abs().max() / expected.std()).item())
+        if not expected.isfinite().all():
+            raise UserError(
+                "the network answers with numbers that are not finite: not written; export the "
+                "checkpoint of an earlier epoch"
+            )
+        spread = expected.std().clamp_min(torch.finfo(expected.dtype).tiny)
+        difference = ((run(images) - expected).abs().max() / spread).item()
+        if not difference <= worst:  # NaN as well
+            worst = difference
     limit = ROUNDED if model.include_transform else TOLERANCE
     if not worst <= limit:
         raise UserError(
@@ -140,7 +174,7 @@ def _quantise(
     small = path.with_suffix(".int8.onnx")
     try:
         to_int8(path, small, batches)
-        tested = data.split(config["split"])
+        tested = mapped(data.split(config["split"]), checkpoint.class_names).data  # as qcs.eval
         result = {"images": len(tested)}
         for name, file in (("before", path), ("after", small)):
             network, hits = open_onnx(file)[0], 0
@@ -159,11 +193,10 @@ def _quantise(
     return result
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="export")
-@one_sentence
+@command("export")
 def main(cfg: DictConfig) -> None:
     """Compose, check, export."""
-    export(plain(cfg))
+    export(plain(cfg, Settings))
 
 
 if __name__ == "__main__":

@@ -1,86 +1,158 @@
 """Expressions in photos and videos: `python -m qcs.predict ckpt=... input=photo.jpg`.
 
 Exit status: 0 where every file was read, with faces or without; 1 where some were not; 2 where
-nothing could start.
+nothing could start, or the results could not be written; 130 after Ctrl-C.
 """
 
 import logging
+import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import hydra
+from annotated_types import MinLen
 from omegaconf import DictConfig
+from typing_extensions import TypedDict
 
 from qcs.checkpoints.load import load_classifier
-from qcs.config.command import one_sentence
+from qcs.config.bounds import Count, Probability
+from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import CONF, plain
+from qcs.config.options import plain
+from qcs.data.image_files import printable
 from qcs.evaluation.apply import pick_device
+from qcs.inference.backends import Form
 from qcs.inference.detector import Detector
-from qcs.inference.inputs import files_of, open_items
-from qcs.inference.outputs import Pictures, Records
-from qcs.inference.predictor import Predictor, crop_of
+from qcs.inference.inputs import Source, files_of, open_items
+from qcs.inference.outputs import Records
+from qcs.inference.pictures import Pictures, Written
+from qcs.inference.predictor import Predictor, Result, crop_of
 
 log = logging.getLogger(__name__)
+
+
+class Settings(TypedDict):
+    """The keys of conf/predict.yaml."""
+
+    ckpt: str | None
+    trust: str | list[str] | None
+    input: str | int | Annotated[list[str | int], MinLen(1)] | None
+    out: str | None
+    detect: Literal["auto", "none"]
+    crop: str | None
+    threshold: Probability
+    longest: Count
+    smallest: Count
+    batch_size: Count
+    form: Form
+    device: str | None
+    every: Count
+    max_frames: Count | None
+    annotate: bool
+    save_crops: bool
+    run_dir: str
 
 
 def predict(config: dict[str, Any]) -> Counter:
     """Write the predictions of all images and frames; one bad file does not stop the others.
 
     Returns:
-        Numbers: "images", "faces", "empty" (images without a face), "errors", and of each label.
+        Numbers: "images", "faces", "empty" (images without a face), "errors", of each label, and
+        "stopped", 1 after Ctrl-C before the end.
 
     Raises:
-        UserError: what keeps the whole run from starting.
+        UserError: what keeps the whole run from starting; results that cannot be written.
     """
     for key in ("ckpt", "input"):
         if config[key] is None:
             raise UserError(f"{key} is not set: write ckpt=model.ckpt input=photo.jpg")
     files = files_of(config["input"])
-    checkpoint, detector = load_classifier(config["ckpt"]), None
-    if config["detect"] == "auto" or config["crop"]:
-        detector = Detector(config["threshold"], config["longest"], config["smallest"])
-    crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
-    log.info("faces are cut %s", why)
-    device = pick_device(config["device"])
-    batch_size = 1 if files[0][0].startswith("webcam ") else config["batch_size"]  # answer at once
-    predictor = Predictor(checkpoint, detector, crop, batch_size, device, config["form"])
-    folder, counts = Path(config["run_dir"]), Counter()
-    out = Path(config["out"])
-    out = folder / out if out.parent == Path(".") else out
     items = open_items(files, config["every"], config["max_frames"])
+    out = _place(config, files)
+    predictor = _predictor(config, any(file.kind == "webcam" for file in files))
+    counts: Counter = Counter()
     with (
-        Records(out, checkpoint.class_names) as records,
-        Pictures(folder, config["annotate"], config["save_crops"]) as pictures,
+        Records(out, predictor.class_names) as records,
+        Pictures(Path(config["run_dir"]), config["annotate"], config["save_crops"]) as pictures,
     ):
         try:
             for result in predictor.stream(items, config["detect"] == "auto"):
-                records.write(result)
-                pictures.write(result)
-                counts["images"] += 1
-                counts["faces"] += len(result.predictions)
-                counts["errors"] += result.error is not None
-                counts["empty"] += not result.predictions and result.error is None
-                counts.update(p.label for p in result.predictions)
+                result, written = _drawn(pictures, result)
+                records.write(result, written)
+                _count(counts, result)
         except KeyboardInterrupt:  # how a webcam ends
+            counts["stopped"] = int(files[-1].kind != "webcam")
             log.info("stopped")
-    labels = {name: counts[name] for name in checkpoint.class_names if counts[name]}
+    counts["errors"] += pictures.failed
+    labels = ((name, counts["label", name]) for name in predictor.class_names)
     log.info(
         "%d images or frames, %d faces (%s), %d without a face, %d that could not be read: %s",
         *(counts[key] for key in ("images", "faces")),
-        ", ".join(f"{name} {number}" for name, number in labels.items()) or "none",
-        *(counts["empty"], counts["errors"], out),
+        ", ".join(f"{printable(name)} {number}" for name, number in labels if number) or "none",
+        *(counts["empty"], counts["errors"], printable(out)),
     )
     return counts
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
-@one_sentence
+def _place(config: dict[str, Any], files: Sequence[Source]) -> Path:
+    """Where the records go: as seen from where the user stands, by default in the run's folder.
+
+    Raises:
+        UserError: that is one of the files to be read.
+    """
+    if config["out"] is None:
+        return Path(config["run_dir"]) / "predictions.jsonl"
+    out = Path(os.path.expanduser(config["out"]))
+    if out.exists():
+        for file in (config["ckpt"], *(file.file for file in files)):
+            if os.path.exists(file) and os.path.samefile(file, out):
+                raise UserError(f"out={out} would overwrite {file}, which is to be read")
+        if out.is_file():
+            log.warning("%s is overwritten", printable(out))
+    return out
+
+
+def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
+    device = pick_device(config["device"])
+    checkpoint, detector = load_classifier(config["ckpt"], config.get("trust")), None
+    if config["detect"] == "auto" or config["crop"]:
+        detector = Detector(config["threshold"], config["longest"], config["smallest"])
+    crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
+    log.info("faces are cut %s", printable(why))
+    batch_size = 1 if webcam else config["batch_size"]  # a webcam is answered at once
+    predictor = Predictor(checkpoint, detector, crop, batch_size, device, config["form"])
+    if predictor.caution:
+        log.warning("%s", predictor.caution)
+    return predictor
+
+
+def _drawn(pictures: Pictures, result: Result) -> tuple[Result, Written]:
+    """Write an image's pictures; where that fails, the result says so."""
+    try:
+        return result, pictures.write(result)
+    except UserError as error:
+        return result._replace(error=str(error)), Written()
+
+
+def _count(counts: Counter, result: Result) -> None:
+    counts["images"] += 1
+    counts["faces"] += len(result.predictions)
+    counts["empty"] += not result.predictions and result.error is None
+    counts.update(("label", p.label) for p in result.predictions)
+    if result.error is not None:
+        counts["errors"] += 1
+        log.warning("%s", printable(result.error))
+
+
+@command("predict")
 def main(cfg: DictConfig) -> None:
     """Compose, check, predict."""
-    if predict(plain(cfg))["errors"]:
+    counts = predict(plain(cfg, Settings))
+    if counts["stopped"]:
+        sys.exit(130)
+    if counts["errors"]:
         sys.exit(1)
 
 

@@ -1,18 +1,33 @@
 """Decode and resize every image of a data set once: `python -m qcs.prepare dataset=...`."""
 
 import logging
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import hydra
 from omegaconf import DictConfig
+from typing_extensions import TypedDict
 
-from qcs.config.command import one_sentence
+from qcs.config.bounds import Pixels, Workers
+from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import CONF, instantiate, plain
-from qcs.data import preparation, prepared
+from qcs.config.options import instantiate, plain
+from qcs.data import prepared, store_writer
+from qcs.data.image_files import printable
 
 log = logging.getLogger(__name__)
+
+
+class Settings(TypedDict):
+    """The keys of conf/prepare.yaml."""
+
+    dataset: dict
+    augment: dict
+    size: Pixels
+    store: str | None
+    on_error: Literal["fail", "skip"]
+    num_workers: Workers
+    run_dir: str
 
 
 def prepare(config: dict[str, Any]) -> Path:
@@ -25,20 +40,23 @@ def prepare(config: dict[str, Any]) -> Path:
         raise UserError("store=null has no place to write to: store=auto, or a folder")
     manifest, base = instantiate(config["dataset"]), prepared.base(config["store"])
     options = {"on_error": config["on_error"], "num_workers": config["num_workers"]}
-    folder = preparation.prepare(manifest, config["size"], base, **options)
+    try:
+        folder = store_writer.prepare(manifest, config["size"], base, **options)
+    except KeyboardInterrupt:
+        print("interrupted: what is done is kept, the same command goes on", file=sys.stderr)
+        sys.exit(130)
     skipped = prepared.skipped_images(folder)
     for image in skipped:
-        log.warning("left out: %s", image["error"])
+        log.warning("left out: %s", printable(image["error"]))
     number, total = len(manifest) - len(skipped), len(manifest)
     log.info("%d of %d images of %d pixels in %s", number, total, config["size"], folder)
     return folder
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="prepare")
-@one_sentence
+@command("prepare")
 def main(cfg: DictConfig) -> None:
     """Compose, check, prepare."""
-    prepare(plain(cfg))
+    prepare(plain(cfg, Settings))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from test_options import config
 from torch import nn
 
 from conftest import tiny_network
+from qcs.checkpoints import recipe
 from qcs.checkpoints.matching import match
 from qcs.checkpoints.pretrained import StandIn, load_backbone, read_state_dict
 from qcs.config.errors import UserError
@@ -302,7 +303,7 @@ def test_a_run_starts_from_the_file_and_its_checkpoint_needs_it_no_more(tmp_path
     assert same(run.network.base.backbone, theirs)
     (tmp_path / "file.pth").unlink()
     assert "file.pth" not in str(run.recipe)
-    assert same(build.network(run.recipe).base.backbone, IR((1, 1, 2), (8, 12, 16), 2)) is False
+    assert same(recipe.network(run.recipe).base.backbone, IR((1, 1, 2), (8, 12, 16), 2)) is False
 
 
 def test_a_run_that_may_go_on_starts_from_the_file_where_there_is_nothing(tmp_path, faces_table):
@@ -329,9 +330,15 @@ def test_timms_pretrained_weights_reach_the_network(tmp_path, faces, monkeypatch
 @pytest.mark.parametrize(
     "override,sentence",
     [
-        ("backbone.weights=3", "backbone.weights=3 is a int, expected str or null"),
-        ("backbone.grad_checkpointing=1", "backbone.grad_checkpointing=1 is a int, expected bool"),
-        ("+backbone.wieghts=a", "backbone.wieghts is not an option; backbone takes"),
+        ("backbone.weights=3", "backbone.weights=3 should be a valid string"),
+        (
+            "backbone.grad_checkpointing=1",
+            "backbone.grad_checkpointing=1 should be a valid boolean",
+        ),
+        (
+            "+backbone.wieghts=a",
+            "backbone.wieghts is not an option, did you mean backbone.weights?",
+        ),
     ],
 )
 def test_a_mistake_in_the_backbone_is_one_sentence(override, sentence, tmp_path):

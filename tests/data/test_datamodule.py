@@ -3,6 +3,7 @@
 import pickle
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from qcs.config.errors import UserError
-from qcs.data import transforms
+from qcs.data import transforms, workers
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.manifest import Manifest
 from qcs.data.sources import ferplus, image_folder
@@ -111,7 +112,7 @@ def test_image_folder_says_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match="no images"):
         image_folder.read(str(tmp_path))
     make_folder(tmp_path, "train/sad", "train/happy", "test/angry")
-    with pytest.raises(UserError, match="angry is a class that"):
+    with pytest.raises(UserError, match="of the class 'angry', which the training folder"):
         image_folder.read(str(tmp_path))
 
 
@@ -120,8 +121,8 @@ def test_image_folder_says_what_is_wrong(tmp_path):
     [
         ("path,label\na,b\n", "lacks the column"),
         ("path,label,split\na.png,angry,train\nb.png,x,train\n", "label 'x'"),
-        ("path,label,split\na.png,sad,dev\n", "line 2 has the label 'sad' and the split 'dev'"),
-        ("path,label,split\n", "no images"),
+        ("path,label,split\na.png,sad,dev\n", "line 2 .* the label 'sad' and the split 'dev'"),
+        ("path,label,split\n", "no rows"),
     ],
 )
 def test_a_bad_table_is_one_sentence(text, sentence, tmp_path):
@@ -182,8 +183,8 @@ def module(manifest: Manifest, **options) -> FaceDataModule:
 
 def test_batches_are_the_same_for_any_number_of_workers(faces):
     seen = []
-    for workers in (0, 2):
-        loader = module(faces, num_workers=workers).train_dataloader()
+    for number in (0, 2):
+        loader = module(faces, num_workers=number).train_dataloader()
         for epoch in (0, 1):
             loader.batch_sampler.sampler.set_epoch(epoch)
             seen.append(torch.cat([b["images"] for b in loader]))
@@ -233,3 +234,47 @@ def test_what_validation_runs_on(faces):
     test = module(faces, num_workers=0, select_on="test").val_dataloader()
     assert test.dataset.manifest.splits.tolist() == ["test"] * 9
     assert module(faces, num_workers=0, select_on="last").val_dataloader() == []
+
+
+def test_what_is_missing_is_said_before_training(faces, caplog):
+    bare = faces.select(faces.splits == "train")
+    with pytest.raises(UserError, match="no test images to select on: write select_on=val"):
+        module(bare, num_workers=0, select_on="test")
+    one_each = bare.select(np.array([0, 12, 24]))
+    with pytest.raises(UserError, match="no validation images, and no class has the two training"):
+        module(one_each, num_workers=0)
+    with pytest.raises(UserError, match="has no train images"):
+        module(faces.select(faces.splits != "train"), num_workers=0)
+    module(faces.select((faces.splits != "train") | (faces.labels != 2)), num_workers=0)
+    assert "no training image of blue: the network cannot learn it" in caplog.text
+
+
+@pytest.mark.parametrize("select_on", ["val", "last", "test"])
+def test_more_processes_than_images_are_refused(select_on, faces):
+    few = np.flatnonzero(faces.splits == "test")[:4]
+    data = module(faces, num_workers=0, select_on=select_on)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=9)
+    data.setup("fit")
+    data.trainer.world_size = 10
+    with pytest.raises(UserError, match="10 processes cannot share the 9 test images"):
+        data.setup("fit")
+    some = faces.select(np.r_[np.flatnonzero(faces.splits != "test"), few])
+    data = module(some, num_workers=0, select_on=select_on)
+    data.trainer = SimpleNamespace(global_rank=4, world_size=5)
+    with pytest.raises(UserError, match="write trainer.devices=4 or less"):
+        data.setup("fit")
+
+
+def test_a_batch_is_measured_where_shared_memory_is_scarce(faces, monkeypatch):
+    data = module(faces, num_workers=2)
+    group = 4 * 3 * 16 * 16 * 4  # bytes of four images
+    monkeypatch.setattr(workers, "free_shared_memory", lambda: 4 * 8 * group)
+    data.train_dataloader()
+    monkeypatch.setattr(workers, "free_shared_memory", lambda: 4 * 8 * group - 1)
+    with pytest.raises(UserError, match="write loader.num_workers=0"):
+        data.train_dataloader()
+    data.val_dataloader()
+    monkeypatch.setattr(workers, "free_shared_memory", lambda: 1000)
+    with pytest.raises(UserError, match="shared memory"):
+        data.val_dataloader()
+    module(faces, num_workers=0).val_dataloader()

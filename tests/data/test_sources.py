@@ -1,5 +1,6 @@
 """Every layout in which data sets come, on tiny copies; each fault is one sentence."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,7 @@ def test_fer2013_folders(tmp_path):
                      "PrivateTest_4": "test", "mine": "test"}  # fmt: skip
     assert set(manifest.labels.tolist()) == {0, 3}
     picture(tmp_path / "train/bored/x.jpg")
-    with pytest.raises(UserError, match="bored is not one of the classes angry"):
+    with pytest.raises(UserError, match="bored', which is not one of the classes angry"):
         fer2013.read(str(tmp_path))
 
 
@@ -322,6 +323,7 @@ def test_affectnet_says_what_is_wrong(tmp_path):
     for old, new, sentence in (
         (",2,0.1", ",two,0.1", "line 4 has the label 'two'"),
         ("face 1.jpg,5,", "face 1.jpg,NULL,", "line 3 has the face box NULL,6,20,30"),
+        ("face 1.jpg,5,", "face 1.jpg,inf,", "line 3 has the face box inf,6,20,30"),
         ("face 0.jpg,5,6", "face 0.jpg,5", "line 2 has 8 cells and the header 9"),
         ("v0/face 0", "v0/face 9", "1 of 7 images .*v0/face 9.jpg"),
         ("expression", "emotion", "line 1 lacks the column 'expression'"),
@@ -385,6 +387,220 @@ def test_a_zip_that_is_not_read_in_place_is_refused(read, tmp_path):
     (tmp_path / "x.zip").touch()
     with pytest.raises(UserError, match="nothing to read at"):
         read(str(tmp_path / "x.zip"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"path;label;split\r\na.png;x;train\r\nb.png;y;test\r\n",
+        b"path\tlabel\tsplit\ra.png\tx\ttrain\rb.png\ty\ttest",
+        "\ufeffpath,label,split\na.png,x,train\nb.png,y,test\n".encode("utf-16-le"),
+        b"\xef\xbb\xbfPath, Label ,SPLIT\n\na.png, x,Training\n./b.png,y , test\n\n",
+        b"path,label,split\na.png,x,train\nb.png,y,test\nb.png,y,test\n",
+    ],
+)
+def test_a_users_table_in_other_dress(content, tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    (tmp_path / "t.csv").write_bytes(content)
+    manifest = Manifest.from_csv(tmp_path / "t.csv")
+    assert manifest.class_names == ("x", "y")
+    assert list(zip(manifest.paths, manifest.splits, strict=True)) == [
+        ("a.png", "train"),
+        ("b.png", "test"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "content,sentence",
+    [
+        (b"path,label,split\n", "has a header and no rows"),
+        (b"path,label\na.png,x\n", "lacks the column 'split'"),
+        (b"path,label,label,split\na.png,x,y,train\n", "has twice the column 'label'"),
+        (b"path,label,split\na.png,x,train\na.png,X ,train\n", "line 3 .*'X' and line 2 'x'"),
+        (b"path,label,split\na.png,,train\n", "line 2 has the path 'a.png', the label ''"),
+        (b"path,label,split\na.png,x,later\n", "the split 'later'"),
+        (b"path,label,split\nA.png,x,train\n", "line 2.*'a.png' differs by capitals"),
+        (b"path,label,split\n../a.png,x,train\n", r"the first is ../a.png \(.*line 2"),
+        (b"path,label,split\na\0/b.png,x,train\n", "not below"),
+        ("path,label,split\nü.png,x,train\n".encode("latin-1"), "line 2 is not UTF-8"),
+    ],
+)
+def test_what_a_users_table_lacks_is_a_sentence(content, sentence, tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        Manifest.from_csv(tmp_path / "t.csv")
+
+
+def test_labels_are_matched_to_class_names_without_case_and_blanks(tmp_path):
+    for name in "abc":
+        picture(tmp_path / f"{name}.png")
+    write(tmp_path / "t.csv", "path,label,split", "a.png,anger,train", "b.png,Anger ,train",
+          f"{tmp_path}/c.png,0 ,test")  # fmt: skip
+    manifest = Manifest.from_csv(tmp_path / "t.csv", class_names=["Anger", 0])
+    assert manifest.class_names == ("Anger", "0") and manifest.labels.tolist() == [0, 0, 1]
+    assert manifest.image(2).size == (12, 10)
+    with pytest.raises(UserError, match="differ by more than capitals"):
+        Manifest.from_csv(tmp_path / "t.csv", class_names=["Anger", "anger ", 0])
+
+
+def test_cells_that_are_formulas_are_written_as_text_and_read_again(tmp_path):
+    names = ("=cmd|x", "@sum", "-1", 'a,"b"\n<script>')
+    files = ["=1+1.png", "-x.png", "+ü\n.png", "a,\u2028b.png"]
+    for name in files:
+        picture(tmp_path / name)
+    rows = [(name, i, "train") for i, name in enumerate(files)]
+    Manifest.build(tmp_path, rows, names).to_csv(tmp_path / "t.csv")
+    text = (tmp_path / "t.csv").read_text()
+    assert "./=1+1.png,'=cmd|x,train" in text and "\n=" not in text and ",=" not in text
+    again = Manifest.from_csv(tmp_path / "t.csv", class_names=names)
+    assert again.paths.tolist() == files and again.class_names == names
+    assert again.labels.tolist() == [0, 1, 2, 3]
+
+
+def test_a_table_of_images_in_a_zip(tmp_path):
+    picture(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "deep/a.png")
+        archive.write(tmp_path / "a.png", "../out.png")
+    rows = ["path,label,split", "deep/a.png,x,train", "../out.png,y,test"]
+    table = write(tmp_path / "in/t.csv", *rows)
+    manifest = Manifest.from_csv(table, tmp_path / "x.zip")
+    assert manifest.image(0).size == manifest.image(1).size == (12, 10)
+    assert not (tmp_path / "out.png").exists()
+    write(table, *rows, "b.png,x,train")
+    with pytest.raises(UserError, match=r"1 of 3 images are not in .*b.png \(.*line 4"):
+        Manifest.from_csv(table, tmp_path / "x.zip")
+    with pytest.raises(UserError, match="nothing at dataset.root"):
+        Manifest.from_csv(table, tmp_path / "y.zip")
+
+
+# -- class folders ------------------------------------------------------------------------
+
+
+def test_split_folders_in_capitals_and_junk_are_no_classes(tmp_path, caplog):
+    for name in ("Train/Sad/1.JPG", "Train/glad/2.jfif", "TEST/sad /3.png", "Validation/Glad/4.png",
+                 "__MACOSX/Train/sad/5.png", "Train/@eaDir/6.png", "Train/.git/7.png",
+                 "Train/Sad/._1.png", "Train/__pycache__/8.png"):  # fmt: skip
+        path = tmp_path / name
+        picture(path.with_suffix(".png")).rename(path)
+    write(tmp_path / "Train/Sad/desktop.ini", "x")
+    write(tmp_path / "Train/notes/readme.md", "x")
+    picture(tmp_path / "Train/loose.png")
+    picture(tmp_path / "extra/sad/9.png")
+    manifest = image_folder.read(str(tmp_path))
+    assert manifest.class_names == ("Sad", "glad")
+    assert manifest.paths.tolist() == [
+        "TEST/sad /3.png",
+        "Train/Sad/1.JPG",
+        "Train/glad/2.jfif",
+        "Validation/Glad/4.png",
+    ]
+    assert manifest.splits.tolist() == ["test", "train", "train", "val"]
+    assert manifest.labels.tolist() == [0, 0, 1, 1]
+    assert "1 files that are no images (readme.md)" in caplog.text
+    assert "2 images (loose.png, 9.png)" in caplog.text
+    assert "without an image: 1 folders (notes)" in caplog.text
+    assert "desktop.ini" not in caplog.text and "._1" not in caplog.text
+
+
+def test_linked_class_folders_are_followed(tmp_path):
+    for name in ("pool/a/1.png", "pool/a/deep/2.png", "pool/b/3.png"):
+        picture(tmp_path / name)
+    (tmp_path / "set/train").mkdir(parents=True)
+    (tmp_path / "set/train/a").symlink_to(tmp_path / "pool/a")
+    (tmp_path / "set/train/b").symlink_to(tmp_path / "pool/b")
+    (tmp_path / "pool/b/ring").symlink_to(tmp_path / "set")
+    (tmp_path / "set/test").symlink_to(tmp_path / "set/train")
+    manifest = image_folder.read(str(tmp_path / "set"))
+    assert manifest.splits.tolist() == ["test"] * 3 + ["train"] * 3
+    assert manifest.paths.tolist()[3:] == ["train/a/1.png", "train/a/deep/2.png", "train/b/3.png"]
+
+
+@pytest.mark.parametrize(
+    "names,sentence",
+    [
+        (["train/Sad/1.png", "train/sad /2.png"], "'Sad' and 'sad ', which differ by capitals"),
+        (["test/a/1.png", "b/2.png"], "has images in test and none in train"),
+        (["train/a/1.png", "train/b/1.png", "test/c/2.png"], "class 'c', which .* does not have"),
+        (["a/readme.txt"], "no images in"),
+    ],
+)
+def test_class_folders_that_are_not_clear_are_a_sentence(names, sentence, tmp_path):
+    for name in names:
+        picture(tmp_path / name) if name.endswith("png") else write(tmp_path / name, "x")
+    with pytest.raises(UserError, match=sentence):
+        image_folder.read(str(tmp_path))
+
+
+def test_names_that_are_not_utf8_are_read(tmp_path):
+    for name in ("a/x\udcff.png", "b\udce9/y.png"):
+        picture(tmp_path / name)
+    manifest = image_folder.read(str(tmp_path))
+    assert [manifest.image(row).size for row in range(2)] == [(12, 10)] * 2
+    with pytest.raises(UserError, match="name is not UTF-8"):
+        manifest.to_csv(tmp_path / "t.csv")
+
+
+def test_a_folder_or_table_that_may_not_be_read(tmp_path, monkeypatch):
+    table = write(tmp_path / "t.csv", "path,label,split", "a.png,x,train")
+
+    def refused(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.listdir", refused)
+    with pytest.raises(UserError, match=r"folder .* cannot be read \(Permission denied\)"):
+        Manifest.from_csv(table)
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(UserError, match=r"t.csv cannot be read \(Permission denied\)"):
+        Manifest.from_csv(table)
+
+
+def test_a_home_that_does_not_exist_is_a_sentence():
+    with pytest.raises(UserError, match="write the whole path"):
+        image_folder.read("~nobody-of-that-name/faces")
+
+
+def ferplus_zip(path: Path, content: bytes, name: str = "data/FER2013{}/label.csv") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for part in ("Train", "Valid", "Test"):
+            archive.writestr("__MACOSX/" + name.format(part), b"junk")
+            archive.writestr(name.format(part), content)
+            archive.writestr(name.format(part).replace("label.csv", "a.png"), b"x")
+    return path
+
+
+def test_ferplus_in_a_zip_with_a_folder_around_and_junk_beside(tmp_path):
+    row = BOM + b'a.png,"(0, 0, 48, 48)",8,2,0,0,0,0,0,0,0,0\r\n\r\n'
+    path = ferplus_zip(tmp_path / "f.zip", row, "my set/data/FER2013{}/label.csv")
+    manifest = ferplus.read(str(path))
+    assert manifest.paths.tolist()[0] == "my set/data/FER2013Train/a.png" and len(manifest) == 3
+
+
+def test_an_encrypted_zip_is_a_sentence(tmp_path):
+    path = ferplus_zip(tmp_path / "f.zip", b"a.png,box,8,2,0,0,0,0,0,0,0,0")
+    content = path.read_bytes().replace(
+        b"PK\x01\x02\x14\x03\x14\0\0", b"PK\x01\x02\x14\x03\x14\0\1"
+    )
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="label.csv of .*f.zip cannot be read .*password"):
+        ferplus.read(str(path))
+
+
+@pytest.mark.parametrize(
+    "content,sentence",
+    [
+        ("a.png,box,8,2,é".encode("latin-1"), "label.csv line 1 is not UTF-8"),
+        (b"a.png,box,8,2", "is not the owners' table"),
+        (b"a.png,box,8,2,0,0,0,0,0,0,0,-5", "a vote of -5"),
+        (b"a.png,box,8,2,0,0,0,0,0,0,0," + b"9" * 30, "is not the owners' table"),
+        (b"", "is empty"),
+    ],
+)
+def test_votes_that_are_none_are_a_sentence(content, sentence, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        ferplus.read(str(ferplus_zip(tmp_path / "f.zip", content)))
 
 
 # -- decoding -----------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from PIL import Image
 from test_train import qcs
 
 from conftest import tiny_checkpoint
-from qcs import demo
 from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
+from qcs.inference import page
 from qcs.inference.predictor import Predictor
 from qcs.training import build
 
@@ -42,13 +42,13 @@ def predictor(folder: Path, **options) -> Predictor:
 
 def test_what_the_page_shows(tmp_path, photo):
     model = predictor(tmp_path)
-    result = demo.analyse(model, str(photo), True)
+    result = page.analyse(model, str(photo), True, photo.parent)
     assert len(result.predictions) == len(result.crops) == 1
-    assert Image.open(demo.looked_at(model, result.crops[0], tmp_path)).width > 300
-    pair = demo.compared(model, result.crops * 2, ["red", "blue"], tmp_path)
+    assert Image.open(page.looked_at(model, result.crops[0], tmp_path)).width > 300
+    pair = page.compared(model, result.crops * 2, ["red", "blue"], tmp_path)
     assert Image.open(pair).width > 300
-    for path, detect in demo.examples(tmp_path):
-        assert demo.analyse(model, path, detect).predictions
+    for path, detect in page.examples(tmp_path):
+        assert page.analyse(model, path, detect, tmp_path).predictions
 
 
 @pytest.mark.parametrize("kind", ["none", "text", "empty"])
@@ -57,17 +57,17 @@ def test_a_bad_upload_is_a_sentence_without_a_path(kind, tmp_path, photo):
     Image.new("RGB", (99, 99)).save(tmp_path / "empty.png")
     path = None if kind == "none" else str(tmp_path / f"{kind}.png")
     with pytest.raises(UserError, match="no image|cannot read text.png|no face found") as error:
-        demo.analyse(predictor(tmp_path), path, True)
+        page.analyse(predictor(tmp_path), path, True, tmp_path)
     assert str(tmp_path) not in str(error.value)
 
 
 def test_a_network_that_cannot_compare_says_so(tmp_path):
     crops = [Image.new("RGB", (20, 20))] * 2
     with pytest.raises(UserError, match="trained without cross similarity"):
-        demo.compared(predictor(tmp_path, roles=1), crops, ["red", "red"], tmp_path)
+        page.compared(predictor(tmp_path, roles=1), crops, ["red", "red"], tmp_path)
     for few in (crops[:1], []):
         with pytest.raises(UserError, match="two faces or more"):
-            demo.compared(predictor(tmp_path), few, ["red"] * len(few), tmp_path)
+            page.compared(predictor(tmp_path), few, ["red"] * len(few), tmp_path)
 
 
 def test_the_page_needs_a_checkpoint(tmp_path):
@@ -80,7 +80,7 @@ def address(tmp_path_factory):
     """The page, served as a user serves it."""
     folder = tmp_path_factory.mktemp("page")
     tiny_checkpoint(folder / "model.ckpt")
-    command = [sys.executable, "-m", "qcs.demo", "ckpt=model.ckpt", "hydra.run.dir=run"]
+    command = [sys.executable, "-m", "qcs.demo", "ckpt=model.ckpt", "port=0", "hydra.run.dir=run"]
     env = os.environ | {"PYTHONPATH": str(Path(build.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=folder, env=env, **pipes) as process:
@@ -159,11 +159,11 @@ def test_two_faces_are_compared(tab, photo, tmp_path):
 def test_maps_are_drawn_for_the_faces_that_were_given(tmp_path, monkeypatch):
     """Labels decide what a map is: faces of one label are weighed by what they share."""
     given = {}
-    monkeypatch.setattr(demo.plots, "pair_grid", lambda *a: given.update(maps=a[1], names=a[2]))
+    monkeypatch.setattr(page.plots, "pair_grid", lambda *a: given.update(maps=a[1], names=a[2]))
     model, crops = predictor(tmp_path), [Image.new("RGB", (20, 20), c) for c in ("red", "blue")]
-    demo.compared(model, crops, ["red", "red"], tmp_path)
+    page.compared(model, crops, ["red", "red"], tmp_path)
     shared = given["maps"]
-    demo.compared(model, crops, ["red", "blue"], tmp_path)
+    page.compared(model, crops, ["red", "blue"], tmp_path)
     assert given["names"] == ["red", "blue"] and shared.shape == (2, 2, 4)
     assert not torch.equal(shared[0, 1], given["maps"][0, 1])
     torch.testing.assert_close(shared[0, 0], given["maps"][0, 0])

@@ -22,7 +22,6 @@ from qcs.evaluation.compare import Member, compare
 from qcs.evaluation.metrics import (
     bootstrap,
     calibration,
-    class_scores,
     confusion_matrix,
     paired,
     scores,
@@ -49,31 +48,21 @@ def _reference_bootstrap(predictions, labels, classes, resamples):
     for _ in range(resamples):
         rows = rng.integers(0, len(labels), len(labels))
         matrix = confusion_matrix(predictions[rows], labels[rows], classes)
-        recall = class_scores(matrix)["recall"][0]
-        found.append(
-            [scores(matrix)[k].item() for k in ("acc", "mean_acc", "f1")] + [recall.item()]
-        )
+        found.append([scores(matrix)[k].item() for k in ("acc", "mean_acc", "f1")])
     return np.quantile(found, [0.025, 0.975], axis=0)
 
 
 def test_intervals_are_those_of_images_drawn_anew():
     logits, labels = random_logits()
     matrix = confusion_matrix(logits.argmax(1), labels, 4)
-    overall, by_class = bootstrap(matrix, 4000)
+    overall = bootstrap(matrix, 4000)
     low, high = _reference_bootstrap(logits.argmax(1), labels, 4, 4000)
-    got = torch.stack([overall["acc"], overall["mean_acc"], overall["f1"], by_class["recall"][0]])
+    got = torch.stack([overall["acc"], overall["mean_acc"], overall["f1"]])
     np.testing.assert_allclose(got[:, 0], low, atol=0.012)
     np.testing.assert_allclose(got[:, 1], high, atol=0.012)
-    again, _ = bootstrap(matrix, 4000)
-    assert torch.equal(again["f1"], overall["f1"])  # seeded
+    assert torch.equal(bootstrap(matrix, 4000)["f1"], overall["f1"])  # seeded
     with pytest.raises(UserError, match="resamples must be 1 or more"):
         bootstrap(matrix, 0)
-
-
-def test_a_class_without_a_face_has_no_interval():
-    matrix = torch.tensor([[5, 1, 0], [2, 6, 0], [0, 0, 0]])
-    _, by_class = bootstrap(matrix, 50)
-    assert by_class["recall"][2].isnan().all() and by_class["recall"][:2].isfinite().all()
 
 
 def test_scores_of_many_matrices_are_those_of_each():
@@ -171,7 +160,14 @@ def config(model, table, folder, **changes) -> dict:
     target = "qcs.data.manifest.Manifest.from_csv"
     data = {"_target_": target, "path": str(table), "class_names": COLOURS}
     given = {"ckpt": str(model), "compare": None, "dataset": data, "store": None, "device": "cpu"}
-    given |= {"split": "test", "batch_size": 4, "num_workers": 0, "flip": False, "form": "eager"}
+    given |= {
+        "split": "test",
+        "batch_size": 4,
+        "num_workers": 0,
+        "flip": False,
+        "form": "eager",
+        "format": "png",
+    }
     return given | {"restrict": False, "resamples": 100, "run_dir": str(folder)} | changes
 
 
@@ -208,7 +204,7 @@ def test_the_worst_mistakes_come_first(faces, tmp_path, monkeypatch):
     logits[8] = torch.tensor([1.0, 0.0, 0.5])  # a blue one, perhaps red
     about = {"dataset": "d", "split": "test", "ckpt": "c", "selected_on": "val"}
     report.write(tmp_path, logits, labels, test, about, 10)
-    assert [t.split()[0] + t.split("is ")[1] for t in sheets["hardest.png"]] == [
+    assert [t.split()[0] + t.split("is ")[1].split()[0] for t in sheets["hardest.png"]] == [
         "redgreen",
         "redblue",
     ]
@@ -282,22 +278,6 @@ def test_several_checkpoints_in_one_table(model, faces_table, tmp_path):
     assert "| seeds | 3 |" in page and "seed2.ckpt" in page
 
 
-def test_what_to_evaluate(tmp_path):
-    for name in ("a/x/best.ckpt", "b/x/best.ckpt"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    found = entry.checkpoints(None, [f"{tmp_path}/*/x/best.ckpt"])
-    assert found == {n: [str(tmp_path / n / "x/best.ckpt")] for n in "ab"}
-    assert entry.checkpoints("m.ckpt", None) == {"": ["m.ckpt"]}
-    for wrong, sentence in {
-        (None, None): "ckpt is not set",
-        ("m.ckpt", ("n.ckpt",)): "not both",
-        (None, (f"{tmp_path}/*.pt",)): "no checkpoint fits compare=",
-    }.items():
-        with pytest.raises(UserError, match=sentence):
-            entry.checkpoints(wrong[0], wrong[1] and list(wrong[1]))
-
-
 def test_checkpoints_of_other_classes_are_not_compared(model, faces_table, tmp_path):
     content = torch.load(model, weights_only=True)
     content["qcs"]["class_names"] = ["red", "green", "pink"]
@@ -305,3 +285,80 @@ def test_checkpoints_of_other_classes_are_not_compared(model, faces_table, tmp_p
     compared = {"a": str(model), "b": str(tmp_path / "pink.ckpt")}
     with pytest.raises(UserError, match="compare: the checkpoints know different classes"):
         entry.evaluate(config(None, faces_table, tmp_path, ckpt=None, compare=compared))
+
+
+def hostile(faces_table, names) -> dict:
+    """The three colours under other names."""
+    table = faces_table.parent / "hostile.csv"
+    with faces_table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(r | {"label": names[COLOURS.index(r["label"])]} for r in rows)
+    target = "qcs.data.manifest.Manifest.from_csv"
+    return {"_target_": target, "path": str(table), "class_names": names}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["[/]", "=cmd|' /C calc'!A0", "$x^{$"],
+        ["<script>", "\x1b[31m", "\u9ad8\u5174 | \u0645\u0631"],
+    ],
+)
+def test_any_class_name_is_reported(names, model, faces_table, tmp_path, capsys, caplog):
+    content = torch.load(model, weights_only=True)
+    content["qcs"]["class_names"] = names
+    torch.save(content, tmp_path / "model.ckpt")
+    out = tmp_path / "out"
+    given = config(tmp_path / "model.ckpt", faces_table, out, dataset=hostile(faces_table, names))
+    entry.evaluate(given | {"format": "svg"})
+    assert not caplog.records  # every picture was drawn
+    assert list(json.loads((out / "metrics.json").read_text())["classes"]) == names
+    page, table = (out / "report.md").read_text(), (out / "predictions.csv").read_text()
+    printed = capsys.readouterr().out
+    assert not {"<script>", "\x1b[31m"} & set(page.split()) and "\x1b[31m" not in printed + table
+    assert not [cell for row in csv.reader(table.splitlines()) for cell in row if cell[0] == "="]
+    widths = {line.count("|") for line in page.splitlines() if line.startswith("| ")}
+    assert widths == {3, 6} and "(hardest.svg)" in page
+    if "[/]" in names:
+        assert (
+            "[/]" in printed and r"\[/\]" in page and "$x^{$" in (out / "confusion.svg").read_text()
+        )
+
+
+def test_numbers_that_are_not_finite_are_not_reported(model, faces_table, tmp_path):
+    content = torch.load(model, weights_only=True)
+    content["state_dict"]["network.base.encoder.head.bias"][1] = torch.nan
+    torch.save(content, tmp_path / "nan.ckpt")
+    with pytest.raises(
+        UserError, match="not finite for 9 of 9 images of .*, the first is test-0-0"
+    ):
+        entry.evaluate(config(tmp_path / "nan.ckpt", faces_table, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_image_has_an_honest_interval(model, faces_table, tmp_path):
+    lines = faces_table.read_text().splitlines()
+    table = faces_table.parent / "one.csv"
+    table.write_text("\n".join([lines[0], next(line for line in lines if "test" in line)]) + "\n")
+    data = config(model, table, tmp_path)["dataset"]
+    (result,) = entry.evaluate(config(model, table, tmp_path / "out", dataset=data))
+    low, high = result["intervals"]["acc"]
+    assert result["images"] == 1 and high - low > 0.7
+    assert result["intervals"]["mean_acc"] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "changes,sentence",
+    [
+        ({"resamples": 0}, "resamples must be 1 or more"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"device": "gpu"}, "device=gpu cannot be used here"),
+        ({"split": "val", "ckpt": None, "compare": {}}, "names no checkpoint"),
+    ],
+)
+def test_mistakes_in_numbers_are_sentences(changes, sentence, model, faces_table, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        entry.evaluate(config(model, faces_table, tmp_path, **changes))

@@ -202,7 +202,6 @@ def test_an_ablation_wins_over_the_experiment_and_changes_nothing_else(name, tmp
 def test_an_ablated_network_builds(name, tmp_path):
     """From the default experiment: command line, ablation and small network together."""
     parts = config(tmp_path, f"ablation={name}", "model.embed_dim=16", "model.num_heads=2")
-    parts["model"]["num_classes"] = 7
-    network = build.network(parts)
+    network = build.network(parts, range(7))
     assert network.roles == parts["model"]["roles"]
     assert (network.cross is None) == (parts["model"]["cross"] is None)

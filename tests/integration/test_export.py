@@ -1,7 +1,10 @@
 """Exported files give torch's logits, say what they are, and are not written where they do not."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -11,22 +14,17 @@ from PIL import Image
 from test_train import SMALL, qcs
 
 import qcs as package
-from conftest import tiny_network
+from conftest import three_colours, tiny_checkpoint, tiny_network, tiny_recipe
+from qcs.checkpoints import checksum, recipe
+from qcs.checkpoints.exported import Exported, metadata, to_onnx
 from qcs.checkpoints.load import load_checkpoint, load_classifier
-from qcs.checkpoints.onnx import Exported, metadata, open_onnx, to_onnx
+from qcs.checkpoints.onnx import open_onnx
 from qcs.config.errors import UserError
 from qcs.data.sources import synthetic
 from qcs.export import check, export
-from qcs.training import build
 
-TRANSFORM = {"_target_": "qcs.data.transforms.evaluation", "size": 16, "resize": 20}
-RECIPE = {
-    "qcs_version": "0",
-    "class_names": ["red", "green", "blue"],
-    "transform": TRANSFORM,
-    "select_on": "val",
-    "dataset": {"_target_": "qcs.data.manifest.Manifest.from_csv", "path": "/home/someone/data"},
-}
+RECIPE = tiny_recipe()
+TRANSFORM = RECIPE["transform"]
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +63,13 @@ def test_the_file_knows_its_classes_and_input_but_not_where_it_was_made(tmp_path
     assert json.loads(about["class_names"]) == RECIPE["class_names"]
     assert json.loads(about["mean"]) == [0.485, 0.456, 0.406]
     assert "20" in about["input"] and "16x16" in about["input"]
-    assert "/home/someone" not in path.read_bytes().decode("latin1")
+    assert json.loads(about["qcs"])["dataset"] == {"name": "csv"}
 
 
 def test_an_included_transform_is_torchvisions(tmp_path):
     """Within a rounded pixel here and there."""
     model, path = exported(tmp_path, True)
-    transform = build.instantiate(TRANSFORM)
+    transform = recipe.transform(RECIPE)
     network, _ = open_onnx(path)
     rng = np.random.default_rng(0)
     for size in ((40, 30), (16, 16), (333, 97)):
@@ -94,7 +92,8 @@ def test_a_file_that_differs_is_refused(tmp_path):
 
 def options(run, **changes) -> dict:
     """What conf/export.yaml composes to."""
-    defaults = {"ckpt": str(run / "run/checkpoints/best.ckpt"), "dataset": None, "store": None}
+    defaults = {"ckpt": str(run / "run/checkpoints/best.ckpt"), "store": None}
+    defaults["dataset"] = {"path": str(run / "faces")}
     defaults |= {"include_transform": False, "int8": False, "calibration_images": 20}
     return defaults | {"split": "test", "batch_size": 8} | changes
 
@@ -116,6 +115,7 @@ def test_onnx_predicts_as_its_checkpoint(run, transform, tmp_path):
 def test_int8_through_the_command_line_and_its_evaluation(run):
     """The accuracies that export tells are those of eval, of the checkpoint and of the file."""
     given = ["ckpt=run/checkpoints/best.ckpt", "out=small.onnx", "int8=true", "store=null"]
+    given.append(f"dataset.path={run / 'faces'}")  # the checkpoint's own data set, there
     done = qcs("export", *given, "calibration_images=20", cwd=run)
     told = re.search(r"top-1 (.+) % before, (.+) % after, on 28 images of test", done.stdout)
     kinds = {node.op_type for node in onnx.load(run / "small.onnx").graph.node}
@@ -139,9 +139,9 @@ def test_a_torch_program(run, tmp_path):
 
 def test_without_its_data_set_a_checkpoint_is_checked_on_random_input(run, tmp_path, caplog):
     content = torch.load(run / "run/checkpoints/best.ckpt", weights_only=True)
-    content["qcs"]["dataset"] = {"_target_": "qcs.data.sources.rafdb.read", "path": None}
+    content["qcs"]["dataset"] = {"name": "rafdb"}
     torch.save(content, tmp_path / "moved.ckpt")
-    given = options(run, ckpt=str(tmp_path / "moved.ckpt"))
+    given = options(run, ckpt=str(tmp_path / "moved.ckpt"), dataset=None)
     export(given | {"out": str(tmp_path / "model.onnx")})
     assert "random input alone" in caplog.text and (tmp_path / "model.onnx").is_file()
     with pytest.raises(UserError, match="dataset.path is not set"):
@@ -167,20 +167,167 @@ def test_an_export_is_no_checkpoint(tmp_path):
         load_checkpoint(exported(tmp_path, False)[1])
 
 
-def test_what_is_no_export_is_one_sentence(tmp_path):
-    (tmp_path / "text.onnx").write_text("no")
-    with pytest.raises(UserError, match="cannot be read as ONNX"):
-        load_classifier(tmp_path / "text.onnx")
-    _, path = exported(tmp_path, False)
-    proto = onnx.load(path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return exported(tmp_path_factory.mktemp("whole"), False)[1].read_bytes()
+
+
+def resealed(whole: bytes, path, change=None, **props) -> None:
+    """An export that is changed, with a checksum that is right."""
+    proto = onnx.load_from_string(whole)
+    about = {p.key: p.value for p in proto.metadata_props} | props
+    if change:
+        change(proto)
+    onnx.helper.set_model_props(proto, about | {checksum.KEY: checksum.EMPTY})
+    path.write_bytes(checksum.sealed(proto.SerializeToString()))
+
+
+def refused(path) -> str:
+    with pytest.raises(UserError) as error:
+        load_classifier(path)
+    text = str(error.value)
+    assert str(path) in text and "\n" not in text and len(text.partition(str(path))[2]) > 12
+    return text
+
+
+@pytest.mark.parametrize(
+    "content,sentence",
+    [
+        (b"", "it is empty"),
+        (b"no model\n", "a text file"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\x89PNG\r\n", "a picture"),
+        (b"PK\x03\x04" + bytes(99), "cannot be read as ONNX"),
+        (bytes(1000), "cannot be read as ONNX|is not an export"),
+        (np.random.default_rng(0).bytes(1000), "cannot be read as ONNX|is not an export"),
+    ],
+)
+def test_what_is_no_export_is_one_sentence(content, sentence, tmp_path):
+    (tmp_path / "file.onnx").write_bytes(content)
+    assert re.search(sentence, refused(tmp_path / "file.onnx"))
+
+
+def test_a_damaged_export_is_refused(whole, tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "damaged.onnx"
+    for _ in range(20):
+        damaged = bytearray(whole)
+        damaged[int(rng.integers(len(whole)))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        refused(path)
+    for share in (0.1, 0.5, 0.99):
+        path.write_bytes(whole[: int(share * len(whole))])
+        refused(path)
+    proto = onnx.load_from_string(whole)
     del proto.metadata_props[:]
-    onnx.save(proto, tmp_path / "bare.onnx")
-    with pytest.raises(UserError, match="is not an export of"):
-        load_classifier(tmp_path / "bare.onnx")
-    evil = json.dumps(
-        {**RECIPE, "include_transform": False, "transform": {"_target_": "os.system"}}
+    onnx.save(proto, path)
+    assert "is not an export of" in refused(path)
+    onnx.helper.set_model_props(proto, {"qcs": json.dumps(RECIPE)})
+    onnx.save(proto, path)
+    assert "its checksum is wrong" in refused(path)
+
+
+KEPT = {k: v for k, v in RECIPE.items() if k not in ("backbone", "model")}
+KEPT |= {"include_transform": False}
+FORMER = KEPT | {"format": 1, "dataset": {"_target_": "qcs.data.sources.rafdb.read"}}
+FORMER |= {"transform": {"_target_": "qcs.data.transforms.evaluation", "size": 16, "resize": 20}}
+
+
+@pytest.mark.parametrize(
+    "about,sentence",
+    [
+        ("{", "its recipe is not JSON"),
+        ("[" * 100_000, "its recipe is not JSON"),
+        ("[1]", "its recipe is not of an export"),
+        (KEPT | {"include_transform": 1}, "neither true nor false"),
+        (KEPT | {"class_names": ["a", "b"]}, "its logits have shape"),
+        (KEPT | {"class_names": ["a", "a", "b"]}, "two or more different names"),
+        (KEPT | {"dataset": None}, "dataset is None"),
+        (KEPT | {"dataset": {"name": "csv", "path": "/etc"}}, "dataset.path is a path"),
+        (KEPT | {"transform": {"name": "os.system"}}, "not part of qcs"),
+        (KEPT | {"transform": {"name": "evaluation"}}, "does not say the size"),
+        (KEPT | {"transform": TRANSFORM | {"size": 17}}, "cannot be run as an export"),
+        (KEPT | {"transform": TRANSFORM | {"size": 10**6}}, "should be from 1"),
+        (KEPT | {"transform": TRANSFORM | {"mean": [float("nan")] * 3}}, "not finite"),
+        (KEPT | {"format": 9}, "install a newer one"),
+        (FORMER | {"transform": {"_target_": "os.system", "command": "x"}}, "not part of qcs"),
+        (FORMER | {"transform": {"_target_": "qcs.data.groups.torch.load"}}, "not part of qcs"),
+        (FORMER | {"dataset": {"_target_": "qcs.data.store.os.makedirs"}}, "not part of qcs"),
+    ],
+)
+def test_a_lying_export_is_one_sentence(about, sentence, whole, tmp_path):
+    text = about if isinstance(about, str) else json.dumps(about)
+    resealed(whole, tmp_path / "lying.onnx", qcs=text)
+    assert sentence in refused(tmp_path / "lying.onnx")
+
+
+def test_an_export_with_weights_elsewhere_or_not_finite_is_refused(whole, tmp_path):
+    def elsewhere(proto):
+        tensor = proto.graph.initializer[0]
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="../secret.bin")
+
+    def infinite(proto):
+        for tensor in proto.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.FLOAT:
+                values = onnx.numpy_helper.to_array(tensor) * np.float32("nan")
+                tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+    resealed(whole, tmp_path / "a.onnx", elsewhere)
+    assert "names other files for its weights" in refused(tmp_path / "a.onnx")
+    resealed(whole, tmp_path / "b.onnx", infinite)
+    assert "not finite" in refused(tmp_path / "b.onnx")
+
+
+def test_an_export_of_format_1_is_read_without_a_checksum(whole, tmp_path):
+    proto = onnx.load_from_string(whole)
+    former = {key: value for key, value in FORMER.items() if key != "format"}
+    onnx.helper.set_model_props(proto, {"qcs": json.dumps(former)})
+    onnx.save(proto, tmp_path / "former.onnx")
+    made = load_classifier(tmp_path / "former.onnx")
+    assert made.class_names == ("red", "green", "blue")
+    assert made.recipe["dataset"] == {"name": "rafdb"}
+
+
+def test_a_network_that_is_not_finite_is_not_exported(tmp_path):
+    model, path = exported(tmp_path, False)
+    with torch.no_grad():
+        model.base.encoder.head.bias[0] = torch.nan
+    with pytest.raises(UserError, match="not finite: not written"):
+        check(model, path, None)
+
+
+def test_int8_is_measured_on_classes_by_name(tmp_path):
+    """A data set with the classes in another order has the same accuracy."""
+    three_colours(tmp_path).to_csv(tmp_path / "table.csv")
+    tiny_checkpoint(tmp_path / "model.ckpt")
+    found = []
+    for names in (["red", "green", "blue"], ["blue", "red", "green"]):
+        data = {"_target_": "qcs.data.manifest.Manifest.from_csv", "class_names": names}
+        data |= {"path": str(tmp_path / "table.csv")}
+        given = {"ckpt": str(tmp_path / "model.ckpt"), "dataset": data, "store": None}
+        given |= {"include_transform": False, "int8": True, "calibration_images": 8}
+        given |= {"split": "test", "batch_size": 4, "out": str(tmp_path / "small.onnx")}
+        found.append(export(given))
+    assert found[0]["before"] == found[1]["before"] and found[0]["after"] == found[1]["after"]
+
+
+def test_onnxruntime_tells_nobody_of_its_use(whole, tmp_path):
+    """In a process of its own, in which every connection is an error, and with an empty home."""
+    (tmp_path / "model.onnx").write_bytes(whole)
+    script = (
+        "import socket\n"
+        "def closed(*args, **options): raise RuntimeError('the network was asked')\n"
+        "socket.socket.connect = socket.getaddrinfo = socket.create_connection = closed\n"
+        "import qcs, numpy\n"
+        f"p = qcs.load({str(tmp_path / 'model.onnx')!r})\n"
+        "print(len(p.predict([numpy.zeros((64, 64, 3), 'uint8')], detect=False)))"
     )
-    onnx.helper.set_model_props(proto, {"qcs": evil})
-    onnx.save(proto, tmp_path / "evil.onnx")
-    with pytest.raises(UserError, match="not trusted"):
-        load_classifier(tmp_path / "evil.onnx")
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.strip() == "1", done.stderr
+    assert not [f for f in home.rglob("*") if "icrosoft" in f.name or "onnxruntime" in f.name]

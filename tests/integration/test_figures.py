@@ -14,6 +14,7 @@ from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
 from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
+from qcs.evaluation.figures import faces_by_class
 from qcs.models.attention_maps import class_token_attention, pair_maps
 
 COLOURS = ["red", "green", "blue"]
@@ -38,7 +39,7 @@ def config(model, faces_table) -> dict:
 def drawn(monkeypatch) -> dict:
     """What the drawing functions are given, instead of drawing it."""
     given = {}
-    for name in ("gaze_sheet", "pair_grid", "confusion", "embedding", "curves"):
+    for name in ("class_token_maps", "pair_grid", "confusion", "embedding", "curves"):
         monkeypatch.setattr(figures.plots, name, lambda *a, n=name: given.update({n: a}))
     return given
 
@@ -46,17 +47,18 @@ def drawn(monkeypatch) -> dict:
 def test_attention_is_on_the_same_faces_for_every_network(config, drawn, tmp_path):
     other = tiny_checkpoint(tmp_path / "base.ckpt", roles=1)
     compare = {"base": str(other), "qcs": config["ckpt"]}
-    figures.attention(config | {"compare": compare, "faces_per_class": 2}, tmp_path / "x.png")
-    pixels, gaze, titles, _, rows, _, correct, columns = drawn["gaze_sheet"]
-    assert rows == ["base", "qcs"] and len(pixels) == 6 and gaze.shape == (2, 6, 4)
+    given = config | {"ckpt": None, "compare": compare, "faces_per_class": 2}
+    figures.attention(given, tmp_path / "x.png")
+    pixels, maps, titles, _, rows, _, correct, columns = drawn["class_token_maps"]
+    assert rows == ["base", "qcs"] and len(pixels) == 6 and maps.shape == (2, 6, 4)
     assert columns == ["red", "red", "green", "green", "blue", "blue"]
-    torch.testing.assert_close(gaze.sum(-1), torch.ones(2, 6))
+    torch.testing.assert_close(maps.sum(-1), torch.ones(2, 6))
     checkpoint = load_checkpoint(config["ckpt"])
     data = Manifest.from_csv(config["dataset"]["path"], class_names=COLOURS).split("test")
-    chosen = figures._rows(data, 0, 2)
+    chosen = faces_by_class(data, 0, 2)
     images = torch.stack([Faces(data, checkpoint.transform)[int(r)]["images"] for r in chosen])
     expected = class_token_attention(checkpoint.network, images).sum(1)
-    torch.testing.assert_close(gaze[1], expected)
+    torch.testing.assert_close(maps[1], expected)
     predicted = checkpoint.network(images).argmax(1)
     assert [title.split()[0] for title in titles[1]] == [COLOURS[p] for p in predicted]
     assert correct[1] == (predicted.numpy() == data.labels[chosen]).tolist()
@@ -68,7 +70,7 @@ def test_the_grid_shares_on_the_diagonal_and_tells_apart_elsewhere(config, drawn
     assert names == COLOURS and grid.shape == (3, 3, 4) and len(partners) == 3
     checkpoint = load_checkpoint(config["ckpt"])
     data = Manifest.from_csv(config["dataset"]["path"], class_names=COLOURS).split("test")
-    rows = figures._rows(data, 0, 2)
+    rows = faces_by_class(data, 0, 2)
     assert len(set(rows)) == 6
     images = torch.stack([Faces(data, checkpoint.transform)[int(r)]["images"] for r in rows])
     red, other_red, green = images[0], images[1], images[2]
@@ -124,7 +126,7 @@ def test_every_figure_is_drawn_by_its_command(config, tmp_path, faces_table):
         picture = matplotlib.image.imread(tmp_path / "out" / f"{name}.png")
         assert picture.shape[0] > 200 and picture.std() > 0.01
     done = qcs("figures", "figure=portrait", *given, cwd=tmp_path, ok=False)
-    assert "error: figure='portrait' should be one of ['attention', 'pairs'" in done.stderr
+    assert "error: figure=\"portrait\" should be 'attention', 'pairs'" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,11 @@ def test_every_figure_is_drawn_by_its_command(config, tmp_path, faces_table):
         ("attention", {"ckpt": None}, "ckpt is not set"),
         ("attention", {"faces_per_class": 0}, "faces_per_class must be 1 or more"),
         ("pairs", {"level": 3}, "level=3: the network has levels 1 to 2"),
+        ("pairs", {"compare": ["a.ckpt"]}, "figure=pairs takes one checkpoint"),
+        ("attention", {"compare": ["a.ckpt"]}, "not both"),
+        ("attention", {"ckpt": None, "compare": []}, "names no checkpoint"),
         ("curves", {}, "runs is not set"),
+        ("curves", {"runs": []}, "runs is not set"),
         ("curves", {"runs": ["nowhere"]}, "runs are the folders that training wrote"),
         ("embedding", {"max_faces": 3}, "needs four faces and two classes"),
     ],
@@ -147,3 +153,29 @@ def test_other_classes_are_refused(config, tmp_path):
     data = config["dataset"] | {"class_names": COLOURS[::-1]}
     with pytest.raises(UserError, match="needs the same, in the same order"):
         figures.confusion(config | {"dataset": data}, tmp_path / "x.png")
+
+
+def test_two_checkpoints_of_one_name_are_two_rows(config, drawn, tmp_path):
+    for run in "ab":
+        (tmp_path / run).mkdir()
+        tiny_checkpoint(tmp_path / run / "best.ckpt")
+    figures.attention(config | {"ckpt": None, "compare": [f"{tmp_path}/?/best.ckpt"]}, tmp_path)
+    assert drawn["class_token_maps"][4] == ["a", "b"]
+
+
+def test_a_network_without_finite_answers_is_not_drawn(config, tmp_path):
+    content = torch.load(config["ckpt"], weights_only=True)
+    content["state_dict"]["network.base.encoder.head.bias"][1] = torch.nan
+    torch.save(content, tmp_path / "nan.ckpt")
+    given = config | {"ckpt": str(tmp_path / "nan.ckpt")}
+    for figure in ("attention", "confusion"):
+        with pytest.raises(UserError, match="answers are not finite for . of . images"):
+            figures.FIGURES[figure](given, tmp_path / "x.png")
+
+
+def test_lost_epochs_of_a_curve_are_named(config, drawn, tmp_path, caplog):
+    (tmp_path / "csv").mkdir()
+    lines = "epoch,step,train/loss_epoch\n0,9,2.0\n1,19,nan\n2,29,inf\n"
+    (tmp_path / "csv/metrics.csv").write_text(lines)
+    figures.curves(config | {"runs": [str(tmp_path)]}, tmp_path / "x.png")
+    assert "train/loss_epoch is not finite in 2 of 3 epochs, first in epoch 2:" in caplog.text

@@ -2,8 +2,8 @@
 
 import csv
 import json
+import os
 
-import imageio
 import numpy as np
 import pytest
 import skimage.data
@@ -16,8 +16,10 @@ from conftest import tiny_checkpoint
 from qcs.config.errors import UserError
 from qcs.inference.crops import CROPS, LOOSE, Crop, cut, fit, measure
 from qcs.inference.detector import Detector, decode
-from qcs.inference.inputs import files_of
-from qcs.inference.predictor import Item, crop_of
+from qcs.inference.inputs import Item, files_of
+from qcs.inference.predictor import crop_of
+from qcs.inference.video import FilmWriter, film
+from qcs.predict import predict
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +167,10 @@ def test_how_crops_were_cut_is_measured(detector, astronaut):
 
 
 def test_the_crop_follows_the_checkpoint_unless_told_otherwise(tmp_path):
-    recipe = {"dataset": {"_target_": "qcs.data.sources.rafdb.read"}}
+    recipe = {"dataset": {"name": "rafdb"}}
     assert crop_of(recipe)[0] == CROPS["rafdb"]
     assert crop_of(recipe, "ferplus")[0] == CROPS["ferplus"]
-    other = {"dataset": {"_target_": "qcs.data.sources.image_folder.read"}}
+    other = {"dataset": {"name": "image_folder"}}
     assert crop_of(other)[0] == LOOSE and "not known" in crop_of(other)[1]
     with pytest.raises(UserError, match="nor a folder of training faces"):
         crop_of(recipe, str(tmp_path / "nowhere"))
@@ -236,13 +238,16 @@ def test_a_stream_is_answered_in_order_and_in_batches(tmp_path, faces, monkeypat
     assert [len(read) for _ in predictor.stream(items(), False)][:2] == [2, 2]
 
 
+TIMES = (0, 0.2, 0.4, 0.6, 1.1, 1.2)  # of the frames of a film
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory, astronaut, face):
     """A folder as users have them, and a checkpoint beside it."""
     top = tmp_path_factory.mktemp("photos")
     folder = top / "in"
     (folder / "older").mkdir(parents=True)
-    tiny_checkpoint(top / "model.ckpt", "qcs.data.sources.ferplus.read")
+    tiny_checkpoint(top / "model.ckpt", "ferplus")
     astronaut.save(folder / "one.jpg", quality=95)
     exif = Image.Exif()
     exif[274] = 6  # taken with the camera turned
@@ -257,9 +262,11 @@ def photos(tmp_path_factory, astronaut, face):
     (folder / "broken.jpg").write_bytes((folder / "one.jpg").read_bytes()[:9000])
     (folder / "text.png").write_text("not an image")
     (folder / "notes.txt").write_text("left out")
-    with imageio.get_writer(folder / "clip.mp4", format="FFMPEG", fps=5) as clip:
-        for shift in range(6):
-            clip.append_data(np.roll(np.asarray(astronaut), 4 * shift, axis=1))
+    clip = FilmWriter(folder / "clip.mp4", astronaut.size)
+    for shift, seconds in enumerate(TIMES):
+        moved = np.roll(np.asarray(astronaut), 4 * shift, axis=1)
+        clip.add(Image.fromarray(moved), seconds)
+    clip.close()
     (folder / "broken.mp4").write_text("not a video")
     return top
 
@@ -268,7 +275,7 @@ def test_a_folder_is_answered_file_by_file(photos):
     options = ["ckpt=model.ckpt", "input=in", "annotate=true", "save_crops=true", "every=2"]
     done = qcs("predict", *options, "hydra.run.dir=out", cwd=photos, ok=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "left out 1 files" in done.stdout and "faces are cut as ferplus" in done.stdout
+    assert "left out of in: 1 files" in done.stdout and "faces are cut as ferplus" in done.stdout
     lines = (photos / "out/predictions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = {}
     for row in map(json.loads, lines):
@@ -276,12 +283,12 @@ def test_a_folder_is_answered_file_by_file(photos):
     assert "not an image" in rows["text.png"][0]["error"]
     assert "truncated" in rows["broken.jpg"][0]["error"]
     assert "cannot read in/broken.mp4 as a video" in rows["broken.mp4"][0]["error"]
-    assert rows["coffee.webp"] == [{"file": "in/coffee.webp", "note": "no face found"}]
+    assert rows["coffee.webp"][0]["note"] == "no face found"
     assert [row["face"] for row in rows["two.png"]] == [0, 1]
     upright, turned = rows["one.jpg"][0], rows["older/gedreht ü.jpg"][0]
     np.testing.assert_allclose(upright["box"], turned["box"], atol=6)
     assert [row["frame"] for row in rows["clip.mp4"]] == [0, 2, 4]
-    assert rows["clip.mp4"][2]["seconds"] == 0.8
+    assert [row["seconds"] for row in rows["clip.mp4"]] == [0, 0.4, 1.1]
     moved = rows["clip.mp4"][2]["box"][0] - rows["clip.mp4"][0]["box"][0]
     assert 10 < moved < 22  # sixteen pixels
     assert set(upright["landmarks"]) == {
@@ -296,14 +303,16 @@ def test_a_folder_is_answered_file_by_file(photos):
     drawn = np.asarray(Image.open(photos / "out/annotated/two.png"), dtype=int)
     difference = np.abs(drawn - np.asarray(Image.open(photos / "in/two.png"), dtype=int)).sum(2) > 0
     assert difference[:, :200].any() and difference[:, 200:].any() and difference.mean() < 0.3
-    with imageio.get_reader(photos / "out/annotated/clip.mp4", format="FFMPEG") as video:
-        assert video.count_frames() == 3
+    drawn = film(photos / "out" / rows["clip.mp4"][0]["annotated"])
+    assert [round(frame.seconds, 3) for frame in drawn] == [0, 0.4, 1.1]
+    for name in ("text.png", "broken.jpg", "broken.mp4"):
+        assert f"cannot read in/{name}" in done.stdout
 
 
 def test_a_table_of_cut_faces(photos):
     options = ["ckpt=model.ckpt", "input=in/*o*.*g", "detect=none", "out=table.csv"]
     qcs("predict", *options, "hydra.run.dir=cut", cwd=photos, ok=False)  # broken.jpg is among them
-    with (photos / "cut/table.csv").open(encoding="utf-8", newline="") as file:
+    with (photos / "table.csv").open(encoding="utf-8", newline="") as file:
         rows = {row["file"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"in/one.jpg", "in/two.png", "in/broken.jpg"}
     row = rows["in/one.jpg"]
@@ -316,14 +325,13 @@ def test_a_table_of_cut_faces(photos):
 
 def test_inputs(photos, tmp_path):
     folder = photos / "in"
-    assert files_of(0) == files_of("0") == [("webcam 0", "webcam-0")]
-    assert [name for _, name in files_of(f"{folder}/**/*.jpg")] == [
+    assert [file.name for file in files_of(f"{folder}/**/*.jpg")] == [
         "broken.jpg",
         "older/gedreht ü.jpg",
         "one.jpg",
     ]
     both = files_of([str(folder / "one.jpg"), str(folder / "older")])
-    assert [name for _, name in both] == ["one.jpg", "gedreht ü.jpg"]
+    assert [file.name for file in both] == ["one.jpg", "gedreht ü.jpg"]
     for nothing in (str(tmp_path), f"{folder}/*.gif"):
         with pytest.raises(UserError, match="holds no image or video"):
             files_of(nothing)
@@ -331,7 +339,50 @@ def test_inputs(photos, tmp_path):
         files_of(str(tmp_path / "nowhere.jpg"))
 
 
+def settings(**options) -> dict:
+    """Those of conf/predict.yaml."""
+    config = {"out": None, "detect": "none", "crop": None, "threshold": 0.5, "longest": 1280}
+    config |= {"smallest": 12, "batch_size": 32, "form": "eager", "device": "cpu", "every": 1}
+    return config | {"max_frames": None, "annotate": False, "save_crops": False} | options
+
+
+def test_an_odd_file_is_one_record_and_named_on_the_console(tmp_path, caplog):
+    """Names of 254 bytes, or none of UTF-8, a strip, a pipe, a broken link; and one good photo."""
+    tiny_checkpoint(tmp_path / "model.ckpt", "qcs.data.sources.synthetic.read")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in (b"good.png", b"n" * 250 + b".png", b"bad\xff.png", b"=red\x1b[31m.png"):
+        Image.new("RGB", (20, 20)).save(folder / os.fsdecode(name))
+    Image.new("L", (1, 80_000)).save(folder / "strip.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+    drawn = settings(annotate=True, save_crops=True, run_dir=str(tmp_path / "run"))
+    counts = predict(drawn | {"ckpt": str(tmp_path / "model.ckpt"), "input": str(folder)})
+    assert (counts["images"], counts["faces"], counts["errors"]) == (7, 5, 2)
+    lines = (tmp_path / "run/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = {row["file"].removeprefix(f"{folder}/"): row for row in map(json.loads, lines)}
+    assert len(rows) == 7 and rows["=red\x1b[31m.png"]["label"]
+    assert all((tmp_path / "run" / os.fsencode(row["crop"]).decode()).is_file()
+               for name, row in rows.items() if "crop" in row and "bad" not in name)  # fmt: skip
+    assert {name for name, row in rows.items() if "error" in row} == {"pipe.png", "gone.jpg"}
+    assert f"cannot read {folder}/pipe.png" in caplog.text and "\x1b" not in caplog.text
+    assert "trained on drawn faces" in caplog.text
+
+
+def test_results_land_where_the_user_stands_and_overwrite_no_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 20)).save("a.png")
+    tiny_checkpoint(tmp_path / "model.ckpt")
+    config = settings(ckpt="model.ckpt", input="a.png", run_dir="run", out="faces.csv")
+    predict(config)
+    assert (tmp_path / "faces.csv").is_file()
+    for place, reason in (("a.png", "overwrite"), ("model.ckpt", "overwrite"), (".", "written")):
+        with pytest.raises(UserError, match=reason):
+            predict(config | {"out": place})
+    assert Image.open("a.png").size == (20, 20)
+
+
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'qcs\[faces\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[faces\]'"):
         Detector()

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -9,23 +10,30 @@ import sys
 import time
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from test_train import SMALL, qcs
 
 from conftest import tiny_network
 from qcs.checkpoints import files
+from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
-from qcs.config.options import instantiate
+from qcs.config.options import CONF, instantiate, plain
 from qcs.data import transforms
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.sources import synthetic
-from qcs.training import build
+from qcs.evaluation.apply import apply
+from qcs.train import train
+from qcs.training import build, run_folder
 from qcs.training.distributed import NonFiniteLoss
-from qcs.training.last_checkpoint import STOPPED
+from qcs.training.last_checkpoint import INTERRUPTED, STOPPED
 from qcs.training.losses import QCSLoss
 from qcs.training.module import QCSModule
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RUN = [
     *SMALL,
@@ -94,15 +102,28 @@ def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(tmp_path):
         assert len(common) >= len(first) - 3  # what a kill took with it was not yet written
 
 
-def test_last_finds_the_newest_run_and_auto_may_start_anew(tmp_path):
+def test_a_named_folder_is_the_only_one_and_auto_may_start_anew(tmp_path):
     file = tmp_path / "a/checkpoints/last.ckpt"
     files.AtomicCheckpointIO().save_checkpoint({"x": torch.ones(3)}, file)
-    assert files.find("last", tmp_path / "b") == file
+    assert files.find("last", tmp_path / "a") == file
     assert files.find("auto", tmp_path / "b") is None
+    with pytest.raises(UserError, match="no whole checkpoint in .*b: name the run's folder"):
+        files.find("last", tmp_path / "b")
     with pytest.raises(UserError, match="ckpt=last finds the newest"):
         files.find("nowhere.ckpt", tmp_path / "b")
-    with pytest.raises(UserError, match="no whole checkpoint"):
-        files.find("last", tmp_path / "x/y")
+    assert files.newest_beside(tmp_path / "b") == tmp_path / "a"
+    with pytest.raises(UserError, match="no run in .*x has a whole checkpoint"):
+        files.newest_beside(tmp_path / "x/y")
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], {"loops": {}}])
+def test_a_file_that_holds_no_run_cannot_be_gone_on_with(content, tmp_path):
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="holds no training run to go on with"):
+        files.state_of(tmp_path / "other.ckpt")
+    (tmp_path / "other.ckpt").write_bytes(b"not at all")
+    with pytest.raises(UserError, match="cannot be read"):
+        files.state_of(tmp_path / "other.ckpt")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
@@ -154,7 +175,7 @@ def fit(faces, folder: Path, callbacks: dict, epochs: int = 2, ckpt=None, rate=0
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
-        callbacks=[instantiate(c) for c in callbacks.values()],
+        callbacks=[instantiate(c) if isinstance(c, dict) else c for c in callbacks.values()],
         plugins=[files.AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -165,12 +186,175 @@ def fit(faces, folder: Path, callbacks: dict, epochs: int = 2, ckpt=None, rate=0
     return trainer
 
 
+def trained(folder: Path, *overrides: str) -> dict[str, float]:
+    """Train in this process, as the command does in one of its own; return the metrics."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = plain(hydra.compose("train", [*overrides, f"run_dir={folder}"]))
+    return train(config)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, one_thread) -> tuple[Path, list[str]]:
+    """A folder of drawn faces beside a run of two epochs with an average of the weights in `run`,
+    and the options of that run.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    synthetic.make(folder / "faces", size=32, train=4, val=2, test=4, workers=1)
+    options = [*SMALL, f"dataset.path={folder / 'faces'}", "callbacks=[default,ema]"]
+    options += ["callbacks.ema.decay=0.9", "scheduler=exponential", "trainer.max_epochs=2"]
+    trained(folder / "run", *options)
+    return folder, options
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_the_test_is_of_the_weights_that_its_file_holds(name, small, tmp_path):
+    """With an average of the weights, whose file holds those that were trained as well."""
+    folder, options = small
+    run = folder / "run"
+    if name == "last":  # nothing selects, where nothing is validated
+        run = tmp_path
+        trained(run, *options, "+trainer.limit_val_batches=0", "+trainer.max_steps=5")
+    report = json.loads((run / "test/metrics.json").read_text())
+    path = run / f"checkpoints/{name}.ckpt"
+    assert report["ckpt"] == str(path)
+    found = load_checkpoint(path)
+    logits = apply(found.network, synthetic.read(folder / "faces").split("test"), found.transform)
+    with (run / "test/predictions.csv").open(newline="") as file:
+        rows = [
+            [float(row[f"p_{name}"]) for name in found.class_names] for row in csv.DictReader(file)
+        ]
+    torch.testing.assert_close(
+        logits.double().softmax(1), torch.tensor(rows).double(), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "change,sentence",
+    [
+        (["optimizer.lr=1e-6"], r"optimizer.lr=1e-06 \(the run has"),
+        (["backbone.channels=[8,8,32]"], "backbone.channels"),
+        (["callbacks.ema.decay=0.5"], "callbacks.ema.decay"),
+        (["other data"], "was trained on other data: 70 images of 7 classes"),
+        (["fresh folder"], "no whole checkpoint in"),
+        (["ckpt=null"], "holds a run already"),
+    ],
+)
+def test_what_is_no_longer_the_run_is_refused_before_anything_is_written(
+    change, sentence, small, tmp_path
+):
+    folder, options = small
+    before = contents(folder / "run")
+    options = [*options, "ckpt=last", "trainer.max_epochs=3", *change]
+    run = folder / "run"
+    if change == ["other data"]:
+        synthetic.make(tmp_path / "faces", size=32, train=3, val=2, test=4, workers=1)
+        options[-1] = f"dataset.path={tmp_path / 'faces'}"
+    elif change == ["fresh folder"]:
+        run, options = folder / "rum", options[:-1]
+    with pytest.raises(UserError, match=sentence):
+        trained(run, *options)
+    assert contents(folder / "run") == before
+
+
+def test_a_finished_run_says_so_and_keeps_its_results(small, caplog):
+    caplog.set_level("INFO")
+    folder, options = small
+    before = contents(folder / "run")
+    found = trained(folder / "run", *options, "ckpt=auto")
+    assert "the run was finished at step" in caplog.text
+    after = contents(folder / "run")
+    for name in ("test/metrics.json", "csv/metrics.csv", "checkpoints/last.ckpt"):
+        assert after[name] == before[name]
+    report = json.loads(after["test/metrics.json"])
+    assert found["test/acc"] == report["acc"] and found["val/acc"] >= 0
+
+
+@pytest.mark.parametrize("nothing", ["trainer.max_epochs=0", "+trainer.max_steps=0"])
+def test_a_run_that_takes_no_step_is_not_tested(nothing, small, tmp_path, caplog):
+    trained(tmp_path, *small[1], nothing)
+    assert "no step was taken" in caplog.text
+    assert not (tmp_path / "test").exists()
+    with pytest.raises(UserError, match="limit_train_batches=0 trains nothing"):
+        trained(tmp_path / "b", *small[1], "+trainer.limit_train_batches=0")
+
+
+def test_an_accelerator_that_is_not_there_is_one_sentence(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="cannot be made as configured.*gpu"):
+        trained(tmp_path, *small[1], "trainer.accelerator=gpu")
+
+
 def last_in(folder: Path, **options) -> dict:
     return {
         "_target_": "qcs.training.last_checkpoint.LastCheckpoint",
         "dirpath": str(folder),
         **options,
     }
+
+
+def test_a_run_whose_folder_was_moved_keeps_its_best_checkpoint(faces, tmp_path):
+    def parts(folder: Path) -> dict:
+        best = ModelCheckpoint(folder, "best", "val/acc", mode="max", enable_version_counter=False)
+        return {"best": best, "last": last_in(folder)}
+
+    score = fit(faces, tmp_path, parts(tmp_path / "a"), 1).checkpoint_callback.best_model_score
+    (tmp_path / "a").rename(tmp_path / "b")
+    again = fit(faces, tmp_path, parts(tmp_path / "b"), 1, tmp_path / "b/last.ckpt")
+    assert again.checkpoint_callback.best_model_score == score
+    assert again.checkpoint_callback.best_model_path == str(tmp_path / "b/best.ckpt")
+
+
+class Interrupts(Callback):
+    """Sends Ctrl-C so often in a batch."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        for _ in range(self.times if batch_idx == 3 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_finishes_the_step_and_saves(faces, tmp_path, caplog):
+    parts = lambda name: {"last": last_in(tmp_path / name / "checkpoints")}  # noqa: E731
+    fit(faces, tmp_path, parts("whole"))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        fit(faces, tmp_path, {**parts("part"), "ctrl_c": Interrupts(1)})
+    assert stop.value.code == INTERRUPTED == 130 and signal.getsignal(signal.SIGINT) is before
+    assert f"hydra.run.dir={tmp_path / 'part'} ckpt=last" in caplog.text
+    file = tmp_path / "part/checkpoints/last.ckpt"
+    assert files.state_of(file).optimizer_steps == 4
+    fit(faces, tmp_path, parts("part"), ckpt=file)
+    one, other = (
+        torch.load(tmp_path / d / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for d in ("whole", "part")
+    )
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_a_second_ctrl_c_stops_at_once(small, tmp_path, monkeypatch, caplog):
+    build_trainer, before = build.trainer, signal.getsignal(signal.SIGINT)
+
+    def interrupted(*arguments: object) -> Trainer:
+        trainer = build_trainer(*arguments)
+        trainer.callbacks.append(Interrupts(2))
+        return trainer
+
+    monkeypatch.setattr(build, "trainer", interrupted)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            trained(tmp_path, *small[1])
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
+    assert stop.value.code == 130
+    assert "interrupted before anything was saved" in caplog.text
+    with run_folder.alone_in(tmp_path):  # left free
+        pass
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(faces, tmp_path):
@@ -204,7 +388,7 @@ def test_a_save_waits_for_the_end_of_an_accumulated_step(faces, tmp_path):
     fit(faces, tmp_path, parts("whole"), **options)
     fit(faces, tmp_path, parts("part"), epochs=1, **options)
     state = files.state_of(tmp_path / "part/last.previous.ckpt")
-    assert state["step"] == 4
+    assert state.step == 4 and state.within_epoch
     fit(faces, tmp_path, parts("part"), ckpt=tmp_path / "part/last.previous.ckpt", **options)
     one, other = (
         torch.load(tmp_path / d / "last.ckpt", weights_only=True)["state_dict"]
@@ -218,12 +402,15 @@ def test_early_stopping_stops_and_needs_validation(tmp_path):
     synthetic.make(tmp_path / "faces", size=32, train=4, val=2, test=2, workers=1)
     options = [*SMALL, f"dataset.path={tmp_path / 'faces'}", "callbacks=[default,early_stopping]"]
     options += ["callbacks.early_stopping.patience=1", "optimizer.lr=0", "scheduler=none"]
-    options += ["trainer.max_epochs=9", "test=false", "hydra.run.dir=run"]
-    qcs("train", *options, cwd=tmp_path)
-    state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    assert state["epoch"] == 1
-    done = qcs("train", *options, "select_on=last", cwd=tmp_path, ok=False)
-    assert "early_stopping watches validation" in done.stderr
+    options += ["trainer.max_epochs=9", "test=false"]
+    found = []
+    for more in ([], ["ckpt=last"]):  # the second finds it stopped
+        found.append(trained(tmp_path / "run", *options, *more))
+        state = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+        assert state["epoch"] == 1
+    assert found[0]["val/acc"] == found[1]["val/acc"]
+    with pytest.raises(UserError, match="early_stopping watches validation"):
+        trained(tmp_path / "other", *options, "select_on=last")
 
 
 def test_a_run_of_wandb_goes_on_under_its_id(tmp_path):

@@ -43,6 +43,7 @@ FORKS.set_forkserver_preload(
 def _main(command: str, arguments: tuple[str, ...], cwd: Path, output: tuple[str, str]) -> None:
     """Be `python COMMAND` or `python -m COMMAND`, in a fresh fork."""
     os.chdir(cwd)
+    sys.path.insert(0, str(cwd))  # as `python -m` does
     os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     os.environ["PYTHONPATH"] = str(Path(build.__file__).parents[2])  # for processes that it starts
     torch.set_num_threads(1)
@@ -184,7 +185,7 @@ def test_a_pickle_that_calls_something_is_refused(run):
             ["ablation=no_cross", "loader.groups_per_image=2"],
             "error: loader.groups_per_image above 1 is of use where groups are compared",
         ),
-        ("train", ["optimizer.lr=fast"], "error: optimizer.lr='fast' is a str"),
+        ("train", ["optimizer.lr=fast"], 'error: optimizer.lr="fast" should be a valid number'),
         ("eval", [], "error: ckpt is not set"),
         ("eval", ["ckpt=nowhere.ckpt"], "error: no checkpoint at ckpt=nowhere.ckpt"),
     ],
@@ -213,7 +214,7 @@ def test_a_corrupt_image_is_named(run, tmp_path):
     victim.write_bytes(b"not an image")
     data = [f"dataset.path={tmp_path / 'faces'}", "trainer.max_epochs=1", "loader.num_workers=2"]
     done = qcs("train", *SMALL[:-2], *data, cwd=tmp_path, ok=False)
-    assert f"cannot read image images/train/{victim.name}" in done.stderr
+    assert f"error: cannot read image images/train/{victim.name}" in done.stderr
 
 
 def test_prepare_then_train_reads_the_prepared_images(run):

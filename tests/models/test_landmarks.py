@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import tiny_network
+from qcs.checkpoints import recipe
 from qcs.config.errors import UserError
 from qcs.models import IR, MobileFaceNet, QCSNetwork, cpu_kernels
 from qcs.models.cpu_kernels import speed_up
@@ -195,7 +196,7 @@ def test_a_run_starts_from_a_file_and_its_checkpoint_does_without(faces, tmp_pat
     assert all(torch.equal(mine[k], v) for k, v in theirs.state_dict().items())
     assert str(tmp_path / "face.pth") not in str(run.recipe["model"])
     (tmp_path / "face.pth").unlink()
-    build.network(run.recipe).load_state_dict(run.network.state_dict())
+    recipe.network(run.recipe).load_state_dict(run.network.state_dict())
     with pytest.raises(UserError, match=f"no file at {KEY}="):
         build.module(given, build.datamodule(given))
     with caplog.at_level(logging.WARNING):
@@ -206,8 +207,7 @@ def test_a_run_starts_from_a_file_and_its_checkpoint_does_without(faces, tmp_pat
 
 def test_quadruplets_on_poster_from_the_command_line(tmp_path):
     parts = config(tmp_path, "model=qcs", "model.base.landmarks={drop_path: 0.1}")
-    parts["model"]["num_classes"] = 7
-    network = build.network(parts)
+    network = build.network(parts, range(7))
     assert network.roles == 4 and network.cross is not None
     assert network.base.landmarks.attention[2].drop_path.drop_prob == pytest.approx(0.1)
     with pytest.raises(UserError, match="model.base.landmarks.rate is not an option"):

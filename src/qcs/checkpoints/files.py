@@ -6,14 +6,13 @@
 import logging
 import os
 import shutil
-import zipfile
-import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from qcs.checkpoints import reading
 from qcs.config.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -54,6 +53,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         part.replace(path)
         _sync(path.parent)
 
+    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
+        """Read a checkpoint whose checksums are right, to go on with or to test.
+
+        Raises:
+            UserError: it is damaged, or no checkpoint.
+        """
+        if found := reading.damage(Path(path)):
+            raise UserError(f"{path} cannot be read: {found}")
+        return super().load_checkpoint(path, *args, **options)
+
 
 def _sync(folder: Path) -> None:
     """Make renames last."""
@@ -65,21 +74,13 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def _whole(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error):
-        return False
-
-
 def last(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run's folder to go on from; broken ones are named."""
     for name in (LAST, PREVIOUS):
         path = folder / FOLDER / name
         if not path.is_file():
             continue
-        if _whole(path):
+        if reading.damage(path) is None:
             return path
         log.warning("%s is damaged; going back to the checkpoint before it", path)
     return None
@@ -90,7 +91,7 @@ def find(wanted: str, run_dir: Path) -> Path | None:
 
     Args:
         wanted: "last" or "auto" (None where there is none), or a file.
-        run_dir: looked into first, then the newest run beside it.
+        run_dir: the run's folder, the only one that is looked into.
 
     Raises:
         UserError: nothing is there.
@@ -99,25 +100,68 @@ def find(wanted: str, run_dir: Path) -> Path | None:
         if not Path(wanted).expanduser().is_file():
             raise UserError(f"no checkpoint at ckpt={wanted}; ckpt=last finds the newest")
         return Path(wanted).expanduser()
-    others = run_dir.parent.glob(f"*/{FOLDER}/{LAST}") if wanted == "last" else []
-    runs = [path.parents[1] for path in sorted(others, key=os.path.getmtime, reverse=True)]
-    for folder in (run_dir, *runs):
-        if path := last(folder):
-            return path
+    if path := last(run_dir):
+        return path
     if wanted == "auto":
         log.info("no checkpoint in %s: starting anew", run_dir)
         return None
     raise UserError(
-        f"no whole checkpoint in {run_dir} or beside it; name the run with hydra.run.dir=... or "
-        "the file with ckpt=..."
+        f"no whole checkpoint in {run_dir}: name the run's folder with hydra.run.dir=... or the "
+        "file with ckpt=..., or write ckpt=auto to start anew where there is none"
     )
 
 
-def state_of(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of its run: "step" (batches done, as loggers count), "wandb_id"."""
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    loop = content["loops"]["fit_loop"]
-    batches = loop["epoch_loop.batch_progress"]["current"]
-    step = loop["epoch_loop.state_dict"]["_batches_that_stepped"]
-    step += batches["ready"] - batches["completed"]  # 1 in a checkpoint within an epoch
-    return {"step": step, "wandb_id": content.get("wandb_id")}
+def newest_beside(run_dir: Path) -> Path:
+    """The folder of the newest run that lies beside a folder, and holds something to go on from.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = run_dir.parent.glob(f"*/{FOLDER}/{LAST}")
+    for path in sorted(found, key=os.path.getmtime, reverse=True):
+        if last(path.parents[1]):
+            return path.parents[1]
+    raise UserError(
+        f"ckpt=last: no run in {run_dir.parent} has a whole checkpoint; name the run's folder "
+        "with hydra.run.dir=... or the file with ckpt=..."
+    )
+
+
+class State(NamedTuple):
+    """What a checkpoint says of its run."""
+
+    step: int  # batches done, as loggers count them
+    optimizer_steps: int
+    within_epoch: bool
+    wandb_id: str | None
+    run: dict[str, Any] | None  # what makes it the one that it is; None in older files
+
+
+def state_of(path: Path) -> State:
+    """Read what a checkpoint says of its run.
+
+    Raises:
+        UserError: it cannot be read, or is not of a run that can go on.
+    """
+    try:
+        content = reading.read(path)
+        loop = content["loops"]["fit_loop"]
+        batches = loop["epoch_loop.batch_progress"]["current"]
+        step = loop["epoch_loop.state_dict"]["_batches_that_stepped"]
+        content["optimizer_states"], content["callbacks"]
+    except UserError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} holds no training run to go on with: name a last.ckpt or best.ckpt of "
+            "`qcs.train`, or start from its weights with backbone.weights=..."
+        ) from error
+    within = batches["ready"] - batches["completed"]  # 1 in a checkpoint within an epoch
+    data = content.get("FaceDataModule", {})
+    return State(
+        step=step + within,
+        optimizer_steps=content["global_step"],
+        within_epoch=data.get("done", 0) > 0,
+        wandb_id=content.get("wandb_id"),
+        run=content.get("run"),
+    )

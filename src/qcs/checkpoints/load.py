@@ -1,23 +1,26 @@
-"""From the file of a trained network to the network and all that it takes to use it."""
+"""From the file of a trained network to the network and all that it takes to use it.
 
-import pickle
+Neither Lightning nor Hydra is needed, so neither is imported.
+"""
+
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from qcs.checkpoints import onnx as onnx_files
-from qcs.checkpoints import pretrained
+from qcs.checkpoints import reading, recipe
+from qcs.checkpoints.names import TABLE, Trust
+from qcs.checkpoints.plain_data import shown
 from qcs.config.errors import UserError
-from qcs.config.options import instantiate
 from qcs.data.datasets import Transform
 from qcs.models import QCSNetwork
-from qcs.training import build
 
-# A checkpoint names what rebuilds its network; a file from elsewhere must not name anything else.
-TRUSTED_TARGETS = ("qcs.models.", "qcs.data.", "timm.create_model")
+PREFIX = "network."  # of the network's tensors in a checkpoint
 
 
 class Checkpoint(NamedTuple):
@@ -26,70 +29,121 @@ class Checkpoint(NamedTuple):
     network: QCSNetwork | nn.Module  # in eval mode; of an export, it only classifies
     class_names: tuple[str, ...]
     transform: Transform  # PIL image to (3, H, W)
-    recipe: dict[str, Any]
+    recipe: dict[str, Any]  # see `qcs.checkpoints.recipe.parse`
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
     """Rebuild the network of one of our checkpoints from the file alone, on the CPU.
 
-    Only tensors and plain values are read (`weights_only`), and only our own and timm's
-    classes are built.
+    Checksums are verified, only tensors and plain values are read, and only what the closed table
+    of `qcs.checkpoints.recipe` names is built.
+
+    Args:
+        path: the file.
+        trust: names of the user's own code that may be built too, as "mine.TinyBackbone".
 
     Raises:
-        UserError: no such file.
-        UserError: not a checkpoint of ours, or one that names a foreign class.
+        UserError: no such file, a damaged one, or not a checkpoint of ours, with the reason.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"no checkpoint at ckpt={path}; a run's are in checkpoints/")
+    path = reading.located(path, f"no checkpoint at ckpt={path}; a run's are in checkpoints/")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = "an export only classifies" if path.suffix == ".onnx" else pretrained.reason(error)
-        raise UserError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
+        if path.suffix in (".onnx", ".pt2"):
+            raise UserError("an export only classifies")
+        content = reading.read(path)
+    except UserError as error:
+        raise UserError(
+            f"{path} is not a checkpoint that can be read safely: {error}"
+        ) from error.__cause__
     if not isinstance(content, dict) or not isinstance(content.get("qcs"), dict):
         raise UserError(
             f"{path} is no checkpoint of `qcs.train`; `qcs.convert` makes one of the authors'"
         )
-    parts = content["qcs"]
-    _trust(parts, path)
-    net = build.network(parts)
-    prefix = "network."
-    state = content["state_dict"]
-    net.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    )
-    transform = instantiate(parts["transform"])
-    return Checkpoint(net.eval(), tuple(parts["class_names"]), transform, parts)
+    parts = recipe.parse(content["qcs"], str(path), trust)
+    network = _network(parts, _state(content.get("state_dict"), path), path, trust)
+    return Checkpoint(network, tuple(parts["class_names"]), _transform(parts, path, trust), parts)
 
 
-def load_classifier(path: str | Path) -> Checkpoint:
+def load_classifier(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
     """As `load_checkpoint`, and takes an .onnx of `python -m qcs.export`, which only classifies.
 
     Raises:
-        UserError: as `load_checkpoint`, and as
-            `qcs.checkpoints.onnx.open_onnx`.
+        UserError: as `load_checkpoint` and `qcs.checkpoints.onnx.open_onnx`.
     """
-    path = Path(path).expanduser()
-    if path.suffix != ".onnx" or not path.is_file():
-        return load_checkpoint(path)
-    network, parts = onnx_files.open_onnx(path)
-    _trust(parts, path)
-    transform = instantiate(parts["transform"])
+    if not str(path).endswith(".onnx"):
+        return load_checkpoint(path, trust)
+    path = reading.located(path, f"no export at ckpt={path}")
+    network, parts = onnx_files.open_onnx(path, trust=trust)
+    transform = _transform(parts, path, trust)
     if parts["include_transform"]:  # what it resizes itself is of its size already
         side = parts["transform"].get("resize") or parts["transform"]["size"]
         transform = v2.Compose([v2.PILToTensor(), v2.Resize([side, side], antialias=True)])
     return Checkpoint(network, tuple(parts["class_names"]), transform, parts)
 
 
-def _trust(node: Any, path: Path) -> None:
-    """Refuse a recipe that would build anything but networks and data sets."""
-    if isinstance(node, dict):
-        target = node.get("_target_")
-        if target is not None and not str(target).startswith(TRUSTED_TARGETS):
-            raise UserError(f"{path} asks to build {target!r}, which is not trusted; not loaded")
-        for value in node.values():
-            _trust(value, path)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            _trust(value, path)
+def _state(content: Any, path: Path) -> dict[str, Tensor]:
+    """The network's tensors by name.
+
+    Raises:
+        UserError: there are none, or what is there is no plain tensor.
+    """
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{path} holds no weights: its state_dict is {shown(content)}")
+    named = {str(k): v for k, v in content.items() if str(k).startswith(PREFIX)}
+    for key, tensor in named.items():
+        if not reading.is_plain(tensor):
+            raise UserError(f"{path}: {shown(key)} in its state_dict is not a plain tensor")
+    return {key.removeprefix(PREFIX): tensor for key, tensor in named.items()}
+
+
+def _network(
+    parts: dict[str, Any], state: dict[str, Tensor], path: Path, trust: Trust
+) -> nn.Module:
+    """Build the network and give it the weights, in eval mode.
+
+    It is built without memory first, so that a recipe cannot ask for more than the weights that
+    the file holds. That is left out where it is the user's own code, which may not know how.
+    """
+    ours = all(parts[kind]["name"] in TABLE[kind] for kind in ("backbone", "model"))
+    try:
+        if ours:
+            with torch.device("meta"):
+                require_fit(state, recipe.network(parts).state_dict())
+        network = recipe.network(parts, trust)
+        require_fit(state, network.state_dict())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error.__cause__
+    except Exception as error:
+        if not ours:
+            raise  # the user's own code tells what is wrong with it
+        raise UserError(f"{path}: its network cannot be built: {reading.reason(error)}") from error
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def require_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not, name by name, of the network's shapes and kinds."""
+    if missing := [key for key in own if key not in state]:
+        raise UserError(f"its weights lack {missing[0]} and {len(missing) - 1} more of the network")
+    if more := [key for key in state if key not in own]:
+        raise UserError(f"its weights have {shown(more[0])}, which the network has not")
+    for key, tensor in own.items():
+        found = state[key]
+        if found.shape != tensor.shape:
+            raise UserError(
+                f"its weights have {key} of shape {tuple(found.shape)}, and the network that it "
+                f"describes has {tuple(tensor.shape)}"
+            )
+        if tensor.is_floating_point() and not found.is_floating_point():
+            raise UserError(f"its weights have {key} of type {found.dtype}, not {tensor.dtype}")
+        if found.is_floating_point() and not found.isfinite().all():
+            raise UserError(
+                f"its weights have numbers in {key} that are not finite: the training diverged, so "
+                "choose a checkpoint of before"
+            )
+
+
+def _transform(parts: dict[str, Any], path: Path, trust: Trust) -> Transform:
+    try:
+        return recipe.transform(parts, trust)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error.__cause__

@@ -3,7 +3,6 @@
 import _compat_pickle
 import importlib.util
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qcs.checkpoints.matching import match
+from qcs.checkpoints.reading import damage, is_plain, located, reason
 from qcs.config.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -51,12 +51,12 @@ def read_state_dict(path: str | Path) -> Weights:
         UserError: no such file.
         UserError: not a file of weights, a broken one, or one that names other code.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"no file of weights at {path}")
+    path = located(path, f"no file of weights at {path}")
     try:
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
+        elif found := damage(path, legacy=True):
+            raise UserError(found)
         else:
             with torch.serialization.safe_globals(_allowed(path)):
                 content = torch.load(path, map_location="cpu", weights_only=True)
@@ -64,7 +64,7 @@ def read_state_dict(path: str | Path) -> Weights:
         raise UserError(f"{path} cannot be read as weights: {reason(error)}") from error
     found = content if isinstance(content, Mapping) else {}
     found = next((found[k] for k in STATE_DICTS if isinstance(found.get(k), Mapping)), found)
-    tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    tensors = {k: v for k, v in found.items() if isinstance(k, str) and is_plain(v)}
     if not tensors:
         raise UserError(
             f"{path} holds no tensors by name, neither at its top nor under {list(STATE_DICTS)}"
@@ -102,15 +102,6 @@ def _foreign(name: str) -> bool:
     return top == "__main__" or importlib.util.find_spec(top) is None
 
 
-def reason(error: Exception) -> str:
-    """One line of an error; torch's own begins with how to read the file unsafely."""
-    text = str(error).strip()
-    if named := re.search(r"GLOBAL (\S+)", text):
-        return f"it names {named[1]}, which is not run here"
-    text = text.partition("WeightsUnpickler error: ")[2] or text
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 def load_backbone(backbone: nn.Module, path: str | Path, part: str = "backbone") -> None:
     """Start a backbone from a file; other parts of the file are left out.
 
@@ -126,8 +117,7 @@ def load_backbone(backbone: nn.Module, path: str | Path, part: str = "backbone")
             half of the backbone's tensors are in the file.
     """
     where = f"{KEYS[part]}={path}"
-    if not Path(path).expanduser().is_file():
-        raise UserError(f"no file at {where}; write the path of yours")
+    path = located(path, f"no file at {where}; write the path of yours")
     tensors = read_state_dict(path).state_dict
     own = backbone.state_dict()
     found = match(backbone, tensors, part)
@@ -140,7 +130,11 @@ def load_backbone(backbone: nn.Module, path: str | Path, part: str = "backbone")
             f"without a partner are the {part}'s {'; '.join(ours)} and the file's "
             f"{', '.join(theirs) or 'none'}; choose the {part} that the file was made for"
         )
-    backbone.load_state_dict({o: tensors[k] for o, k in found.fits.items()}, strict=False)
+    chosen = {ours: tensors[theirs] for ours, theirs in found.fits.items()}
+    for key, tensor in chosen.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{where} has numbers that are not finite in {found.fits[key]}")
+    backbone.load_state_dict(chosen, strict=False)
     for what, keys in {
         "not in the file, kept as they were": found.missing,
         "of another shape in the file, kept as they were": found.shapes,

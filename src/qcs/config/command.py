@@ -1,39 +1,140 @@
-"""A command: what its main does with the user's mistakes."""
+"""A command: Hydra's main, and what becomes of an error.
 
+What a user got wrong (`UserError`, and what Hydra finds in the command line) is one sentence and
+exit status 2. Every other exception is a bug: its traceback stays, exit status 70.
+"""
+
+import errno
 import functools
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType
 from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from qcs.config.errors import Failed
+import qcs_fer
+from qcs.config import command_line
+from qcs.config.console import prepare_output
+from qcs.config.errors import Failed, UserError
+from qcs.config.escape import terminal
+from qcs.config.options import CONF
+
+MISTAKE, BUG, INTERRUPTED = 2, 70, 130  # exit statuses; 70 is EX_SOFTWARE of sysexits.h
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def one_sentence(main: Callable) -> Callable:
-    """Turn a user's mistake into one sentence and exit status 2, or in a multirun `Failed`.
+def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Make a main that takes a config the command of that name, a file of conf/.
 
-    QCS_TRACEBACK=1 shows where it came from instead.
+    In a multirun a job that fails by the user's mistake returns `Failed`, and the others go on.
     """
 
-    @functools.wraps(main)
-    def wrapper(cfg: DictConfig) -> Any:
-        try:
-            return main(cfg)
-        except (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException) as error:
-            if os.environ.get("QCS_TRACEBACK"):
-                raise
-            text = str(error).strip()
-            if text.startswith("Caught "):  # a loader process sends its traceback along
-                text = text.splitlines()[-1]
-            print(f"error: {text} (QCS_TRACEBACK=1 shows the traceback)", file=sys.stderr)
-            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-                return Failed(text)  # the other jobs go on
-            sys.exit(2)
+    def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        def translate(error: Exception) -> str | None:
+            overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+            return command_line.told(error, name, overrides)
 
-    return wrapper
+        @functools.wraps(main)
+        def job(cfg: DictConfig) -> Any:
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                with one_sentence(translate):
+                    return main(cfg)
+            try:
+                return main(cfg)
+            except Exception as error:
+                if (text := _sentence(error, translate)) is None:
+                    raise
+                _say(error, text)
+                return Failed(text)
+
+        @functools.wraps(main)
+        def start() -> None:
+            prepare_output()
+            sys.argv[1:] = map(command_line.at_home, sys.argv[1:])
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through to here
+            run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
+            with one_sentence(lambda error: translate(error) or _before(error, job.__code__)):
+                if found := qcs_fer.beside_ours():
+                    raise UserError(found)
+                command_line.overrides_of(sys.argv[1:])
+                run()
+
+        return start
+
+    return decorate
+
+
+@contextmanager
+def one_sentence(translate: Callable[[Exception], str | None] = lambda _: None) -> Iterator[None]:
+    """End the process where what is inside raises: a mistake of the user's in one sentence.
+
+    QCS_TRACEBACK=1 shows where it came from as well.
+
+    Args:
+        translate: an exception that is not a `UserError` into the user's mistake, or None.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if text := _sentence(error, translate):
+            _say(error, text)
+            sys.exit(MISTAKE)
+        traceback.print_exception(error)
+        print(
+            "This is a bug of qcs: please report it with the lines above, the command and the "
+            "run's versions.json.",
+            file=sys.stderr,
+        )
+        sys.exit(BUG)
+
+
+def _sentence(error: Exception, translate: Callable[[Exception], str | None]) -> str | None:
+    """The sentence for an exception that is not a bug; None for one that is."""
+    if isinstance(error, UserError):  # a loader process sends it behind its traceback
+        return str(error).strip().rsplit("UserError: ", 1)[-1]
+    return translate(error) or _of_the_machine(error)
+
+
+def _say(error: Exception, text: str) -> None:
+    hint = " (QCS_TRACEBACK=1 shows the traceback)"
+    if os.environ.get("QCS_TRACEBACK"):
+        traceback.print_exception(error)
+        hint = ""
+    print(f"error: {terminal(text)}{hint}", file=sys.stderr)
+
+
+def _before(error: Exception, job: CodeType) -> str | None:
+    """The sentence for what Hydra raises before the job, of which it raises in many ways."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if any(frame.f_code is job for frame in frames):
+        return None
+    found = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(found, OSError):  # it makes the folder, and the log file therein
+        where = f" {found.filename}" if found.filename else ""
+        return f"the run's folder{where}: {found.strerror}; choose another with hydra.run.dir=..."
+    if frames[-1].f_globals["__name__"].partition(".")[0] in ("hydra", "omegaconf"):
+        return str(error).strip().splitlines()[0]
+    return None
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """The sentence where the machine has no room, or gives no permission."""
+    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if full or "can't allocate memory" in str(error):
+        return (
+            "there is not enough memory: make batches, images or the network smaller "
+            f"({' '.join(str(error).split())[:200]})"
+        )
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"{error.strerror}: {error.filename or 'a file that was being written'}"
+    return None

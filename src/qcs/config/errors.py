@@ -10,6 +10,18 @@ class UserError(ValueError):
     """
 
 
+def missing_extra(extra: str, what: str, otherwise: str = "") -> UserError:
+    """Return the error that says how to install what is missing.
+
+    Args:
+        extra: of the package, as pyproject.toml names it.
+        what: the user wanted that needs it, with its verb: "finding faces needs".
+        otherwise: how to do without, after a semicolon.
+    """
+    hint = f"; {otherwise}" if otherwise else ""
+    return UserError(f"{what} `pip install -e '.[{extra}]'` in the clone of this package{hint}")
+
+
 class Failed(float):
     """What a job of a multirun returns that failed: not a number, and the sentence."""
 

@@ -1,51 +1,49 @@
 """Where conf/ is, and what a value in it may be.
 
-Values are checked against the signature of what they configure, before anything is built: an
-unknown key or a wrong type names the key, what came and what is expected.
+Values are checked against the settings of their command and against the signature of what they
+configure, before anything is built: an unknown key or a wrong value is named in one sentence.
 """
 
-import types
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import os
+from collections.abc import Iterable, Mapping
 from inspect import Parameter, isclass, signature
 from pathlib import Path
-from typing import (
-    Any,
-    Literal,
-    TypedDict,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-    is_typeddict,
-)
+from typing import Annotated, Any, get_type_hints
 
 import hydra
+from annotated_types import Interval
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from typing_extensions import TypedDict, is_typeddict
 
+from qcs.config.bounds import MOST, Dropout, Natural, Positive, Probability, Weight
 from qcs.config.errors import UserError
-from qcs.inference.backends import Form
-from qcs.models.cpu_kernels import SpeedOptions
+from qcs.config.validation import problem, unknown
 
 _PACKAGE = Path(__file__).parents[1]
 CONF = next(d for d in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if d.is_dir())
+_HYDRAS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
-
-class SAMOptions(TypedDict, total=False):
-    """Sharpness-aware minimisation; `rho` 0 is the plain optimiser."""
-
-    rho: float
-    every: int  # steps; those between are the plain optimiser's
-    adaptive: bool
-    update_bn_twice: bool  # BatchNorm's running statistics move in the second pass too
-    sync_first: bool  # several processes perturb alike, by the gradient of all
-
-
-class SchedulerOptions(TypedDict, total=False):
-    """A schedule and how often it moves; "step" counts optimiser steps."""
-
-    interval: Literal["step", "epoch"]
-    schedule: dict | Callable | None
+# What the libraries that take these numbers do not check, or only after hours.
+BOUNDS: dict[str, Any] = {
+    "optimizer.lr": Positive,
+    "optimizer.weight_decay": Weight,
+    "optimizer.momentum": Dropout,
+    "scheduler.schedule.max_lr": Positive,
+    "scheduler.schedule.pct_start": Probability,
+    "scheduler.schedule.gamma": Annotated[float, Interval(gt=0, le=1)],
+    "trainer.max_epochs": Annotated[int, Interval(ge=-1, le=MOST)]
+    | None,  # -1: until something else stops it
+    "trainer.max_steps": Annotated[int, Interval(ge=-1, le=MOST)],
+    "trainer.devices": Annotated[int, Interval(ge=-1, le=4096)] | str | list[Natural],
+    "trainer.num_nodes": Annotated[int, Interval(ge=1, le=4096)],
+    "trainer.log_every_n_steps": Natural | None,
+    "trainer.num_sanity_val_steps": Annotated[int, Interval(ge=-1, le=MOST)] | None,
+    "callbacks.ema.decay": Dropout,
+    "callbacks.early_stopping.patience": Natural,
+    "callbacks.early_stopping.min_delta": float,
+}
 
 
 class BackboneOptions(TypedDict, total=False):
@@ -55,130 +53,16 @@ class BackboneOptions(TypedDict, total=False):
     grad_checkpointing: bool
 
 
-class Settings(TypedDict):
-    """All keys of train.yaml and eval.yaml; groups are further checked by their own targets."""
-
-    seed: int
-    select_on: Literal["val", "test", "last"]
-    test: bool
-    optimized_metric: str | list | None
-    trial: dict | None
-    accumulate_grad_batches: int
-    gradient_clip_norm: float | None
-    sam: SAMOptions
-    speed: SpeedOptions
-    run_dir: str
-    dataset: dict | None
-    backbone: dict
-    model: dict
-    loss: dict
-    augment: dict
-    optimizer: dict
-    scheduler: SchedulerOptions
-    loader: dict
-    trainer: dict
-    callbacks: dict | None
-    logger: dict | None
-    ckpt: str | None
-    split: Literal["train", "val", "test"]
-    batch_size: int
-    num_workers: int
-    device: str | None
-    store: str | None
-    size: int
-    on_error: Literal["fail", "skip"]
-    sheet_faces: int
-    input: str | list | int | None
-    out: str | None
-    detect: Literal["auto", "none"]
-    crop: str | None
-    threshold: float
-    longest: int
-    smallest: int
-    every: int
-    max_frames: int | None
-    annotate: bool
-    save_crops: bool
-    include_transform: bool
-    int8: bool
-    calibration_images: int
-    port: int
-    figure: Literal["attention", "pairs", "embedding", "confusion", "curves"]
-    compare: dict | list | None
-    flip: bool
-    form: Form
-    restrict: bool
-    resamples: int
-    runs: str | list | None
-    faces_per_class: int
-    level: int | None
-    max_faces: int
-
-
-def problem(value: Any, hint: Any, where: str) -> str | None:
-    """Return what is wrong with a plain value, in a sentence, or None.
-
-    Args:
-        value: of a resolved config: None, bool, int, float, str, list or dict.
-        hint: a type hint; what it cannot be checked against passes.
-        where: the key, for the sentence.
-    """
-    if hint is None or hint is type(None):
-        return None if value is None else f"{where}={value!r} should be null"
-    if is_typeddict(hint):
-        return _mapping_problem(value, hint, where)
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        problems = [problem(value, h, where) for h in args]
-        if None in problems:
-            return None
-        named = [p for h, p in zip(args, problems, strict=True) if is_typeddict(h)]
-        return named[0] if named and isinstance(value, dict) else _expected(value, hint, where)
-    if origin is Literal:
-        return None if value in args else f"{where}={value!r} should be one of {list(args)}"
-    return None if _fits(value, origin or hint) else _expected(value, hint, where)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if kind is Any or not isclass(kind):
-        return True
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if kind in (str, bool, dict):
-        return isinstance(value, kind)
-    if issubclass(kind, (Sequence, tuple, list)):
-        return isinstance(value, (list, tuple))
-    if kind is Path:
-        return isinstance(value, str)
-    return isinstance(value, dict) or (isclass(kind) and isinstance(value, kind))
-
-
-def _expected(value: Any, hint: Any, where: str) -> str:
-    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    names = ["null" if p is type(None) else getattr(p, "__name__", str(p)) for p in parts]
-    return f"{where}={value!r} is a {type(value).__name__}, expected {' or '.join(names)}"
-
-
-def _mapping_problem(value: Any, hint: Any, where: str) -> str | None:
-    if not isinstance(value, dict):
-        return f"{where}={value!r} should be a group of {sorted(get_type_hints(hint))}"
-    hints = get_type_hints(hint)
-    for key, item in value.items():
-        name = f"{where}.{key}" if where else key
-        if key not in hints:
-            return f"{name} is not an option; {where or 'a run'} takes {', '.join(hints)}"
-        if found := problem(item, hints[key], name):
-            return found
-    return None
-
-
-def check(node: Any, where: str) -> None:
+def check(node: Any, where: str, beside: Iterable[str] = ()) -> None:
     """Check every node below that has a `_target_` against the target's signature.
 
+    Args:
+        node: of a resolved config.
+        where: its key.
+        beside: keys that stand beside the target's arguments, and are checked elsewhere.
+
     Raises:
-        UserError: an unknown key or a wrong type, or a target that does not exist.
+        UserError: an unknown key or a wrong value, or a target that does not exist.
     """
     if not isinstance(node, dict):
         return
@@ -186,61 +70,124 @@ def check(node: Any, where: str) -> None:
         for key, value in node.items():
             check(value, f"{where}.{key}" if where else key)
         return
-    try:
-        target = hydra.utils.get_object(node["_target_"])
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{where}._target_={node['_target_']} cannot be imported: {error}"
-        ) from error
-    parameters = signature(target).parameters
-    try:
-        hints = get_type_hints(target.__init__ if isclass(target) else target)
-    except NameError:  # a library's hint that only type checkers can import
-        hints = {}
-    names = [n for n, p in parameters.items() if p.kind is not Parameter.VAR_KEYWORD]
+    names, hints, takes_any = _signature(node["_target_"], where)
     for key, value in node.items():
-        name = f"{where}.{key}"
-        if key in ("_target_", "_partial_", "_args_", "_recursive_", "_convert_"):
+        name = f"{where}.{key}" if where else key
+        if key in _HYDRAS or key in beside:
             continue
         if isinstance(value, dict) and "_target_" in value:
             check(value, name)
-        elif key in names:
-            if found := problem(value, hints.get(key, Any), name):
-                raise UserError(found)
-        elif len(names) == len(parameters):  # no **kwargs
-            raise UserError(f"{name} is not an option; {where} takes {', '.join(names)}")
+        elif key not in names and not takes_any:
+            raise UserError(unknown(name, [*names, *beside]))
+        elif found := problem(value, BOUNDS.get(name, hints.get(key, Any)), name):
+            raise UserError(found)
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+@functools.cache
+def _signature(name: str, where: str) -> tuple[list[str], dict[str, Any], bool]:
+    """The arguments of what a `_target_` names, their hints, and whether it takes any others."""
+    try:
+        target = hydra.utils.get_object(name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise UserError(f"{where}._target_={name} cannot be imported: {error}") from error
+    try:
+        parameters = signature(target).parameters
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}._target_={name} takes no options: {error}") from error
+    try:
+        function = target.__init__ if isclass(target) else target
+        hints = get_type_hints(function, include_extras=True)
+    except NameError:  # a library's hint that only type checkers can import
+        hints = {}
+    names = [n for n, p in parameters.items() if p.kind is not Parameter.VAR_KEYWORD]
+    return names, hints, len(names) < len(parameters)
+
+
+def plain(cfg: DictConfig, settings: type) -> dict[str, Any]:
     """Resolve a config into dicts, lists and scalars, and check it.
 
+    Args:
+        cfg: composed.
+        settings: the command's `TypedDict`. Where it knows a group by its keys and the group has a
+            `_target_`, these keys stand beside the target's arguments.
+
     Raises:
-        UserError: as `check`; also the top-level settings.
+        UserError: as `check`; also the settings of the command.
     """
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    if found := _mapping_problem(config, Settings, ""):
-        raise UserError(found)
-    backbone = config.get("backbone") or {}
-    ours = {k: v for k, v in backbone.items() if k in BackboneOptions.__annotations__}
-    if found := _mapping_problem(ours, BackboneOptions, "backbone"):
-        raise UserError(found)
-    check(config | {"backbone": {k: v for k, v in backbone.items() if k not in ours}}, "")
+    config = _at_home(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    hints = get_type_hints(settings, include_extras=True)
+    for key, value in config.items():
+        if key not in hints:
+            raise UserError(unknown(key, hints))
+        if is_typeddict(hints[key]) and isinstance(value, dict) and "_target_" in value:
+            ours = get_type_hints(hints[key])
+            check(value, key, ours)
+            value = {k: v for k, v in value.items() if k in ours}
+        else:
+            check(value, key)
+        if found := problem(value, hints[key], key):
+            raise UserError(found)
+    if missing := sorted(settings.__required_keys__ - config.keys()):
+        raise UserError(f"{missing[0]} was taken out of the configuration, which needs it")
     return config
+
+
+def _at_home(value: Any) -> Any:
+    """Expand "~/" at the beginning of every text: it is a path, wherever it stands.
+
+    Raises:
+        UserError: nobody knows where the home folder is.
+    """
+    if isinstance(value, dict):
+        return {key: _at_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_at_home(item) for item in value]
+    if not isinstance(value, str) or not (value == "~" or value.startswith("~/")):
+        return value
+    if (path := os.path.expanduser(value)).startswith("~"):
+        raise UserError(f"{value}: the home folder is not known here: write the whole path")
+    return path
 
 
 def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
     """Build what a checked node describes; `extra` are further arguments, objects among them.
 
     Raises:
-        UserError: what the target itself raises, unwrapped from Hydra's.
+        UserError: what a target of ours raises, an argument that is missing, and everything that
+            a library's target refuses.
     """
+    node = dict(node)
     try:
-        if not extra:
-            return hydra.utils.instantiate(dict(node), _convert_="all")
         # Hydra would turn a dataclass among its own arguments into a config.
         target = hydra.utils.instantiate({**node, "_partial_": True}, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, (ValueError, OSError, ImportError)):
-            raise error.__cause__ from None
-        raise UserError(f"{node.get('_target_')} cannot be built: {error.__cause__}") from error
-    return target(**extra)
+        cause = error.__cause__ or error
+        if isinstance(cause, UserError) or (_is_ours(node) and error.__cause__ is not None):
+            raise cause from cause.__cause__
+        raise _refused(node, cause) from error
+    build = functools.partial(_build, target, node)
+    return build if node.get("_partial_") else build(**extra)
+
+
+def _build(target: functools.partial, node: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+    """Call the target; what a library's target refuses is the user's mistake."""
+    try:
+        signature(target).bind(*args, **options)
+    except TypeError as error:
+        raise _refused(node, error) from error
+    try:
+        return target(*args, **options)
+    except UserError:
+        raise
+    except Exception as error:
+        if _is_ours(node):
+            raise
+        raise _refused(node, error) from error
+
+
+def _is_ours(node: Mapping[str, Any]) -> bool:
+    return str(node.get("_target_")).startswith("qcs.")
+
+
+def _refused(node: Mapping[str, Any], error: Exception) -> UserError:
+    return UserError(f"{node.get('_target_')} cannot be built: {' '.join(str(error).split())}")

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -14,21 +15,33 @@ import qcs
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "numpy")
 
 
-def git_revision() -> str | None:
-    """Commit of the source tree with "-dirty" where it was changed; None outside of git."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parents[1]),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
+ROOT = Path(__file__).resolve().parents[3]  # of the source tree, where this is one
+
+
+def git_revision(root: Path = ROOT) -> str | None:
+    """Commit of this package's source tree with "-dirty" where it was changed.
+
+    Args:
+        root: of the source tree.
+
+    Returns:
+        None where the package is installed elsewhere, or its tree is not the root of a repository:
+        an environment inside another project's repository has a revision that is not ours.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        project = (root / "pyproject.toml").read_text(encoding="utf-8")
+        if not re.search(r'^name = "qcs', project, re.MULTILINE):
+            return None
+        if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return None
+        return _git(root, "describe", "--always", "--dirty", "--abbrev=40")
+    except (OSError, ValueError, subprocess.CalledProcessError):
         return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8")
     return done.stdout.strip()
 
 
@@ -39,4 +52,5 @@ def write(folder: Path, config: dict[str, Any]) -> None:
     versions = {"qcs": qcs.__version__, "git": git_revision(), "python": platform.python_version()}
     versions |= {name: version(name) for name in PACKAGES}
     versions["machine"] = f"{platform.system()} {platform.machine()}"
-    (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(versions, indent=2, allow_nan=False) + "\n"
+    (folder / "versions.json").write_text(text, encoding="utf-8")

@@ -4,7 +4,6 @@ B batch, R roles [a, p, n, n2], H and W pixels.
 """
 
 import logging
-import sys
 from typing import Literal
 
 import torch
@@ -12,7 +11,9 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from qcs.config.bounds import Count, Fraction, Natural, Pixels, Seed, Workers
 from qcs.config.errors import UserError
+from qcs.data import workers
 from qcs.data.batch_transforms import BatchAugmentation
 from qcs.data.datasets import (
     Collate,
@@ -21,10 +22,10 @@ from qcs.data.datasets import (
     GroupLoader,
     Groups,
     Transform,
-    keep_shared,
 )
 from qcs.data.manifest import SPLITS, Manifest
 from qcs.data.sampling import (
+    Anchor,
     AnchorBatches,
     Anchors,
     AnchorSampler,
@@ -33,7 +34,7 @@ from qcs.data.sampling import (
 )
 
 log = logging.getLogger(__name__)
-_LINUX = sys.platform == "linux"
+AMPLE = 4 << 30  # bytes of shared memory, of which no more is asked
 
 Selection = Literal["val", "test", "last"]
 
@@ -51,6 +52,7 @@ class FaceDataModule(LightningDataModule):
             backbone's work, see `regroup`.
         eval_batch_size: images of an evaluation batch.
         num_workers: loader processes; the batches are the same for any number.
+        timeout: seconds to wait for a batch of theirs; 0 for ever.
         negatives: "by_sample" or "by_class", see `QuadrupletDraw`.
         anchors: "shuffle" or "balanced", see `AnchorSampler`.
         samples_per_epoch: anchors an epoch; None for all.
@@ -72,23 +74,25 @@ class FaceDataModule(LightningDataModule):
         train_transform: Transform | BatchAugmentation,
         eval_transform: Transform,
         roles: int = 4,
-        batch_size: int = 24,
-        eval_batch_size: int = 128,
-        groups_per_image: int = 1,
-        num_workers: int = 2,
+        batch_size: Count = 24,
+        eval_batch_size: Count = 128,
+        groups_per_image: Count = 1,
+        num_workers: Workers = 2,
+        timeout: Natural = 300,
         negatives: Negatives = "by_sample",
         anchors: Anchors = "shuffle",
-        samples_per_epoch: int | None = None,
-        val_fraction: float = 0.1,
+        samples_per_epoch: Count | None = None,
+        val_fraction: Fraction = 0.1,
         select_on: Selection = "val",
-        seed: int = 0,
-        input_size: int | None = None,
+        seed: Seed = 0,
+        input_size: Pixels | None = None,
     ) -> None:
         super().__init__()
-        if min(batch_size, eval_batch_size) < 1 or num_workers < 0:
+        if min(batch_size, eval_batch_size) < 1 or min(num_workers, timeout) < 0:
             raise UserError(
                 "loader.batch_size and loader.eval_batch_size must be 1 or more and "
-                f"loader.num_workers 0 or more, got {batch_size}, {eval_batch_size}, {num_workers}"
+                "loader.num_workers and loader.timeout 0 or more, got "
+                f"{batch_size}, {eval_batch_size}, {num_workers}, {timeout}"
             )
         if groups_per_image < 1 or (groups_per_image > 1 and roles == 1):
             raise UserError(
@@ -96,13 +100,18 @@ class FaceDataModule(LightningDataModule):
                 "nothing is compared (model.roles=1)"
             )
         if select_on == "val" and not manifest.has("val"):
-            manifest = manifest.hold_out(val_fraction, seed)
-            log.info("no validation images: held out %g of each class's train", val_fraction)
+            manifest = _held_out(manifest, val_fraction, seed)
+        if select_on == "test" and not manifest.has("test"):
+            raise UserError(
+                f"data set {manifest.root} has no test images to select on: write select_on=val"
+            )
         self.manifest, self.select_on, self.seed = manifest, select_on, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.num_workers, self.collate = num_workers, Collate(groups_per_image)
+        self.num_workers, self.timeout = num_workers, timeout
+        self.collate = Collate(groups_per_image)
         self.eval_transform = eval_transform
         self.train = manifest.split("train")
+        _warn_of_missing_classes(self.train)
         draw = QuadrupletDraw(self.train.labels, roles, negatives, manifest.class_names)
         self.whole = train_transform if isinstance(train_transform, BatchAugmentation) else None
         self.input_size = input_size
@@ -117,19 +126,40 @@ class FaceDataModule(LightningDataModule):
         log.info("%s: %s; classes %s", manifest.root, sizes, ", ".join(manifest.class_names))
 
     def _loader(
-        self, dataset: Dataset, kind: type[DataLoader] = DataLoader, **options: object
+        self, dataset: Dataset, kind: type[workers.Loader] = workers.Loader, **options: object
     ) -> DataLoader:
-        return kind(
+        loader = kind(
             dataset,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            timeout=self.timeout if self.num_workers else 0,
             # Workers share the tables instead of being sent copies.
-            multiprocessing_context="fork" if self.num_workers and _LINUX else None,
-            worker_init_fn=keep_shared,
+            multiprocessing_context="fork" if self.num_workers and workers.LINUX else None,
+            worker_init_fn=workers.start,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(self.seed),  # not the loop's
             **options,
         )
+        free = workers.free_shared_memory()
+        if self.num_workers and free is not None and free < AMPLE:
+            size = self.eval_batch_size if isinstance(dataset, Faces) else self.batch_size
+            workers.require_shared_memory(size * _bytes(dataset), self.num_workers, len(loader))
+        return loader
+
+    def setup(self, stage: str) -> None:
+        """Refuse to begin with more processes than there are images to evaluate on.
+
+        Raises:
+            UserError: a process would be left without one, and the others would wait for it.
+        """
+        world = self._process()[1]
+        for split in sorted({self.select_on, "test"} & set(SPLITS)):
+            number = int((self.manifest.splits == split).sum())
+            if 0 < number < world:
+                raise UserError(
+                    f"{world} processes cannot share the {number} {split} images of data set "
+                    f"{self.manifest.root}: write trainer.devices={number} or less"
+                )
 
     def _process(self) -> tuple[int, int]:
         """Which process this is, and of how many."""
@@ -188,3 +218,28 @@ class FaceDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         """The test split."""
         return self.eval_dataloader("test")
+
+
+def _held_out(manifest: Manifest, fraction: float, seed: int) -> Manifest:
+    """Make a validation set of training images, for a data set without one."""
+    manifest = manifest.hold_out(fraction, seed)
+    if not manifest.has("val"):
+        raise UserError(
+            f"data set {manifest.root} has no validation images, and no class has the two training "
+            "images of which one could be held out: write select_on=last, or select_on=test"
+        )
+    log.info("no validation images: held out %g of each class's train", fraction)
+    return manifest
+
+
+def _warn_of_missing_classes(train: Manifest) -> None:
+    names = train.class_names
+    if missing := [name for name, n in zip(names, train.counts(), strict=True) if not n]:
+        log.warning("no training image of %s: the network cannot learn it", ", ".join(missing))
+
+
+def _bytes(dataset: Dataset) -> int:
+    """Bytes of an item's images, in a batch."""
+    if isinstance(dataset, GroupBatches):
+        return dataset.__getitems__([Anchor(0, 0, 0)])["images"].nbytes
+    return dataset[Anchor(0, 0, 0) if isinstance(dataset, Groups) else 0]["images"].nbytes

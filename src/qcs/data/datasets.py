@@ -3,21 +3,20 @@
 B batch, R roles [a, p, n, n2], H and W pixels.
 """
 
-import gc
-import signal
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from qcs.data.batch_transforms import BatchAugmentation
 from qcs.data.manifest import Manifest
 from qcs.data.regrouping import regroup
 from qcs.data.sampling import Anchor, AnchorBatches, QuadrupletDraw, draw_generator
 from qcs.data.transforms import pixels, sub_sampled
+from qcs.data.workers import Loader
 
 Transform = Callable[[Image | Tensor], Tensor]
 
@@ -117,7 +116,7 @@ class Faces(Dataset):
         return {"images": image, "labels": int(self.manifest.labels[row]), "rows": row}
 
 
-class GroupLoader(DataLoader):
+class GroupLoader(Loader):
     """Counts the batches taken of the epoch."""
 
     batch_sampler: AnchorBatches
@@ -128,15 +127,6 @@ class GroupLoader(DataLoader):
         for batch in super().__iter__():
             self.taken += 1
             yield batch
-
-
-def keep_shared(worker: int) -> None:
-    """Keep a forked worker's garbage collector off the objects, so the pages, of its parent.
-
-    SIGTERM, which SLURM sends to workers too, is the parent's to answer.
-    """
-    gc.freeze()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class Collate:

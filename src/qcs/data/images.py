@@ -1,43 +1,80 @@
 """Where the images of a data set lie, and how one becomes RGB."""
 
 import os
-import struct
+import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from qcs.config.errors import UserError
+from qcs.data.image_files import FORMATS, open_file
 
-IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# What Pillow and the readers below raise for a missing or broken file.
-BROKEN = (
-    OSError,
-    KeyError,
-    ValueError,
-    SyntaxError,
-    IndexError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
+# What the readers below raise for a missing or broken file.
+BROKEN = (OSError, KeyError, ValueError, IndexError, OverflowError)
+# Pixels of one image: above the 108 megapixels of phones, and 360 MB as RGB. It is checked in the
+# header, before anything is decoded; Pillow's own warning at 89 megapixels would say it twice.
+MAX_PIXELS = 120_000_000
+MAX_BYTES = 1 << 30  # of a file in a zip, which is read into memory
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def decode(file: BinaryIO) -> Image.Image:
-    """Decode an image as upright RGB.
+    """Decode an image as `upright_rgb`; of a moving picture the first frame.
+
+    Raises:
+        UserError: it is not a whole image of `FORMATS`, or as `upright_rgb`.
+    """
+    with _sentences(), Image.open(file, formats=FORMATS) as image:
+        return upright_rgb(image)
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Read a regular file as `decode` does.
+
+    Raises:
+        OSError: it is missing or may not be read.
+        UserError: it cannot be decoded.
+    """
+    with open_file(path) as file:
+        return decode(file)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn what Pillow raises at a file that is damaged or no image, which may be anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UserError(f"it is not an image of the formats {', '.join(FORMATS)}") from error
+    except Exception as error:
+        raise UserError(str(error).strip() or type(error).__name__) from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turn an open image into upright RGB, as every command and the API see it.
 
     EXIF orientation is applied, 16-bit grey is scaled to 8, transparency is laid on white.
 
     Raises:
-        One of `BROKEN`.
+        UserError: no pixels, more than `MAX_PIXELS`, numbers without a known range, a kind of
+            pixels that is not converted, or the rest of its file is damaged.
     """
-    with Image.open(file) as image:
+    width, height = image.size
+    if not 0 < width * height <= MAX_PIXELS:
+        raise UserError(
+            f"it has {width}x{height} pixels, expected 1 to {MAX_PIXELS // 1_000_000} million; "
+            "make it smaller"
+        )
+    with _sentences():
         return _rgb(ImageOps.exif_transpose(image))
 
 
@@ -64,7 +101,7 @@ class FolderImages:
 
     def open(self, path: str) -> BinaryIO:
         """Open one file for reading."""
-        return open(self.root / path, "rb")
+        return open_file(os.path.join(self.root, path))
 
     def stamp(self, path: str) -> tuple[int, int]:
         """Bytes and nanoseconds of the last change of what holds the image."""
@@ -80,12 +117,26 @@ class ZipImages:
 
     def _archive(self) -> zipfile.ZipFile:
         if self._pid != os.getpid():  # a handle shared over a fork shares its file position
-            self._zip, self._pid = zipfile.ZipFile(self.root), os.getpid()
+            try:
+                self._zip, self._pid = zipfile.ZipFile(self.root), os.getpid()
+            except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+                raise UserError(
+                    f"{self.root} is not a whole zip file ({error}); copy it again"
+                ) from error
         return self._zip
+
+    def names(self) -> list[str]:
+        """The members' names as the zip gives them; none of them is ever written to the disk."""
+        return self._archive().namelist()
 
     def open(self, path: str) -> BinaryIO:
         """Read one member into memory."""
-        return BytesIO(self._archive().read(path))
+        if self._archive().getinfo(path).file_size > MAX_BYTES:
+            raise UserError(f"it is larger than {MAX_BYTES >> 30} GB in the zip")
+        try:
+            return BytesIO(self._archive().read(path))
+        except (RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise UserError(str(error).strip() or "its part of the zip is damaged") from error
 
     def stamp(self, path: str) -> tuple[int, int]:
         """Bytes and checksum of the member."""

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
-from rich.progress import track
-from torch.utils.data import DataLoader, Dataset
+from PIL import Image
 
-from qcs.data.images import BROKEN
+from qcs.data.decoding import decoded
 from qcs.data.manifest import SPLITS, Manifest
-
-CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -80,27 +77,6 @@ class Inspection:
         return found
 
 
-class _Hashed(Dataset):
-    """Size and hash of the decoded pixels of each image, or its error."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest
-
-    def __len__(self) -> int:
-        return len(self.manifest)
-
-    def __getitem__(self, row: int) -> tuple[tuple[int, int], bytes] | str:
-        try:
-            image = self.manifest.image(row)
-        except BROKEN as error:
-            return str(error)
-        return image.size, blake2b(image.tobytes(), digest_size=16).digest()
-
-
-def _same(batch: list) -> list:
-    return batch
-
-
 def inspect(manifest: Manifest, num_workers: int = 2, progress: bool = True) -> Inspection:
     """Decode every image once and compare them by their pixels.
 
@@ -110,20 +86,22 @@ def inspect(manifest: Manifest, num_workers: int = 2, progress: bool = True) -> 
         progress: whether to show a bar.
     """
     counts = np.stack([_counts(manifest, split) for split in SPLITS])
-    options = {"batch_size": CHUNK, "num_workers": num_workers, "collate_fn": _same}
-    loader = DataLoader(_Hashed(manifest), **options)
     sizes, unreadable, rows_of = Counter(), {}, defaultdict(list)
-    for i, batch in enumerate(
-        track(loader, "reading", len(loader), disable=not progress, transient=True)
-    ):
-        for row, found in enumerate(batch, i * CHUNK):
-            if isinstance(found, str):
-                unreadable[row] = found
+    title = "reading" if progress else None
+    for chunk in decoded(manifest, _hashed, range(len(manifest)), num_workers, title):
+        for row, found, error in chunk:
+            if error is not None:
+                unreadable[row] = error
                 continue
             sizes[found[0]] += 1
             rows_of[found].append(row)
     groups = [rows for rows in rows_of.values() if len(rows) > 1]
     return Inspection(manifest, counts, sizes, unreadable, groups)
+
+
+def _hashed(image: Image.Image) -> tuple[tuple[int, int], bytes]:
+    """Size and hash of the pixels."""
+    return image.size, blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def _counts(manifest: Manifest, split: str) -> np.ndarray:

@@ -1,13 +1,9 @@
-"""What a data set is: images, labels, splits, class names; checked on opening.
+"""What a data set is: images, labels, splits, class names; checked on opening."""
 
-A manifest's CSV has the columns `path,label,split`: a path relative to the CSV's folder (or to
-`root`), a class name, and one of train, val, test.
-"""
-
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +11,13 @@ import numpy as np
 from PIL import Image
 
 from qcs.config.errors import UserError
+from qcs.data import manifest_csv
+from qcs.data.image_files import SPLITS, expanded, printable, same_name
 from qcs.data.images import BROKEN, Images, decode, images_of
-from qcs.data.tables import Row, collector_paused, present, read_csv, slashes, unique
+from qcs.data.tables import collector_paused, readable
 
 if TYPE_CHECKING:
     from qcs.data.prepared import Store
-
-SPLITS = ("train", "val", "test")
 
 
 def require(path: str | None, name: str, hint: str, files: Sequence[str] = ()) -> Path:
@@ -32,10 +28,11 @@ def require(path: str | None, name: str, hint: str, files: Sequence[str] = ()) -
     """
     if path is None:
         raise UserError(f"dataset.path is not set: {name} is read from {hint}")
-    found = Path(path).expanduser()
-    if not (found.is_dir() or (found.is_file() and found.suffix.lower() in files)):
-        raise UserError(f"nothing to read at dataset.path={path}: {name} is {hint}")
-    return found
+    found = expanded(path)
+    with readable(found):
+        if found.is_dir() or (found.is_file() and found.suffix.lower() in files):
+            return found
+    raise UserError(f"nothing to read at dataset.path={path}: {name} is {hint}")
 
 
 @dataclass(frozen=True)
@@ -75,8 +72,12 @@ class Manifest:
             raise UserError(f"{where}: its columns differ in length")
         if len(self.paths) == 0:
             raise UserError(f"{where}: holds no images")
-        if len(names) < 2 or len(set(names)) != len(names):
-            raise UserError(f"{where}: needs two or more different class names, got {list(names)}")
+        different = {same_name(name) for name in names} - {""}
+        if len(names) < 2 or len(different) != len(names):
+            raise UserError(
+                f"{where}: needs two or more class names that differ by more than capitals and "
+                f"blanks, got {list(names)}"
+            )
         low, high = self.labels.min(), self.labels.max()
         if low < 0 or high >= len(names):
             raise UserError(
@@ -133,6 +134,22 @@ class Manifest:
             splits[rng.permutation(rows)[:number]] = "val"
         return replace(self, splits=splits)
 
+    def fingerprint(self) -> str:
+        """Return a hex digest that tells data sets apart without reading a pixel.
+
+        Class names, and the paths, labels, splits, boxes and targets of all rows, in their order,
+        go into it. Where the files lie does not, so that a moved data set stays the same one.
+        """
+        digest = blake2b(digest_size=16)
+        names = "\0".join([*self.class_names, "", *self.paths.tolist()])
+        digest.update(names.encode("utf-8", "surrogatepass"))
+        splits = sum(i * (self.splits == split) for i, split in enumerate(SPLITS))
+        for column in (splits, self.labels, self.boxes, self.targets):
+            kind = np.float32 if column is self.targets else np.int64
+            digest.update(b"" if column is None else np.ascontiguousarray(column, kind).tobytes())
+            digest.update(b"|")
+        return digest.hexdigest()
+
     @cached_property
     def images(self) -> Images:
         """The reader of the files."""
@@ -150,8 +167,9 @@ class Manifest:
                 image = decode(file)
             return image if self.boxes is None else _cut(image, self.boxes[row].tolist())
         except BROKEN as error:
+            where = printable(f"{path} of {self.root}")
             raise UserError(
-                f"cannot read image {path} of {self.root} ({error}); repair or remove the file"
+                f"cannot read image {where} ({error}); repair or remove the file"
             ) from error
 
     def with_store(self, store: "Store") -> "Manifest":
@@ -198,42 +216,18 @@ class Manifest:
         Raises:
             UserError: no such file, or images that are not there.
             UserError: a missing column, an unknown split, a label that is not among
-                `class_names`, or an image listed twice with different ones.
+                `class_names` or is spelt in two ways, or an image listed twice with different ones.
         """
-        if path is None:
-            raise UserError("dataset.path is not set: a CSV of path,label,split")
-        path = Path(path).expanduser()
-        if not path.is_file():
-            raise UserError(f"no manifest at {path}: expected a CSV of path,label,split")
-        lines, table = read_csv(path, ("path", "label", "split"))
-        names = tuple(class_names) or tuple(sorted(set(table["label"])))
-        index = {name: i for i, name in enumerate(names)}
-        wrong = (
-            i
-            for i, (label, split) in enumerate(zip(table["label"], table["split"], strict=True))
-            if label not in index or split not in SPLITS
-        )
-        if (i := next(wrong, None)) is not None:
-            raise UserError(
-                f"{path} line {lines[i]} has the label {table['label'][i]!r} and the split "
-                f"{table['split'][i]!r}, expected a label of {', '.join(names)} and a split of "
-                f"{', '.join(SPLITS)}; correct or remove the line"
-            )
-        labels = map(index.get, table["label"])
-        rows = list(map(Row, map(slashes, table["path"]), labels, table["split"], lines))
-        root = Path(root).expanduser() if root else path.parent
-        rows = unique(rows, path)
-        if root.is_dir():
-            present(root, rows, path)
-        return cls.build(root, rows, names)
+        return cls.build(*manifest_csv.read(path, root, class_names))
 
     def to_csv(self, path: Path) -> None:
-        """Write what `from_csv` reads: paths, class names and splits."""
-        names = np.array(self.class_names)[self.labels].tolist()
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("path", "label", "split"))
-            writer.writerows(zip(self.paths.tolist(), names, self.splits.tolist(), strict=True))
+        """Write what `from_csv` reads: paths, class names and splits.
+
+        Raises:
+            UserError: a name cannot be written as UTF-8.
+        """
+        labels = np.array(self.class_names)[self.labels].tolist()
+        manifest_csv.write(path, self.paths.tolist(), labels, self.splits.tolist())
 
 
 def _cut(image: Image.Image, box: list[int]) -> Image.Image:

@@ -3,8 +3,10 @@
 Tables may begin with a byte order mark, end lines with CR LF, and write paths with backslashes.
 """
 
+import codecs
 import csv
 import gc
+import io
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qcs.config.errors import UserError
+from qcs.data.image_files import same_name
 
 log = logging.getLogger(__name__)
 
@@ -29,20 +32,42 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file, with or without a byte order mark.
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to read a table into a sentence.
 
     Raises:
-        UserError: no such file.
-        UserError: it is empty or not UTF-8; names the line.
+        UserError: it is missing, or may not be read.
     """
-    if not path.is_file():
-        raise UserError(f"no table at {path}; check dataset.path")
-    data = path.read_bytes()
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def read_text(path: Path) -> str:
+    """Read a text file as `as_text` does.
+
+    Raises:
+        UserError: no such file, it may not be read, or as `as_text`.
+    """
+    with readable(path):
+        if not path.is_file():
+            raise UserError(f"no table at {path}; check dataset.path")
+        return as_text(path.read_bytes(), path)
+
+
+def as_text(data: bytes, path: Path) -> str:
+    """Decode UTF-8, with or without a byte order mark, or UTF-16 with one.
+
+    Raises:
+        UserError: it is empty or neither of them; names the line.
+    """
     if not data.strip():
         raise UserError(f"{path} is empty; copy it again from its owner's release")
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path} line {line} is not UTF-8; save the table as UTF-8") from error
@@ -51,45 +76,55 @@ def read_text(path: Path) -> str:
 def read_csv(
     path: Path, columns: Sequence[str], text: str | None = None
 ) -> tuple[list[int], dict[str, Sequence[str]]]:
-    """Read columns of a CSV with a header; blanks around header names are dropped.
+    """Read columns of a CSV with a header, whose cells are parted by commas, semicolons or tabs.
 
     Args:
         path: the file; for messages alone where `text` is given.
-        columns: names that must be there.
+        columns: names that must be there, in capitals or not.
         text: the content, where it lies in an archive.
 
     Returns:
         Line numbers, and every column by its name; blank lines are left out.
 
     Raises:
-        UserError: as `read_text`; a missing column; a row with more or fewer
-            cells than the header.
+        UserError: as `read_text`; a column that is missing or there twice; a row with more or
+            fewer cells than the header.
     """
-    reader = csv.reader((read_text(path) if text is None else text).splitlines())
+    text = read_text(path) if text is None else text
+    first = text.lstrip().partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        header, *table = [(reader.line_num, row) for row in reader]
+        (_, names), *table = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise UserError(
             f"{path} line {reader.line_num} is not a line of a CSV ({error}); repair it"
         ) from error
-    header = [name.strip() for name in header[1]]
-    if missing := [name for name in columns if name not in header]:
-        raise UserError(
-            f"{path} line 1 lacks the column {missing[0]!r}: it has {','.join(header)} and "
-            f"{','.join(columns)} are needed; add it to the header"
-        )
-    lines, rows, width = [], [], len(header)
+    header = _header(path, names, columns)
+    rows, width = [], len(header)
     for line, row in table:
-        if len(row) == width:
-            lines.append(line)
-            rows.append(row)
-        elif row:
+        if len(row) != width:
             raise UserError(
                 f"{path} line {line} has {len(row)} cells and the header {width}; "
                 "repair or remove the line"
             )
+        rows.append(row)
     columns_read = zip(*rows, strict=True) if rows else [()] * width
-    return lines, dict(zip(header, columns_read, strict=True))
+    return [line for line, _ in table], dict(zip(header, columns_read, strict=True))
+
+
+def _header(path: Path, written: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """The names of all columns, those that are needed as they are spelt here."""
+    spelt = {same_name(name): name for name in columns}
+    header = [spelt.get(same_name(name), name.strip()) for name in written]
+    for name in columns:
+        if header.count(name) != 1:
+            raise UserError(
+                f"{path} line 1 {'has twice' if name in header else 'lacks'} the column {name!r}: "
+                f"it has {','.join(header)[:200]} and {','.join(columns)} are needed; correct the "
+                "header"
+            )
+    return header
 
 
 def read_pairs(path: Path) -> tuple[list[int], list[str], list[str]]:
@@ -102,7 +137,7 @@ def read_pairs(path: Path) -> tuple[list[int], list[str], list[str]]:
         UserError: as `read_text`; a line without a label.
     """
     lines, names, labels = [], [], []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(io.StringIO(read_text(path), newline=None), 1):
         if not line.strip():
             continue
         name, _, label = line.strip().replace("\t", " ").rpartition(" ")
@@ -179,15 +214,26 @@ def present(root: Path, rows: Sequence[Row], table: Path) -> None:
     for row in rows:
         folder, _, name = row.path.rpartition("/")
         if folder not in listed:
-            try:
-                listed[folder] = set(os.listdir(os.path.join(root, folder)))
-            except (FileNotFoundError, NotADirectoryError):
-                listed[folder] = set()
+            listed[folder] = _names(os.path.join(root, folder + "/" * row.path.startswith("/")))
         if name not in listed[folder]:
             missing.append(row)
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(rows)} images are not below {root}: the first is "
-            f"{missing[0].path} ({table} line {missing[0].line}); "
-            "copy them there or remove their lines"
-        )
+    if not missing:
+        return
+    row = missing[0]
+    folder, _, name = row.path.rpartition("/")
+    alike = [other for other in listed[folder] if same_name(other) == same_name(name)]
+    raise UserError(
+        f"{len(missing)} of {len(rows)} images are not below {root}: the first is "
+        f"{row.path} ({table} line {row.line})"
+        + (f", where {alike[0]!r} differs by capitals or blanks only" if alike else "")
+        + "; copy them there or correct or remove their lines"
+    )
+
+
+def _names(folder: str) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
+        return set()
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be read ({error.strerror})") from error

@@ -5,18 +5,21 @@ Source: the authors' pipelines (tests/fixtures/parity/RECIPES.md): resize both s
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval, Len
 from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from qcs.config.bounds import Dropout, Pixels, Positive, Probability, Weight
 from qcs.config.errors import UserError
 from qcs.data.batch_transforms import BatchAugmentation
 from qcs.data.manifest import Manifest
 
+Degrees = Annotated[float, Interval(ge=0, le=180)]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -53,10 +56,10 @@ def sub_sampled(images: Tensor, size: int | None) -> Tensor:
 
 
 def evaluation(
-    size: int,
-    resize: int | None = None,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    size: Pixels,
+    resize: Pixels | None = None,
+    mean: Annotated[Sequence[float], Len(3, 3)] = IMAGENET_MEAN,
+    std: Annotated[Sequence[Positive], Len(3, 3)] = IMAGENET_STD,
 ) -> v2.Compose:
     """Resize both sides to `resize` pixels, crop the centre to `size`, normalise.
 
@@ -74,15 +77,15 @@ def evaluation(
 
 
 def training(
-    size: int,
-    resize: int | None = None,
-    flip: float = 0.5,
-    rotation: float = 0.0,
-    jitter: Sequence[float] = (0.2, 0.2, 0.2, 0.1),
-    erase: float = 0.5,
-    erase_area: Sequence[float] = (0.02, 0.1),
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    size: Pixels,
+    resize: Pixels | None = None,
+    flip: Probability = 0.5,
+    rotation: Degrees = 0.0,
+    jitter: Annotated[Sequence[Weight], Len(4, 4)] = (0.2, 0.2, 0.2, 0.1),
+    erase: Probability = 0.5,
+    erase_area: Annotated[Sequence[Dropout], Len(2, 2)] = (0.02, 0.1),
+    mean: Annotated[Sequence[float], Len(3, 3)] = IMAGENET_MEAN,
+    std: Annotated[Sequence[Positive], Len(3, 3)] = IMAGENET_STD,
     by: Literal["image", "batch", "device"] = "image",
 ) -> v2.Compose | BatchAugmentation:
     """As `evaluation`, with random flip, rotation, crop, colour jitter and erasing.

@@ -6,10 +6,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from qcs.config.errors import UserError
 from qcs.data.datasets import Faces, Transform
 from qcs.data.manifest import Manifest
+from qcs.data.workers import told
+from qcs.evaluation.metrics import check_finite
 
 
+@told()
 @torch.no_grad()
 def apply(
     function: Callable[[Tensor], Tensor],
@@ -33,8 +37,14 @@ def apply(
             geometric mean of the two answers, so that neither confidence outweighs the other.
 
     Returns:
-        (N, ...) float32, on the CPU.
+        (N, ...) float32, on the CPU, finite.
+
+    Raises:
+        UserError: a result that is not finite, or an impossible number of images or processes.
     """
+    for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+        if value < least:
+            raise UserError(f"{name} must be {least} or more, got {value}")
     loader = DataLoader(Faces(data, transform), batch_size=batch_size, num_workers=num_workers)
     found = []
     for batch in loader:
@@ -44,9 +54,23 @@ def apply(
             found.append(both.unflatten(0, (2, -1)).mean(0).cpu())
         else:
             found.append(function(images).float().cpu())
-    return torch.cat(found)
+    values = torch.cat(found)
+    check_finite(values, data)
+    return values
 
 
 def pick_device(device: str | None) -> str:
-    """A device as configured: cuda where there is one by default."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """A device as configured: cuda where there is one by default.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    has = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator().type  # cuda, mps or another
+        has += [kind, *(f"{kind}:{n}" for n in range(torch.accelerator.device_count()))]
+    if str(device) not in has:
+        raise UserError(f"device={device} is not on this machine, which has {', '.join(has)}")
+    return str(device)

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from qcs.config import escape
+from qcs.config.console import console
+from qcs.evaluation.files import write_json, write_text
 from qcs.evaluation.metrics import paired
-from qcs.evaluation.report import HEADLINE, percent, write_json
+from qcs.evaluation.report import HEADLINE, percent
 
 COLUMNS = HEADLINE | {"ece": "ECE"}
 
@@ -53,31 +55,31 @@ def compare(groups: dict[str, list[Member]], resamples: int = 2000) -> list[dict
 
 def write(folder: Path, groups: dict[str, list[Member]], about: dict[str, Any]) -> None:
     """Write compare.json and compare.md, and print the table."""
-    folder.mkdir(parents=True, exist_ok=True)
     rows = compare(groups, about["resamples"])
     write_json(folder / "compare.json", about | {"groups": rows})
-    table = [_cells(row) for row in rows]
-    first = rows[0]["name"]
-    head = ["", "seeds", *COLUMNS.values(), f"top-1 - {first}", "p"]
+    head = ["", "seeds", *COLUMNS.values(), f"top-1 - {rows[0]['name']}", "p"]
     title = f"{about['dataset']}, {about['split']}: {about['images']} images"
-    lines = [f"# {title}", "", _line(head), _line(["---"] * len(head)), *map(_line, table), ""]
+    lines = [f"# {escape.markdown(title)}", "", _line(head), _line(["---"] * len(head))]
+    lines += [*(_line(_cells(row)) for row in rows), ""]
     lines.append(
         "Percent: mean and standard deviation over seeds, or one network's value with its 95 % "
-        "bootstrap interval. The difference is of the same images: 95 % bootstrap interval over "
-        "images, and p of the paired sign-flip test (McNemar's for single networks); both take "
-        "the networks as given and say nothing of other seeds."
+        "bootstrap interval (Wilson's where all images are right, or all wrong). The difference is "
+        "of the same images: 95 % bootstrap interval over images, and p of the paired sign-flip "
+        "test (McNemar's for single networks); both take the networks as given and say nothing of "
+        "other seeds."
     )
     for name, members in groups.items():
-        lines += ["", f"{name}:", "", *(f"- {member.ckpt}" for member in members)]
-    (folder / "compare.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    shown = Table(*head, title=title)
+        files = (f"- {escape.markdown(member.ckpt)}" for member in members)
+        lines += ["", f"## {escape.markdown(name)}", "", *files]
+    write_text(folder / "compare.md", "\n".join(lines) + "\n")
+    shown = Table(*map(escape.terminal, head), title=escape.terminal(title))
     for row in rows:
-        shown.add_row(*_cells(row, brief=True))
-    Console().print(shown)
+        shown.add_row(*map(escape.terminal, _cells(row, brief=True)))
+    console().print(shown)
 
 
 def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(escape.markdown, cells))} |"
 
 
 def _cells(row: dict[str, Any], brief: bool = False) -> list[str]:

@@ -3,11 +3,14 @@
 N images, K classes; rows of a confusion matrix are true classes, columns predictions.
 """
 
+from statistics import NormalDist
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from qcs.config.errors import UserError
+from qcs.data.manifest import Manifest
 
 LEVEL = 0.95  # of every interval
 
@@ -61,14 +64,56 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> T
     return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def bootstrap(
-    confusion: Tensor, resamples: int = 2000, seed: int = 0
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Percentile intervals of all scores, over images drawn anew with replacement.
+def wilson(hits: Tensor, trials: Tensor) -> Tensor:
+    """Wilson's score interval of a share, which is honest for 0 of 16 and 16 of 16 as well.
+
+    Source: Wilson (1927), Probable inference, the law of succession, and statistical inference.
+
+    Args:
+        hits: (...) counts.
+        trials: (...) counts.
+
+    Returns:
+        (..., 2) float64, low and high; nan without a trial.
+    """
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    hits, trials = hits.double(), trials.double()
+    centre = (hits + z**2 / 2) / (trials + z**2)
+    half = z * (hits * (trials - hits) / trials + z**2 / 4).sqrt() / (trials + z**2)
+    return torch.stack([(centre - half).clamp(min=0), (centre + half).clamp(max=1)], dim=-1)
+
+
+def class_intervals(confusion: Tensor) -> dict[str, Tensor]:
+    """Wilson's intervals of `class_scores`.
+
+    Recall is a share of a class's images and precision one of its predictions. F1 rises with the
+    share J of hits among the images that are of the class or predicted as it, F1 = 2 J / (1 + J),
+    so its interval is that of J, carried over.
+
+    Args:
+        confusion: (K, K) counts.
+
+    Returns:
+        Low and high of "precision", "recall" and "f1", (K, 2) float64, nan for a class without a
+        face; also of precision for a class that was never predicted.
+    """
+    hits, true, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    share = wilson(hits, true + predicted - hits)
+    found = {
+        "precision": wilson(hits, predicted),
+        "recall": wilson(hits, true),
+        "f1": 2 * share / (1 + share),
+    }
+    return {k: v.masked_fill((true == 0)[:, None], torch.nan) for k, v in found.items()}
+
+
+def bootstrap(confusion: Tensor, resamples: int = 2000, seed: int = 0) -> dict[str, Tensor]:
+    """Percentile intervals of the overall scores, over images drawn anew with replacement.
 
     Every score is a function of the confusion matrix, and that of N images drawn with
-    replacement is one draw of a multinomial over its cells, so no image is touched. A resample
-    without a face of a class says nothing of that class and is left out of its intervals.
+    replacement is one draw of a multinomial over its cells, so no image is touched. Where all
+    resamples give one value (all images right, or all wrong) a bootstrap says nothing: top-1, a
+    share of images, then has Wilson's interval, and a mean over classes has none.
 
     Args:
         confusion: (K, K) counts.
@@ -76,28 +121,52 @@ def bootstrap(
         seed: of the draws.
 
     Returns:
-        Low and high of each of `scores`, (2,), and of each of `class_scores` but the support,
-        (K, 2), nan for a class without a face.
+        Low and high of each of `scores`, (2,) float64; nan where there is none.
 
     Raises:
         UserError: less than one resample.
     """
-    _check_resamples(resamples)
-    share = confusion.flatten().double() / confusion.sum()
+    check_resamples(resamples)
+    images = confusion.sum()
+    share = confusion.flatten().double() / images
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(int(confusion.sum()), share.numpy(), size=resamples)
-    drawn = torch.from_numpy(counts).view(resamples, *confusion.shape)
-    by_class = class_scores(drawn)
-    absent = by_class.pop("support") == 0
-    by_class = {k: v.masked_fill(absent, torch.nan) for k, v in by_class.items()}
+    counts = rng.multinomial(int(images), share.numpy(), size=resamples)
+    drawn = scores(torch.from_numpy(counts).view(resamples, *confusion.shape))
     edges = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    return tuple(
-        {k: v.nanquantile(edges, dim=0).movedim(0, -1) for k, v in found.items()}
-        for found in (scores(drawn), by_class)
-    )
+    found = {k: v.quantile(edges, dim=0) for k, v in drawn.items()}
+    found = {k: v if v[0] < v[1] else torch.full_like(v, torch.nan) for k, v in found.items()}
+    if found["acc"].isnan().any():
+        found["acc"] = wilson(confusion.trace(), images)
+    return found
 
 
-def _check_resamples(resamples: int) -> None:
+def check_finite(values: Tensor, manifest: Manifest, what: str = "answers") -> None:
+    """Refuse numbers that are not finite, before anything is computed or reported from them.
+
+    Args:
+        values: (N, ...), a row for each image.
+        manifest: the N images.
+        what: of the network, for the sentence.
+
+    Raises:
+        UserError: there are some; the sentence counts their images and names the first.
+    """
+    wrong = ~values.flatten(1).isfinite().all(1)
+    if wrong.any():
+        first = manifest.paths[int(wrong.int().argmax())]
+        raise UserError(
+            f"the network's {what} are not finite for {int(wrong.sum())} of {len(values)} images "
+            f"of {manifest.root}, the first is {first}: nothing is reported of them; its weights "
+            "are damaged, its training diverged, or its arithmetic overflowed (form=eager is exact)"
+        )
+
+
+def check_resamples(resamples: int) -> None:
+    """Refuse a bootstrap of nothing.
+
+    Raises:
+        UserError: less than one resample.
+    """
     if resamples < 1:
         raise UserError(f"resamples must be 1 or more, got {resamples}")
 
@@ -148,7 +217,7 @@ def paired(
     Raises:
         UserError: less than one resample.
     """
-    _check_resamples(resamples)
+    check_resamples(resamples)
     rng, images, unit = np.random.default_rng(seed), first.shape[1], len(first) * len(second)
     # Whole numbers, in units of 1 / (S T), so that ties are ties; few are different, and images
     # of the same one need not be told apart: their draws are binomial.

@@ -13,7 +13,7 @@ import torch
 import torch._inductor.config as inductor
 from torch import Tensor, nn
 
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, missing_extra
 from qcs.models.cpu_kernels import require_compiler, use_cpu_kernels
 from qcs.models.network import BaseBranch, QCSNetwork
 
@@ -117,7 +117,7 @@ def _torchao() -> tuple[Callable, Callable, object]:
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     except ImportError as error:
-        raise UserError("form=compiled_int8 needs `pip install 'qcs[int8]'`") from error
+        raise missing_extra("int8", "form=compiled_int8 needs") from error
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
     return prepare_pt2e, convert_pt2e, quantizer

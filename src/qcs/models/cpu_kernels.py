@@ -7,12 +7,13 @@ B batch, C channels, K classes, H and W pixels.
 
 import ctypes
 import sys
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import TypedDict
 
 from qcs.config.errors import UserError
 from qcs.models.network import QCSNetwork, Roles

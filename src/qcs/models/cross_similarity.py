@@ -8,12 +8,13 @@ computed once and serves both of its faces.
 B batch, R roles (2 for DCS, 4 for QCS), N tokens of one level, C channels.
 """
 
-from typing import Literal, TypedDict
+from typing import Literal
 
 import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import TypedDict
 
 from qcs.config.errors import UserError
 

@@ -3,7 +3,6 @@
 Source: Mao et al., "POSTER++", arXiv 2301.12149, section 3, and the authors' code
 (Talented-Q/POSTER_V2), which it follows number for number. A small frozen network that was trained
 to find landmarks gives the queries; keys and values are of the backbone's maps. Three things differ
-from qcs.config.errors import UserError
 from plain attention: the query is the landmark map as it is, without norm or projection; the
 residual is the normed image map; and the landmark network's weights stay while its BatchNorms
 follow the training mode.
@@ -12,13 +11,14 @@ B batch, L levels, C channels of a level, S its pixels a side, N = S*S, heads of
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 import torch
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import TypedDict
 
+from qcs.config.bounds import Count, Dropout
 from qcs.config.errors import UserError
 from qcs.models.backbones.feature_maps import map_sizes
 from qcs.models.backbones.mobilefacenet import MobileFaceNet
@@ -30,8 +30,8 @@ class LandmarkOptions(TypedDict, total=False):
     """Arguments of `LandmarkBranch` that are a choice, and where its weights come from."""
 
     weights: str | None  # a file: qcs.training.build reads it, the network starts at random
-    head_size: int
-    drop_path: float
+    head_size: Count
+    drop_path: Dropout
 
 
 class LandmarkAttention(nn.Module):
@@ -131,8 +131,8 @@ class LandmarkBranch(nn.Module):
         self.net.requires_grad_(False)
         self.sources = [chosen.index(i) for i in indices]
         self.lateral, self.attention = nn.ModuleList(), nn.ModuleList()
-        widths, rates = self.net.feature_info.channels(), torch.linspace(0, drop_path, len(sides))
-        levels = zip(channels, sides, self.sources, rates.tolist(), strict=True)
+        widths, rates = self.net.feature_info.channels(), _rates(drop_path, len(sides))
+        levels = zip(channels, sides, self.sources, rates, strict=True)
         for level, (width, side, source, rate) in enumerate(levels, start=1):
             if width % head_size:
                 raise UserError(
@@ -149,6 +149,11 @@ class LandmarkBranch(nn.Module):
         """Refine the levels' maps (B, C_l, S_l, S_l) by the maps of `net`; the shapes stay."""
         queries = [f(landmarks[i]) for f, i in zip(self.lateral, self.sources, strict=True)]
         return [f(x, q) for f, x, q in zip(self.attention, images, queries, strict=True)]
+
+
+def _rates(last: float, number: int) -> list[float]:
+    """Rates that rise evenly from 0, also where the network is built without memory (meta)."""
+    return torch.linspace(0, last, number, device="cpu").tolist()
 
 
 def _source(level: int, side: int, input_size: int) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qcs.config.bounds import Count, Pixels
 from qcs.config.errors import UserError
 from qcs.models.backbones.feature_maps import map_sizes
 from qcs.models.cross_similarity import CrossSimilarityBlock, SimilarityOptions
@@ -208,10 +209,10 @@ class QCSNetwork(nn.Module):
         backbone: nn.Module,
         num_classes: int,
         roles: Literal[1, 2, 4] = 4,
-        input_size: int = 112,
-        embed_dim: int = 768,
-        grid: int = 7,
-        num_heads: int = 8,
+        input_size: Pixels = 112,
+        embed_dim: Count = 768,
+        grid: Count = 7,
+        num_heads: Count = 8,
         base: BaseOptions | None = None,
         cross: CrossOptions | None = None,
     ) -> None:

@@ -8,22 +8,23 @@ B batch, L levels, N tokens of a level or of all, C = embed_dim, K classes.
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TypedDict
 
 import torch
 from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
+from qcs.config.bounds import Depth, Dropout
 from qcs.config.errors import UserError
 
 
 class EncoderOptions(TypedDict, total=False):
     """Arguments of `TokenEncoder` that are a choice."""
 
-    depth: int
-    drop: float
-    attention_drop: float
+    depth: Depth
+    drop: Dropout
+    attention_drop: Dropout
 
 
 def _halvings(size: int, grid: int) -> int | None:

@@ -1,6 +1,7 @@
 """Every picture we make."""
 
-from qcs.plots.faces import attention_sheet, face_sheet, gaze_sheet, pair_grid, to_pixels
+from qcs.plots.faces import attention_sheet, class_token_maps, face_sheet, pair_grid, to_pixels
+from qcs.plots.figure import Format
 from qcs.plots.scores import (
     confusion,
     curves,
@@ -12,12 +13,13 @@ from qcs.plots.scores import (
 )
 
 __all__ = [
+    "Format",
     "attention_sheet",
+    "class_token_maps",
     "confusion",
     "curves",
     "embedding",
     "face_sheet",
-    "gaze_sheet",
     "groups",
     "importance",
     "pair_grid",

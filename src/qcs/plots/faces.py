@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from qcs.plots.figure import save
+from qcs.plots.text import label, lines, wrapped
+
+SIDE = 1.55  # inches of a face on a sheet, with the gap to the next
 
 
 def to_pixels(image: Image) -> Tensor:
@@ -29,20 +32,26 @@ def face_sheet(
     Args:
         images: (N, 3, H, W), pixels in [0, 1].
         titles: N short texts.
-        path: PNG file to write.
+        path: file to write; its suffix is the format, png, pdf or svg.
         correct: N flags.
         heading: above the sheet.
     """
     columns = min(8, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.55 * columns, 1.9 * rows))
-    figure.suptitle(heading, y=1.0, fontsize=11)
-    for i, (image, title, good) in enumerate(zip(images, titles, correct, strict=True), start=1):
-        axes = figure.add_subplot(rows, columns, i)
+    above = 0.13 * (0.6 + max(title.count("\n") + 1 for title in titles))  # inches, of a title
+    text = wrapped(heading, SIDE * columns, 11)
+    top = 0.19 * (text.count("\n") + 1)
+    width, height = SIDE * columns, (SIDE + above) * rows + top
+    figure = Figure(figsize=(width, height))  # placed by hand: a layout of 40 axes takes seconds
+    figure.suptitle(text, y=1.0, va="top", fontsize=11)
+    for i, (image, title, good) in enumerate(zip(images, titles, correct, strict=True)):
+        row, column = divmod(i, columns)
+        left, bottom = SIDE * column / width, 1 - (top + (SIDE + above) * (row + 1)) / height
+        axes = figure.add_axes((left, bottom, 0.93 * SIDE / width, 0.93 * SIDE / height))
         axes.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy())
         axes.set_axis_off()
-        axes.set_title(title, fontsize=7.5, color="black" if good else "crimson")
-    figure.tight_layout()
+        shown = lines(title, ems=0.93 * SIDE * 72 / 7.5)
+        axes.set_title(shown, fontsize=7.5, pad=3, color="black" if good else "crimson")
     save(figure, path)
 
 
@@ -54,32 +63,33 @@ def attention_sheet(
     Args:
         images: (R, 3, H, W), pixels in [0, 1].
         attention: (R, L, N), N a square; rows sum to 1. It is drawn as multiples of 1 / N, what
-            an even gaze would give; a level has one scale for all faces.
+            even attention would give; all faces and levels have one scale.
         titles: R short texts.
-        path: PNG file to write.
+        path: file to write; its suffix is the format, png, pdf or svg.
         heading: above the sheet.
     """
-    grid = int(attention.shape[-1] ** 0.5)
-    levels = (attention * attention.shape[-1]).unflatten(-1, (grid, grid)).transpose(0, 1)
+    levels = _multiples(attention).transpose(0, 1)
     rows, columns = len(levels) + 1, len(images)
     figure = Figure(figsize=(1.9 * columns + 0.9, 2.0 * rows + 0.5), layout="constrained")
-    figure.suptitle(heading, fontsize=11)
+    figure.suptitle(wrapped(heading, 1.9 * columns, 11), fontsize=11)
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax, image, title in zip(axes[0], images, titles, strict=True):
         ax.imshow(image.permute(1, 2, 0).numpy())
-        ax.set_title(title, fontsize=8.5)
-    for number, (line, level) in enumerate(zip(axes[1:], levels, strict=True), start=1):
-        _attention_row(figure, line, images, level)
-        line[0].set_ylabel(f"level {number}", fontsize=10)
+        ax.set_title(lines(title, ems=1.85 * 72 / 8.5), fontsize=8.5)
+    norm = _norm(levels)
+    for level, face in np.ndindex(*levels.shape[:2]):
+        shown = _overlay(axes[level + 1, face], images[face], levels[level, face], norm)
+        axes[level + 1, 0].set_ylabel(f"level {level + 1}", fontsize=10)
     axes[0, 0].set_ylabel("input", fontsize=10)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
+    _scale(figure, shown, axes[1:])
     save(figure, path)
 
 
-def gaze_sheet(
+def class_token_maps(
     images: Tensor,
-    gaze: Tensor,
+    maps: Tensor,
     titles: Sequence[Sequence[str]],
     path: Path,
     rows: Sequence[str] = (),
@@ -91,35 +101,36 @@ def gaze_sheet(
 
     Args:
         images: (M, 3, H, W), pixels in [0, 1].
-        gaze: (R, M, N), N a square; a map sums to 1. One scale for all.
+        maps: (R, M, N), N a square, of `qcs.models.attention_maps.class_token_attention`, the
+            levels together; a map sums to 1. One scale for all.
         titles: R lists of M texts.
-        path: PNG file to write.
+        path: file to write; its suffix is the format, png, pdf or svg.
         rows: R names.
         heading: above the picture.
         correct: R lists of M flags; a title is red where it is false.
         columns: M texts above the faces.
     """
-    grid = int(gaze.shape[-1] ** 0.5)
-    maps = (gaze * gaze.shape[-1]).unflatten(-1, (grid, grid))
+    maps = _multiples(maps)
     figure = Figure(
         figsize=(1.7 * len(images) + 1, 2.0 * (len(maps) + 1) + 0.4), layout="constrained"
     )
-    figure.suptitle(heading, fontsize=11)
+    figure.suptitle(wrapped(heading, 1.7 * len(images), 11), fontsize=11)
     axes = figure.subplots(len(maps) + 1, len(images), squeeze=False)
     for ax, image in zip(axes[0], images, strict=True):
         ax.imshow(image.permute(1, 2, 0).numpy())
     for ax, name in zip(axes[0], columns, strict=False):
-        ax.set_title(name, fontsize=9)
-    norm = PowerNorm(0.5, vmin=0, vmax=maps.max().item())
+        ax.set_title(label(name, ems=1.65 * 72 / 9), fontsize=9)
+    norm = _norm(maps)
     for r, m in np.ndindex(*maps.shape[:2]):
-        shown = _gaze(axes[r + 1, m], images[m], maps[r, m], norm)
+        shown = _overlay(axes[r + 1, m], images[m], maps[r, m], norm)
         good = correct is None or correct[r][m]
-        axes[r + 1, m].set_title(titles[r][m], fontsize=8, color="black" if good else "crimson")
+        title = lines(titles[r][m], ems=1.65 * 72 / 8)
+        axes[r + 1, m].set_title(title, fontsize=8, color="black" if good else "crimson")
     for ax, name in zip(axes[1:, 0], rows, strict=False):
-        ax.set_ylabel(name, fontsize=10)
+        ax.set_ylabel(label(name, ems=1.8 * 72 / 10), fontsize=10)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
-    _gaze_bar(figure, shown, axes[1:])
+    _scale(figure, shown, axes[1:])
     save(figure, path)
 
 
@@ -138,27 +149,26 @@ def pair_grid(
         maps: (M, M, N), N a square, of `qcs.models.attention_maps.pair_maps`: [i, j] is laid
             over face i.
         names: M labels; equal ones are compared for what they share, and framed.
-        path: PNG file to write.
+        path: file to write; its suffix is the format, png, pdf or svg.
         heading: above the picture.
         partners: (M, 3, H, W), the other face of each diagonal cell, where it is not the same.
     """
-    number, grid = len(images), int(maps.shape[-1] ** 0.5)
-    gaze = (maps * maps.shape[-1]).unflatten(-1, (grid, grid))
+    number, multiples = len(images), _multiples(maps)
     side = number + (1 if partners is None else 2)
     figure = Figure(figsize=(1.3 * side + 1, 1.3 * side + 0.4), layout="constrained")
-    figure.suptitle(heading, fontsize=11)
+    figure.suptitle(wrapped(heading, 1.3 * side, 11), fontsize=11)
     axes = figure.subplots(number + 1, side, squeeze=False)
-    norm = PowerNorm(0.5, vmin=0, vmax=gaze.max().item())
+    norm = _norm(multiples)
     for i, (image, name) in enumerate(zip(images, names, strict=True), start=1):
         for ax in (axes[0, i], axes[i, 0]):
             ax.imshow(image.permute(1, 2, 0).numpy())
-        axes[0, i].set_title(name, fontsize=9)
-        axes[i, 0].set_ylabel(name, fontsize=9)
+        axes[0, i].set_title(label(name, ems=1.25 * 72 / 9), fontsize=9)
+        axes[i, 0].set_ylabel(label(name, ems=1.25 * 72 / 9), fontsize=9)
     for i, j in np.ndindex(number, number):
-        shown = _gaze(axes[i + 1, j + 1], images[i], gaze[i, j], norm)
+        shown = _overlay(axes[i + 1, j + 1], images[i], multiples[i, j], norm)
         if names[i] == names[j]:
-            for side in axes[i + 1, j + 1].spines.values():
-                side.set(color="deepskyblue", linewidth=2.5)
+            for spine in axes[i + 1, j + 1].spines.values():
+                spine.set(color="deepskyblue", linewidth=2.5)
     if partners is not None:
         for ax, image in zip(axes[1:, -1], partners, strict=True):
             ax.imshow(image.permute(1, 2, 0).numpy())
@@ -169,27 +179,30 @@ def pair_grid(
     axes[0, 0].set_axis_off()
     axes[0, 0].text(0.5, 0.5, "framed: what is shared\nelse: what differs", ha="center",
                     va="center", fontsize=7)  # fmt: skip
-    _gaze_bar(figure, shown, axes)
+    _scale(figure, shown, axes)
     save(figure, path)
 
 
-def _attention_row(figure: Figure, line: np.ndarray, images: Tensor, level: Tensor) -> None:
-    """Lay (R, G, G) multiples of even attention over grey faces (R, 3, H, W), in R axes."""
-    norm = PowerNorm(0.5, vmin=0, vmax=level.max().item())  # or one peak hides all others
-    for ax, image, gaze in zip(line, images, level, strict=True):
-        shown = _gaze(ax, image, gaze, norm)
-    _gaze_bar(figure, shown, line)
+def _multiples(attention: Tensor) -> Tensor:
+    """Turn attention (..., N), which sums to 1, into maps (..., G, G) of multiples of 1 / N."""
+    grid = int(attention.shape[-1] ** 0.5)
+    return (attention * attention.shape[-1]).unflatten(-1, (grid, grid))
 
 
-def _gaze(ax: Axes, image: Tensor, gaze: Tensor, norm: PowerNorm) -> AxesImage:
+def _norm(maps: Tensor) -> PowerNorm:
+    """One colour scale for all maps; its root, or one peak hides all others."""
+    return PowerNorm(0.5, vmin=0, vmax=maps.max().item())
+
+
+def _overlay(ax: Axes, image: Tensor, multiples: Tensor, norm: PowerNorm) -> AxesImage:
     """Lay a map (G, G), multiples of even attention, over a grey face (3, H, W)."""
-    root = gaze.sqrt()[None, None]  # smooth as it is seen: the scale is steep at zero
+    root = multiples.sqrt()[None, None]  # smooth as it is seen: the scale is steep at zero
     smooth = interpolate(root, image.shape[1:], mode="bilinear")[0, 0] ** 2
     ax.imshow(image.mean(0).numpy(), cmap="gray", vmin=0, vmax=1)
     return ax.imshow(smooth.numpy(), cmap="inferno", norm=norm, alpha=0.55)
 
 
-def _gaze_bar(figure: Figure, shown: AxesImage, axes: np.ndarray) -> None:
+def _scale(figure: Figure, shown: AxesImage, axes: np.ndarray) -> None:
     bar = figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.85, pad=0.01)
-    bar.set_label("times even attention", fontsize=8)
+    bar.set_label("attention, in multiples of its even share", fontsize=8)
     bar.ax.tick_params(labelsize=7)

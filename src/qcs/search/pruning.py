@@ -6,24 +6,10 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from qcs.config.errors import UserError
+from qcs.search.study import open_storage, optuna
 from qcs.search.summary import PRUNED
 
-try:
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-except ImportError as error:
-    raise UserError("a search needs Optuna: pip install 'qcs[sweep]'") from error
-
 log = logging.getLogger(__name__)
-
-
-def open_storage(path: str | Path) -> JournalStorage:
-    """Open the file of studies; several processes may."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
 
 
 class Pruning(Callback):

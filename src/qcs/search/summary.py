@@ -2,6 +2,8 @@
 
 import csv
 import json
+import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,56 +12,104 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
-from qcs.config.errors import Failed
+from qcs.config.console import console
+from qcs.config.errors import Failed, UserError
+from qcs.config.escape import spreadsheet, terminal
 
-RESULT, PRUNED = "result.json", "pruned"
+log = logging.getLogger(__name__)
+RESULT, PRUNED, TABLE = "result.json", "pruned", "summary.csv"
 
 
 class Summary(Callback):
-    """Each job leaves result.json in its folder; at the end they are put together."""
+    """Each job leaves result.json in its folder; together they are summary.csv, at any time."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Forget what an earlier multirun left in the folder; a search goes on with it."""
+        if _plain(config):
+            for path in Path(config.hydra.sweep.dir).glob(f"*/{RESULT}"):
+                path.unlink()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Write what a job returned."""
+        """Write what a job returned; one that raised an exception has failed, the others go on."""
         if config.hydra.mode != RunMode.MULTIRUN:
             return
-        done = job_return.status == JobStatus.COMPLETED
-        done = done and not isinstance(job_return.return_value, Failed)
+        if job_return.status == JobStatus.FAILED:
+            job_return.return_value = _failed(job_return._return_value)
+            job_return.status = JobStatus.COMPLETED  # else the sweeper raises the exception
+        value = job_return._return_value
+        failed = isinstance(value, Failed)
         content = {
             "overrides": [o for o in job_return.overrides or [] if not o.startswith("trial=")],
-            "state": "done" if done else "failed",
-            "value": job_return.return_value if done else None,
+            "state": "failed" if failed else "done",
+            "value": None if failed else value,
         }
         folder = Path(config.hydra.runtime.output_dir)
         if (folder / PRUNED).exists():
             content["state"] = "pruned"
         (folder / RESULT).write_text(json.dumps(content) + "\n", encoding="utf-8")
+        _write(Path(config.hydra.sweep.dir), str(config.get("optimized_metric")))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write summary.csv and print it."""
+        """Print the table; a plain multirun with a failed job ends with status 1."""
         folder = Path(config.hydra.sweep.dir)
-        found = {p.parent: json.loads(p.read_text()) for p in folder.glob(f"*/{RESULT}")}
+        found = _write(folder, str(config.get("optimized_metric")))
         if not found:
             return
-        jobs = sorted(found.items(), key=lambda item: (len(item[0].name), item[0].name))
-        pairs = [dict(o.lstrip("+").split("=", 1) for o in job["overrides"]) for _, job in jobs]
-        varied = sorted({k for p in pairs for k in p if len({q.get(k) for q in pairs}) > 1})
-        metric = str(config.get("optimized_metric"))
-        header = ["job", *varied, metric, "state"]
-        rows = [
-            [path.name, *(p.get(k, "") for k in varied), _text(job["value"]), job["state"]]
-            for (path, job), p in zip(jobs, pairs, strict=True)
-        ]
-        with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *rows])
-        table = Table(*header, title=str(folder))
+        header, *rows = found
+        table = Table(title=terminal(folder))
+        for name in header:
+            table.add_column(terminal(name))
         for row in rows:
-            table.add_row(*map(_short, row))
-        Console().print(table)
-        if any(row[-1] == "failed" for row in rows) and "Basic" in config.hydra.sweeper._target_:
+            table.add_row(*(terminal(_short(cell)) for cell in row))
+        console().print(table)
+        if any(row[-1] == "failed" for row in rows) and _plain(config):
             sys.exit(1)  # a search goes on without the failed ones
+
+
+def _plain(config: DictConfig) -> bool:
+    """Whether it is a multirun of all given values, not a search."""
+    return "Basic" in config.hydra.sweeper._target_
+
+
+def _failed(error: BaseException) -> Failed:
+    """Say what a job raised: the user's mistake in one sentence, else with its traceback."""
+    if isinstance(error, UserError) and not os.environ.get("QCS_TRACEBACK"):
+        log.error("error: %s (QCS_TRACEBACK=1 shows the traceback)", error)
+        return Failed(str(error))
+    log.error("the job failed; the others go on", exc_info=error)
+    return Failed(f"{type(error).__name__}: {error}")
+
+
+def _write(folder: Path, metric: str) -> list[list[str]]:
+    """Put the results below a folder into its summary.csv; return the rows, the header first."""
+    found = {}
+    for path in folder.glob(f"*/{RESULT}"):
+        try:
+            found[path.parent] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # a job beside this one is writing it
+            continue
+    if not found:
+        return []
+    jobs = sorted(found.items(), key=lambda item: (len(item[0].name), item[0].name))
+    pairs = [dict(map(_pair, job["overrides"])) for _, job in jobs]
+    varied = sorted({k for p in pairs for k in p if len({q.get(k) for q in pairs}) > 1})
+    rows = [["job", *varied, metric, "state"]]
+    for (path, job), p in zip(jobs, pairs, strict=True):
+        cells = (p.get(k, "") for k in varied)
+        rows.append([path.name, *cells, _text(job["value"]), job["state"]])
+    part = folder / f"{TABLE}.{os.getpid()}.part"
+    with part.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([map(spreadsheet, row) for row in rows])
+    part.replace(folder / TABLE)
+    return rows
+
+
+def _pair(override: str) -> tuple[str, str]:
+    """Key and value; `~key`, which deletes one, has none."""
+    key, _, value = override.partition("=")
+    return key.lstrip("+"), value
 
 
 def _short(text: str) -> str:

@@ -5,87 +5,64 @@ reports each validation to its trial, which the study may prune.
 """
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from qcs import plots
 from qcs.config.errors import Failed, UserError
-from qcs.search.pruning import open_storage
-
-try:
-    import optuna
-    from optuna.distributions import (
-        BaseDistribution,
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
-    from optuna.trial import TrialState
-except ImportError as error:
-    raise UserError("a search needs Optuna: pip install 'qcs[sweep]'") from error
+from qcs.search.space import space as search_space
+from qcs.search.space import text
+from qcs.search.study import fixed, open_storage, open_study, optuna
 
 log = logging.getLogger(__name__)
+TrialState = optuna.trial.TrialState
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 MAX_FAILURES = 4  # trials in a row, and the search gives up
+REPEATED = "repeated"  # user attribute of a trial whose values were tried before
 
 
-def distribution(key: str, node: Any) -> BaseDistribution:
-    """What {low, high, log, step} or {choices} means.
-
-    Raises:
-        UserError: neither of the two; names the key.
-    """
-    if not isinstance(node, dict) or ("choices" in node) == ("low" in node and "high" in node):
+def _check(options: dict[str, Any], metric: Any) -> list[str]:
+    """Check the sweeper's options; return the directions."""
+    for key in ("n_trials", "n_jobs"):
+        if not isinstance(options[key], int) or options[key] < 1:
+            raise UserError(f"hydra.sweeper.{key}={options[key]} should be 1 or more")
+    direction, several = options["direction"], not isinstance(options["direction"], str)
+    directions = [direction] if not several else list(direction or [])
+    if not directions or set(directions) - {"maximize", "minimize"}:
         raise UserError(
-            f"hydra.sweeper.space: {key} is {node}, expected {{low, high, log, step}} or "
-            "{choices: [...]}"
+            f"hydra.sweeper.direction={direction} should be maximize or minimize, or a list of them"
         )
-    if "choices" in node:
-        return CategoricalDistribution(node["choices"])
-    low, high, step = node["low"], node["high"], node.get("step")
-    options = {"log": bool(node.get("log", False))}
-    if isinstance(low, int) and isinstance(high, int) and isinstance(step or 1, int):
-        return IntDistribution(low, high, step=step or 1, **options)
-    return FloatDistribution(float(low), float(high), step=step, **options)
+    metrics = [metric] if isinstance(metric, str) else list(metric or [])
+    if len(metrics) != len(directions):
+        raise UserError(
+            f"a search needs a direction for each metric: optimized_metric={metric} and "
+            f"hydra.sweeper.direction={direction}"
+        )
+    if len(directions) > 1 and options["pruner"]:
+        raise UserError("several metrics cannot be pruned by: write hydra.sweeper.pruner=null")
+    return directions
 
 
-def _from_override(override: Override) -> BaseDistribution:
-    """What Hydra's choice, interval and range say on the command line."""
-    sweep = override.value()
-    if isinstance(sweep, IntervalSweep):
-        node = {"low": sweep.start, "high": sweep.end, "log": "log" in sweep.tags}
-        return distribution(override.key_or_group, node)
-    if isinstance(sweep, RangeSweep):
-        node = {"low": sweep.start, "high": sweep.stop, "step": sweep.step}
-        return distribution(override.key_or_group, node)
-    return CategoricalDistribution(list(override.sweep_string_iterator()))
-
-
-def _study(options: dict[str, Any]) -> optuna.Study:
-    directions = options["direction"]
-    directions = [directions] if isinstance(directions, str) else list(directions)
+def _study(options: dict[str, Any], content: dict[str, Any], directions: list[str]) -> optuna.Study:
     samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
     pruners = {None: optuna.pruners.NopPruner, "median": optuna.pruners.MedianPruner,
                "hyperband": optuna.pruners.HyperbandPruner}  # fmt: skip
     for key, known in {"sampler": samplers, "pruner": pruners}.items():
         if options[key] not in known:
             raise UserError(f"hydra.sweeper.{key}={options[key]} is not one of {list(known)}")
-    study = optuna.create_study(
-        storage=open_storage(options["storage"]),
-        study_name=options["study_name"],
-        pruner=pruners[options["pruner"]](),
-        directions=directions,
-        load_if_exists=True,
-    )
+    storage = open_storage(options["storage"])
+    study = open_study(storage, options["study_name"], content, directions)
+    study.pruner = pruners[options["pruner"]]()
     # A search that goes on must not draw the first values again.
     seed = options["seed"] + len(study.get_trials(deepcopy=False))
     study.sampler = samplers[options["sampler"]](seed=seed)
@@ -105,87 +82,136 @@ def _alive(trial: optuna.trial.FrozenTrial) -> bool:
 
 
 def _requeue(study: optuna.Study) -> None:
-    """Fail the trials that a killed search left running, and try their values again."""
+    """Fail the trials that a killed search left running, and repeat them once."""
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         if not _alive(trial):
-            study.tell(trial.number, state=TrialState.FAIL)
-            study.enqueue_trial(trial.params)
-            log.warning("trial %d was left running: its values are tried again", trial.number)
+            _fail(study, trial, "it was left running", repeat=True)
+
+
+def _fail(
+    study: optuna.Study, trial: Any, reason: str, repeat: bool = False, counts: bool = True
+) -> None:
+    """Tell the study that a trial failed.
+
+    Args:
+        study: of the trial.
+        trial: running.
+        reason: for the log and the trial's user attributes.
+        repeat: let its values be tried again, unless they were before: it may not have been them.
+        counts: whether that is the one repetition.
+    """
+    study._storage.set_trial_user_attr(trial._trial_id, "error", reason)
+    study.tell(trial.number, state=TrialState.FAIL)
+    again = repeat and not (counts and trial.user_attrs.get(REPEATED))
+    if again:
+        study.enqueue_trial(trial.params, user_attrs={REPEATED: counts})
+    log.warning(
+        "trial %d failed: %s%s", trial.number, reason, "; its values are tried again" * again
+    )
 
 
 def run(
-    launcher: Launcher, config: DictConfig, arguments: Sequence[str], **options: Any
+    launcher: Launcher,
+    loader: ConfigLoader,
+    config: DictConfig,
+    arguments: Sequence[str],
+    **options: Any,
 ) -> optuna.Study:
     """Run trials until the study has `n_trials`; draw what it learned.
 
     Raises:
         UserError: a space or an option that makes no sense, or trials that fail in a row.
     """
-    overrides = OverridesParser.create().parse_overrides(list(arguments))
-    fixed = [o for o in overrides if not o.is_sweep_override()]
+    overrides = OverridesParser.create(loader).parse_overrides(list(arguments))
+    lines = [o.input_line for o in overrides if not o.is_sweep_override()]
     given = OmegaConf.to_container(OmegaConf.create(options["space"]), resolve=True)
-    space = {k: distribution(k, v) for k, v in given.items()}
-    space |= {o.get_key_element(): _from_override(o) for o in overrides if o.is_sweep_override()}
-    space = {k: v for k, v in space.items() if k not in {o.get_key_element() for o in fixed}}
-    several = not isinstance(options["direction"], str)
-    if several and options["pruner"]:
-        raise UserError("several metrics cannot be pruned by: write hydra.sweeper.pruner=null")
+    space = search_space(given, overrides)
     HydraConfig.instance().set_config(config)
-    study, folder = _study(options), Path(config.hydra.sweep.dir)
+    metric = loader.load_sweep_config(config, lines).get("optimized_metric")
+    directions = _check(options, metric)
+    content = fixed(loader, config, lines, space, directions)
+    study, folder = _study(options, content, directions), Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")
     _requeue(study)
     errors: list[str] = []  # in a row
-    while missing := options["n_trials"] - len(study.get_trials(deepcopy=False, states=DONE)):
-        if missing < 0:
-            break
+    while (missing := options["n_trials"] - len(study.get_trials(deepcopy=False, states=DONE))) > 0:
         trials = [study.ask(space) for _ in range(min(options["n_jobs"], missing))]
-        lines = [o.input_line for o in fixed]
-        jobs = [lines + _overrides(trial, options) for trial in trials]
-        results = launcher.launch(jobs, initial_job_idx=trials[0].number)
-        for pair in zip(trials, results, strict=True):
-            error = _tell(study, *pair)
+        for error in _launch(launcher, study, trials, lines, options):
             errors = [*errors, error] if error else []
         if len(errors) >= MAX_FAILURES:
             raise UserError(f"{len(errors)} trials in a row failed; the last said: {errors[-1]}")
-    _report(study, folder, several)
+    _report(study, folder, metric if isinstance(metric, str) else metric[0])
     return study
 
 
-def _overrides(trial: optuna.Trial, options: dict[str, Any]) -> list[str]:
+def _launch(
+    launcher: Launcher,
+    study: optuna.Study,
+    trials: list[optuna.Trial],
+    lines: list[str],
+    options: dict[str, Any],
+) -> list[str | None]:
+    """Run trials side by side and tell the study; return the error of each, None for none.
+
+    Whatever ends the launcher itself, such as a process that the system killed, fails them all.
+    """
+    jobs = [lines + _overrides(study, trial, options) for trial in trials]
+    try:
+        results = launcher.launch(jobs, initial_job_idx=trials[0].number)
+    except (KeyboardInterrupt, SystemExit):
+        for trial in trials:
+            _fail(study, trial, "the search was stopped", repeat=True, counts=False)
+        log.warning("the search was stopped; the same command goes on with it")
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        for trial in trials:
+            _fail(study, trial, reason, repeat=True)
+        return [reason] * len(trials)
+    return [_tell(study, *pair) for pair in zip(trials, results, strict=True)]
+
+
+def _overrides(study: optuna.Study, trial: optuna.Trial, options: dict[str, Any]) -> list[str]:
+    """A job's overrides; a choice is the text of one already."""
     trial.set_user_attr("owner", f"{socket.gethostname()}:{os.getpid()}")
-    where = f"storage:'{options['storage']}',study:'{options['study_name']}',id:{trial._trial_id}"
-    return [f"{key}={value}" for key, value in trial.params.items()] + [f"trial={{{where}}}"]
+    values = {k: v if isinstance(v, str) else text(v) for k, v in trial.params.items()}
+    where = {"storage": options["storage"], "study": study.study_name, "id": trial._trial_id}
+    return [f"{key}={value}" for key, value in values.items()] + [f"trial={text(where)}"]
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, result: Any) -> str | None:
-    """Tell the study what a job returned; return its error, if any.
-
-    What is not a user's mistake is raised.
-    """
-    if isinstance(result.return_value, Failed):
-        error = result.return_value.sentence
-        trial.set_user_attr("error", error)
-        study.tell(trial, state=TrialState.FAIL)
-        log.warning("trial %d failed: %s", trial.number, error)
-        return error
+    """Tell the study what a job returned; return its error, if any."""
+    try:
+        value = result.return_value
+    except Exception as error:  # what the job raised
+        value = Failed(f"{type(error).__name__}: {error}")
+    if isinstance(value, Failed):
+        _fail(study, trial, value.sentence)
+        return value.sentence
     frozen = study.get_trials(deepcopy=False)[trial.number]
     if "pruned" in frozen.user_attrs:
         study.tell(trial, state=TrialState.PRUNED)
-    else:
-        study.tell(trial, result.return_value)
+        return None
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+        reason = f"optimized_metric came to {value}, which cannot be compared"
+        _fail(study, trial, reason)
+        return reason
+    study.tell(trial, value)
     return None
 
 
-def _report(study: optuna.Study, folder: Path, several: bool) -> None:
+def _report(study: optuna.Study, folder: Path, metric: str) -> None:
     """Draw history.png and importance.png; say what won."""
     trials = study.get_trials(deepcopy=False, states=DONE)
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    several = len(study.directions) > 1
     for best in study.best_trials if several else complete and [study.best_trial]:
         log.info("best: trial %d, %s, %s", best.number, best.values, best.params)
     points = [(t.number, t.values[0] if t in complete else None) for t in trials]
     least = study.directions[0] == optuna.study.StudyDirection.MINIMIZE
-    plots.search_history(points, folder / "history.png", study.study_name, least)
+    plots.search_history(points, folder / "history.png", study.study_name, least, metric)
     varied = {k for t in complete for k in t.params if len({u.params.get(k) for u in complete}) > 1}
     if len(complete) < 4 or not varied:
         log.info("importance.png needs four whole trials or more")

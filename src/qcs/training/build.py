@@ -1,24 +1,27 @@
 """From a config to objects."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
-from lightning.pytorch.loggers import Logger
 from torch import nn
 
-import qcs
-from qcs.checkpoints import pretrained
+from qcs.checkpoints import pretrained, recipe
 from qcs.checkpoints.files import AtomicCheckpointIO
+from qcs.checkpoints.names import Trust
 from qcs.config.errors import UserError
+from qcs.config.hints import command_line, dataset_options
 from qcs.config.options import BackboneOptions, instantiate
 from qcs.data import prepared
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.manifest import Manifest
 from qcs.models import QCSNetwork
 from qcs.models.cpu_kernels import speed_up
+from qcs.training import loggers, notices
+from qcs.training.callbacks import ProgressBar
 from qcs.training.module import QCSModule
 
 log = logging.getLogger(__name__)
@@ -28,16 +31,23 @@ def datamodule(config: dict[str, Any]) -> FaceDataModule:
     """Read the data set and make its loaders.
 
     Raises:
-        UserError: images are to be in several groups, and nothing compares them.
+        UserError: images are to be in several groups, and nothing compares them; or there are no
+            images for the test at the end.
     """
     if config["model"].get("cross") is None and config["loader"].get("groups_per_image", 1) > 1:
         raise UserError(
             "loader.groups_per_image above 1 is of use where groups are compared, and this model "
             "has no cross module: set it to 1, or choose model=qcs or model=dcs"
         )
+    recipe.require_trust(config)
+    table = manifest(config["dataset"], list(config["augment"].values()), config["store"])
+    if config["test"] and not config["trainer"].get("fast_dev_run") and not table.has("test"):
+        raise UserError(
+            f"data set {table.root} has no test images for the test at the end: write test=false"
+        )
     return instantiate(
         config["loader"],
-        manifest=manifest(config["dataset"], list(config["augment"].values()), config["store"]),
+        manifest=table,
         train_transform=instantiate(config["augment"]["train"]),
         eval_transform=instantiate(config["augment"]["eval"]),
         roles=config["model"]["roles"],
@@ -48,56 +58,41 @@ def datamodule(config: dict[str, Any]) -> FaceDataModule:
 
 
 def manifest(
-    dataset: dict[str, Any], transforms: list[Any], folder: str | None = "auto"
+    dataset: dict[str, Any],
+    transforms: list[Any],
+    folder: str | None = "auto",
+    trust: Trust = None,
 ) -> Manifest:
     """Read a data set, with its prepared images where they are there and current.
 
     Args:
-        dataset: its source.
+        dataset: its source in a config, or the one of a checkpoint's recipe with a `path`.
         transforms: nodes with `resize` and `size`; what is prepared is of that size.
         folder: of the stores: "auto" is in the user's cache folder; None uses none.
+        trust: names of the user's own code, for a recipe's source.
     """
-    table = instantiate(dataset)
+    table = instantiate(dataset) if "_target_" in dataset else recipe.read_dataset(dataset, trust)
     sizes = {t.get("resize") or t.get("size") for t in transforms if isinstance(t, dict)}
     if folder is None or len(sizes) != 1 or None in sizes:
         return table
-    found = prepared.find(table, sizes.pop(), prepared.base(folder))
+    size = sizes.pop()
+    chosen = dataset_options(dataset) or {"dataset": "..."}
+    store = {} if folder == "auto" else {"store": folder}
+    command = command_line("qcs.prepare", {**chosen, "size": size, **store})
+    found = prepared.find(table, size, prepared.base(folder), command)
     return table if found is None else table.with_store(found)
 
 
-def recipe(config: dict[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
-    """What a checkpoint carries to rebuild its network, data set and input: plain values."""
-    backbone = _own(config["backbone"])
-    if backbone.get("pretrained"):  # the checkpoint itself holds the weights
-        backbone["pretrained"] = False
-    return {
-        "qcs_version": qcs.__version__,
-        "backbone": backbone,
-        "model": {**_own_model(config["model"]), "num_classes": len(class_names)},
-        "class_names": list(class_names),
-        "dataset": config["dataset"],
-        "transform": config["augment"]["eval"],
-        "select_on": config["select_on"],
+def network(config: dict[str, Any], class_names: Sequence[str]) -> QCSNetwork:
+    """Build the network of a config; the weights of its files are not in it yet."""
+    backbone = {
+        k: v for k, v in config["backbone"].items() if k not in BackboneOptions.__annotations__
     }
-
-
-def network(parts: dict[str, Any]) -> QCSNetwork:
-    """Build the network of a recipe."""
-    return instantiate(_own_model(parts["model"]), backbone=instantiate(_own(parts["backbone"])))
-
-
-def _own(backbone: dict[str, Any]) -> dict[str, Any]:
-    """A backbone's node without what concerns training alone."""
-    return {k: v for k, v in backbone.items() if k not in BackboneOptions.__annotations__}
-
-
-def _own_model(model: dict[str, Any]) -> dict[str, Any]:
-    """A model's node without the landmark network's file, which concerns training alone."""
-    landmarks = _landmarks(model)
-    if not landmarks:
-        return model
-    own = {k: v for k, v in landmarks.items() if k != "weights"}
-    return {**model, "base": {**model["base"], "landmarks": own}}
+    model = config["model"]
+    if landmarks := _landmarks(model):
+        own = {k: v for k, v in landmarks.items() if k != "weights"}
+        model = {**model, "base": {**model["base"], "landmarks": own}}
+    return instantiate(model, backbone=instantiate(backbone), num_classes=len(class_names))
 
 
 def _landmarks(model: dict[str, Any]) -> dict[str, Any]:
@@ -133,8 +128,9 @@ def module(config: dict[str, Any], data: FaceDataModule, resumes: bool = False) 
         UserError: weights that are not there or do not fit, a network that
             cannot be built, or not be recomputed.
     """
-    parts, options = recipe(config, data.manifest.class_names), config["backbone"]
-    net = network(parts if resumes else {**parts, "backbone": options})
+    class_names, options = data.manifest.class_names, config["backbone"]
+    parts = recipe.describe(config, class_names)
+    net = recipe.network(parts, config.get("trust")) if resumes else network(config, class_names)
     if not resumes:
         _start(net, options.get("weights"), _landmarks(config["model"]).get("weights"))
     if options.get("grad_checkpointing"):
@@ -143,7 +139,7 @@ def module(config: dict[str, Any], data: FaceDataModule, resumes: bool = False) 
         network=speed_up(net, **config["speed"]),
         loss=loss(config, data.train),
         optimizer=instantiate(config["optimizer"]),
-        class_names=data.manifest.class_names,
+        class_names=class_names,
         scheduler=_scheduler(config["scheduler"]),
         sam=config["sam"],
         accumulate_grad_batches=config["accumulate_grad_batches"],
@@ -187,6 +183,7 @@ def trainer(config: dict[str, Any], folder: Path) -> Trainer:
     Raises:
         UserError: an option that manual optimisation takes elsewhere.
     """
+    notices.leave_out()
     for key, ours in {
         "accumulate_grad_batches": "accumulate_grad_batches",
         "gradient_clip_val": "gradient_clip_norm",
@@ -203,8 +200,14 @@ def trainer(config: dict[str, Any], folder: Path) -> Trainer:
         from qcs.search.pruning import Pruning  # needs an extra
 
         callbacks.append(Pruning(config["trial"], config["optimized_metric"]))
-    loggers: list[Logger] = [instantiate(c) for c in (config["logger"] or {}).values() if c]
-    ours = {"callbacks": callbacks, "logger": loggers, "plugins": [AtomicCheckpointIO()]}
+    nodes = [node for node in (config["logger"] or {}).values() if node]
+    bar = config["trainer"].get("enable_progress_bar", True) and sys.stdout.isatty()
+    if bar:
+        callbacks.append(ProgressBar())
+    for node in nodes:
+        loggers.require_login(node)
+    ours = {"callbacks": callbacks, "logger": [instantiate(node) for node in nodes]}
+    ours |= {"plugins": [AtomicCheckpointIO()], "enable_progress_bar": bar}
     # The data module shards its samplers itself.
     ours |= {"default_root_dir": str(folder), "use_distributed_sampler": False}
     return instantiate(config["trainer"], **ours)

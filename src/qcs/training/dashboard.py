@@ -4,6 +4,7 @@ Nothing here moves a weight, a BatchNorm
 statistic or a random number. Under DDP rank zero alone draws and logs.
 """
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from qcs import plots
+from qcs.config.bounds import Natural, Seed
 from qcs.config.errors import UserError
-from qcs.evaluation import report
+from qcs.evaluation import figures
+from qcs.evaluation.report import try_to_draw
 from qcs.training.loggers import show
 from qcs.training.sam import gradient_norm
 
@@ -32,7 +35,12 @@ class Dashboard(Callback):
         UserError: `every_n_epochs` is negative.
     """
 
-    def __init__(self, every_n_epochs: int = 10, seed: int = 0, upload_best: bool = False) -> None:
+    def __init__(
+        self,
+        every_n_epochs: Natural = 10,
+        seed: Seed = 0,
+        upload_best: bool = False,
+    ) -> None:
         if every_n_epochs < 0:
             raise UserError(
                 "callbacks.dashboard.every_n_epochs must be 0 (no pictures) or more, "
@@ -131,25 +139,20 @@ class Dashboard(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         heading, pictures = f"after epoch {self.epoch}", {}
         if self.confusion is not None:
-            path = pictures["val/confusion"] = folder / "confusion.png"
-            plots.confusion(self.confusion, pl_module.class_names, path, f"validation {heading}")
+            parts = (self.confusion, pl_module.class_names)
+            draw = functools.partial(plots.confusion, *parts, title=f"validation {heading}")
+            if try_to_draw(draw, folder / "confusion.png"):
+                pictures["val/confusion"] = folder / "confusion.png"
             self.confusion = None  # the next picture is of the next validation
         data, path = trainer.datamodule, folder / "attention.png"
         faces = data.train if data.select_on == "last" else data.manifest.split(data.select_on)
-        parts = (pl_module.network, faces, data.eval_transform, self.seed)
-        if report.draw_attention(path, *parts, heading=f"attention {heading}"):
+        options = {"network": pl_module.network, "manifest": faces, "seed": self.seed}
+        options |= {"transform": data.eval_transform, "heading": f"attention {heading}"}
+        if try_to_draw(functools.partial(figures.draw_attention, **options), path):
             pictures["val/attention"] = path
         show(trainer.loggers, pictures, trainer.fit_loop.total_batch_idx)
 
     # -- Weights & Biases ----------------------------------------------------------------
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep the id of the W&B run, so that a resumed one goes on with it."""
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                checkpoint["wandb_id"] = logger.version
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Upload the selected checkpoint, the one that is tested, when asked for."""

@@ -6,13 +6,20 @@ it everywhere after the same step.
 B batch, R roles.
 """
 
+import os
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, distributed
 
 from qcs.config.errors import UserError
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a run that writes its files, known before the trainer is."""
+    return rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 class NonFiniteLoss(UserError):

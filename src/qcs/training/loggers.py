@@ -5,10 +5,14 @@ and a run without either have the same ones.
 """
 
 import csv
+import logging
+import netrc
+import os
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -17,23 +21,44 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from PIL import Image
 
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, missing_extra
+from qcs.config.escape import markdown
 from qcs.evaluation.report import PICTURES
+
+log = logging.getLogger(__name__)
+
+
+class MetricsFile(ExperimentWriter):
+    """Lightning's writer of metrics.csv, which keeps what is there, and loses nothing when killed.
+
+    Lightning's own deletes the file of an earlier part of the run, and writes it anew in place.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        if file(Path(log_dir)).is_file():
+            with file(Path(log_dir)).open(newline="", encoding="utf-8") as table:
+                self.metrics_keys = next(csv.reader(table), [])
+
+    def _check_log_dir_exists(self) -> None:
+        """What is there is this run's."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        _write(Path(self.log_dir), _rows(Path(self.log_dir)), fieldnames)
 
 
 class CSVLogger(LightningCSVLogger):
-    """Lightning's deletes the metrics.csv of a run that goes on; this one goes on with it."""
+    """Writes each row of metrics.csv at once, and goes on with the file of a resumed run."""
+
+    def __init__(self, save_dir: str, name: str | None = None, version: str = "csv") -> None:
+        super().__init__(save_dir, name=name, version=version, flush_logs_every_n_steps=1)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
         """The writer of metrics.csv."""
         if self._experiment is None:
-            rows = read(Path(self.log_dir))
-            file(Path(self.log_dir)).unlink(missing_ok=True)
-            writer = super().experiment
-            writer.metrics = rows + writer.metrics
-            writer.save()
+            self._experiment = MetricsFile(self.log_dir)
         return self._experiment
 
 
@@ -42,23 +67,47 @@ def file(folder: Path) -> Path:
     return folder / ExperimentWriter.NAME_METRICS_FILE
 
 
-def read(folder: Path) -> list[dict[str, str]]:
-    """Rows that an earlier part of the run left; cells of other keys are absent."""
-    if not file(folder).is_file():
-        return []
-    with file(folder).open(newline="", encoding="utf-8") as table:
-        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(table)]
-
-
 def forget(folder: Path, step: int) -> None:
-    """Drop the rows from a step on: the resumed run will write them again."""
-    rows = [row for row in read(folder) if int(row["step"]) < step]
-    if not rows:
-        file(folder).unlink(missing_ok=True)
+    """Drop the rows from a step on: the resumed run will write them again.
+
+    A file that cannot be read is set aside as metrics.damaged.csv, with a warning.
+    """
+    if not file(folder).is_file():
         return
+    try:
+        rows = [row for row in _rows(folder) if int(row["step"]) < step]
+    except (ValueError, KeyError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
+        aside = folder / "metrics.damaged.csv"
+        file(folder).replace(aside)
+        log.warning("%s is damaged (%s): it is now %s", file(folder), error, aside.name)
+        return
+    if rows:
+        _write(folder, rows, sorted(set().union(*rows)))
+    else:
+        file(folder).unlink()
+
+
+def _rows(folder: Path) -> list[dict[str, str]]:
+    """Rows of metrics.csv, cells of other keys absent; one that was not written to its end is not.
+
+    Raises:
+        ValueError, KeyError, csv.Error: the file is damaged.
+    """
+    lines = file(folder).read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(lines)]
+    if any(None in row for row in rows):
+        raise ValueError("a row is longer than the header")
+    for row in rows:
+        list(map(float, row.values()))  # nothing else is logged
+    return rows
+
+
+def _write(folder: Path, rows: list[dict[str, str]], header: list[str]) -> None:
     part = folder / "metrics.part"
     with part.open("w", newline="", encoding="utf-8") as table:
-        writer = csv.DictWriter(table, sorted(set().union(*rows)))
+        writer = csv.DictWriter(table, header)
         writer.writeheader()
         writer.writerows(rows)
     part.replace(file(folder))
@@ -71,8 +120,45 @@ def tensorboard(save_dir: str, version: str = "tensorboard") -> TensorBoardLogge
         UserError: TensorBoard is not installed.
     """
     if find_spec("tensorboard") is None:
-        raise UserError("logger=tensorboard needs TensorBoard: pip install 'qcs[tensorboard]'")
+        raise missing_extra("tensorboard", "logger=tensorboard needs")
     return TensorBoardLogger(save_dir, name=None, version=version, default_hp_metric=False)
+
+
+def require_login(node: dict[str, Any]) -> None:
+    """Check that a W&B logger's node can be built and may log in, before anything is trained.
+
+    W&B itself would ask for a key at a terminal, and elsewhere fail once the run begins.
+
+    Raises:
+        UserError: W&B is not installed, or is to be online without a key.
+    """
+    if not node["_target_"].endswith("WandbLogger"):
+        return
+    if find_spec("wandb") is None:
+        raise missing_extra("wandb", "logger=wandb needs")
+    import wandb  # slow, and only some runs log there
+
+    settings = wandb.setup().settings
+    if node.get("offline") or settings.mode in ("offline", "dryrun", "disabled"):
+        return
+    if settings.api_key or settings.identity_token_file or _in_netrc(settings.base_url):
+        return
+    raise UserError(
+        "logger=wandb: no W&B login on this machine; run `wandb login`, or write "
+        "logger.wandb.offline=true"
+    )
+
+
+def _in_netrc(url: str) -> bool:
+    """Whether the user's netrc file, where `wandb login` leaves the key, has one for a server."""
+    names = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
+    for path in (Path(name).expanduser() for name in names if name):
+        try:
+            if path.is_file() and netrc.netrc(path).authenticators(urlsplit(url).hostname or ""):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
 
 
 def show(loggers: Iterable[Logger], pictures: dict[str, Path], step: int) -> None:
@@ -80,7 +166,7 @@ def show(loggers: Iterable[Logger], pictures: dict[str, Path], step: int) -> Non
     for logger in loggers:
         for name, path in pictures.items():
             if isinstance(logger, TensorBoardLogger):
-                pixels = np.asarray(Image.open(path).convert("RGB"))
+                pixels = np.asarray(Image.open(path, formats=("PNG",)).convert("RGB"))
                 logger.experiment.add_image(name, pixels, step, dataformats="HWC")
             elif hasattr(logger, "log_image"):
                 logger.log_image(name, [str(path)], step=step)
@@ -96,13 +182,14 @@ def log_report(loggers: Iterable[Logger], folder: Path, result: dict[str, Any], 
         step: the trainer's.
     """
     loggers, split = list(loggers), result["split"]
-    show(loggers, {f"{split}/{n}": folder / f"{n}.png" for n in PICTURES}, step)
+    pictures = {f"{split}/{n}": folder / f"{n}.png" for n in PICTURES}
+    show(loggers, {name: path for name, path in pictures.items() if path.exists()}, step)
     columns = ["class", "support", "precision", "recall", "f1"]
     rows = [[name, *(row[c] for c in columns[1:])] for name, row in result["classes"].items()]
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             lines = [columns, ["---"] * len(columns), *rows]
-            text = "\n".join("|".join(map(str, line)) for line in lines)
+            text = "\n".join("|".join(map(markdown, line)) for line in lines)
             logger.experiment.add_text(f"{split}/classes", text, step)
         elif hasattr(logger, "log_table"):
             logger.log_table(f"{split}/classes", columns, rows, step=step)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qcs.config.bounds import Dropout, Positive, Weight
 from qcs.config.errors import UserError
 from qcs.models import ROLES, Comparison
 
@@ -86,13 +87,13 @@ class QCSLoss(nn.Module):
 
     def __init__(
         self,
-        base_weight: float = 1.0,
-        cross_weight: float = 1.0,
-        label_smoothing: float = 0.0,
-        class_weights: Sequence[float] | Literal["balanced"] | None = None,
-        logit_weight: float = 0.0,
-        temperature: float = 4.0,
-        feature_weight: float = 0.0,
+        base_weight: Weight = 1.0,
+        cross_weight: Weight = 1.0,
+        label_smoothing: Dropout = 0.0,
+        class_weights: Sequence[Weight] | Literal["balanced"] | None = None,
+        logit_weight: Weight = 0.0,
+        temperature: Positive = 4.0,
+        feature_weight: Weight = 0.0,
     ) -> None:
         super().__init__()
         if class_weights == "balanced":

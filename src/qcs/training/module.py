@@ -7,28 +7,47 @@ a (accumulated) batch, so `global_step`, loggers and checkpoints count as usual.
 B batch, R roles, K classes, H and W pixels.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import ParallelStrategy
 from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassConfusionMatrix
+from typing_extensions import TypedDict
 
+from qcs.config.bounds import Count, Weight
 from qcs.config.errors import UserError
-from qcs.config.options import SAMOptions, SchedulerOptions
 from qcs.evaluation.metrics import scores
 from qcs.models import Comparison, QCSNetwork
+from qcs.training import schedules
 from qcs.training.distributed import Watch, in_order
 from qcs.training.losses import QCSLoss
 from qcs.training.sam import frozen_statistics, gradient_norm, perturbed
 
 Batch = dict[str, Tensor]
+
+
+class SAMOptions(TypedDict, total=False):
+    """Sharpness-aware minimisation; `rho` 0 is the plain optimiser."""
+
+    rho: Weight
+    every: Count  # steps; those between are the plain optimiser's
+    adaptive: bool
+    update_bn_twice: bool  # BatchNorm's running statistics move in the second pass too
+    sync_first: bool  # several processes perturb alike, by the gradient of all
+
+
+class SchedulerOptions(TypedDict, total=False):
+    """A schedule and how often it moves; "step" counts optimiser steps."""
+
+    interval: Literal["step", "epoch"]
+    schedule: dict | Callable | None
 
 
 class QCSModule(LightningModule):
@@ -47,7 +66,7 @@ class QCSModule(LightningModule):
         seed: of dropout, anew each batch, so that a resumed run repeats the uninterrupted one.
         recomputes: whether the backbone runs again in the backward pass (gradient checkpointing),
             where BatchNorm's running statistics must not move again.
-        recipe: plain values that rebuild the network from a checkpoint, see `qcs.training.build`.
+        recipe: plain data that rebuild the network, see `qcs.checkpoints.recipe`.
 
     Raises:
         UserError: a number out of range.
@@ -72,6 +91,7 @@ class QCSModule(LightningModule):
         self.network, self.loss = network, loss
         self.make_optimizer, self.scheduler = optimizer, scheduler or {}
         self.class_names, self.recipe, self.seed = tuple(class_names), recipe, seed
+        self.run: dict[str, Any] | None = None  # see `qcs.training.identity`
         self.recomputes = recomputes
         sam = sam or {}
         self.rho, self.adaptive = sam.get("rho", 0.05), sam.get("adaptive", False)
@@ -103,11 +123,11 @@ class QCSModule(LightningModule):
         if schedule is None:
             return optimizer
         if self.scheduler.get("interval", "epoch") == "epoch":
-            return [optimizer], [schedule(optimizer)]
-        batches = self.trainer.estimated_stepping_batches  # of accumulate_grad_batches=1
-        epochs = max(self.trainer.max_epochs, 1)
-        self.steps = math.ceil(batches / epochs / self.accumulate) * epochs
-        return [optimizer], [schedule(optimizer, total_steps=self.steps)]
+            return [optimizer], [schedules.make(schedule, optimizer, None)]
+        self.steps = schedules.steps_of(self.trainer, self.accumulate)
+        if not self.steps:
+            return optimizer
+        return [optimizer], [schedules.make(schedule, optimizer, self.steps)]
 
     def on_train_start(self) -> None:
         """Refuse to lengthen a schedule of steps, which a resumed run brings along.
@@ -218,8 +238,8 @@ class QCSModule(LightningModule):
 
     # -- evaluation ----------------------------------------------------------------------
 
-    def on_validation_start(self) -> None:
-        """Let all processes validate the same network."""
+    def on_validation_epoch_start(self) -> None:
+        """Let all processes validate the same network, which may by now be an average."""
         self._share_statistics()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -249,5 +269,10 @@ class QCSModule(LightningModule):
     # -- checkpoint ----------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what rebuilds the network without any configuration."""
+        """Store what rebuilds the network without any configuration, and which run this is."""
         checkpoint["qcs"] = self.recipe
+        if self.run is not None:
+            checkpoint["run"] = self.run | {"processes": self.trainer.world_size}
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):  # so that a resumed run goes on with it
+                checkpoint["wandb_id"] = logger.version

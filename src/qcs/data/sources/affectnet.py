@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from qcs.config.errors import UserError
+from qcs.data.image_files import images_below
 from qcs.data.manifest import Manifest, require
 from qcs.data.tables import (
     Row,
@@ -106,7 +107,7 @@ def _table(root: Path, table: Path, split: str, classes: int) -> tuple[list[Row]
         rows.append(row)
         try:
             x, y, width, height = (round(float(number)) for number in box)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UserError(
                 f"{where} has the face box {','.join(box)}, expected four numbers; correct or "
                 "remove the line, or use dataset.crop=false for faces that are cut already"
@@ -124,8 +125,8 @@ def _numpy(root: Path, folder: str, split: str) -> list[tuple[str, int, str]]:
     if not (images.is_dir() and notes.is_dir()):
         raise UserError(f"no images/ and annotations/ in {root / folder}; expected {HINT}")
     annotated = {f.name for f in notes.iterdir()}
-    rows = []
-    for image in sorted(f.name for f in images.iterdir() if f.suffix.lower() in (".jpg", ".png")):
+    files, rows = images_below(images), []
+    for image in (file.relative_to(images).as_posix() for file in files):
         note = f"{image.rpartition('.')[0]}_exp.npy"
         if note not in annotated:
             raise UserError(f"{images / image} has no annotation {notes / note}; copy it")

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qcs.config.errors import UserError
+from qcs.data.image_files import same_name
 from qcs.data.manifest import Manifest, require
-from qcs.data.sources.image_folder import folders, images
-from qcs.data.tables import as_index
+from qcs.data.sources.image_folder import place
+from qcs.data.tables import as_index, readable
 
 # Labels 0 to 6.
 CLASS_NAMES = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
 USAGES = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
 TABLES = ("fer2013.csv", "icml_face_data.csv")
-FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 HINT = (
     "Kaggle's fer2013.csv or icml_face_data.csv, a folder with one of them, or a folder with "
     "train/angry/Training_*.jpg and test/angry/P*Test_*.jpg"
@@ -47,9 +47,10 @@ def read_table(table: Path) -> list[Face]:
     Raises:
         UserError: it is not Kaggle's table; names the line.
     """
-    with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+    with readable(table), table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.reader(file)
-        header = [name.strip().lower() for name in next(reader, [])]
+        rows = _whole(reader, table)
+        header = [name.strip().lower() for name in next(rows, [])]
         if sorted(header) != ["emotion", "pixels", "usage"]:
             raise UserError(
                 f"{table} line 1 is {','.join(header)[:80]!r}, expected emotion,pixels,Usage; "
@@ -57,7 +58,7 @@ def read_table(table: Path) -> list[Face]:
             )
         emotion, usage = header.index("emotion"), header.index("usage")
         faces = []
-        for row in _whole(reader, table):
+        for row in rows:
             if not row:
                 continue
             if len(row) != 3 or row[usage].strip() not in USAGES:
@@ -99,21 +100,19 @@ def read(path: str | None = None) -> Manifest:
 
 
 def _folders(root: Path) -> list[tuple[str, int, str]]:
-    index = {name.lower(): i for i, name in enumerate(CLASS_NAMES)}
+    index = {same_name(name): i for i, name in enumerate(CLASS_NAMES)}
     rows = []
-    for part in folders(root):
-        if part.name.lower() not in FOLDERS:
+    for image in place(root):
+        if image.split is None:
             continue
-        for directory in folders(part):
-            if directory.name.lower() not in index:
-                raise UserError(
-                    f"{directory} is not one of the classes {', '.join(index)}; for classes of "
-                    "your own use dataset=image_folder"
-                )
-            label = index[directory.name.lower()]
-            for file in images(directory):
-                split = USAGES.get(file.name.split("_")[0], FOLDERS[part.name.lower()])
-                rows.append((file.relative_to(root).as_posix(), label, split))
+        label = index.get(same_name(image.name))
+        if label is None:
+            raise UserError(
+                f"{root / image.path} is in a folder {image.name!r}, which is not one of the "
+                f"classes {', '.join(index)}; for classes of your own use dataset=image_folder"
+            )
+        part = image.path.rpartition("/")[2].split("_")[0]
+        rows.append((image.path, label, USAGES.get(part, image.split)))
     if not rows:
         raise UserError(f"no images in {root}; FER2013 is expected as {HINT}")
     return rows

@@ -11,16 +11,17 @@ Crowd-Sourced Label Distribution", ICMI 2016; github.com/microsoft/FERPlus.
 
 import csv
 import io
-import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 
 from qcs.config.errors import UserError
+from qcs.data.image_files import is_junk, list_files
+from qcs.data.images import ZipImages, images_of
 from qcs.data.manifest import Manifest, require
 from qcs.data.sources import fer2013
-from qcs.data.tables import read_csv
+from qcs.data.tables import as_text, read_csv, readable
 
 Rule = Literal["majority", "argmax", "probability", "soft"]
 
@@ -150,16 +151,25 @@ def _owners(root: Path, files: set[str]) -> tuple[list[str], list[str], np.ndarr
     splits: list[str] = []
     votes = []
     for folder, split in FOLDERS.items():
-        table = next((f for f in files if PurePosixPath(f).parts[-2:] == (folder, TABLE)), None)
+        tables = sorted(f for f in files if PurePosixPath(f).parts[-2:] == (folder, TABLE))
+        table = tables[0] if tables else None
         if table is None:
             raise UserError(f"no {folder}/{TABLE} in {root}; FERPlus is expected as {HINT}")
-        file = zipfile.Path(root, table) if root.is_file() else root / table
-        rows = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8-sig"))))
+        text = as_text(_content(root, table), root / table)
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
         votes.append(_numbers([row[2:] for row in rows], table, root))
         base = str(PurePosixPath(table).parent)
         names += [f"{base}/{row[0]}" if row[0] else "" for row in rows]
         splits += [split] * len(rows)
     return names, splits, np.concatenate(votes)
+
+
+def _content(root: Path, table: str) -> bytes:
+    try:
+        with images_of(root).open(table) as file:
+            return file.read()
+    except (OSError, UserError) as error:
+        raise UserError(f"{table} of {root} cannot be read ({error})") from error
 
 
 def _kaggle(table: Path) -> tuple[list[str], list[str], np.ndarray]:
@@ -186,18 +196,20 @@ def _kaggle(table: Path) -> tuple[list[str], list[str], np.ndarray]:
 def _files(root: Path) -> set[str]:
     """Paths of all files below a folder or in a zip, relative, with forward slashes."""
     if root.is_file():
-        try:
-            with zipfile.ZipFile(root) as archive:
-                return set(archive.namelist())
-        except zipfile.BadZipFile as error:
-            raise UserError(f"{root} is not a whole zip file ({error}); copy it again") from error
-    return {f.relative_to(root).as_posix() for f in root.rglob("*") if f.suffix in (".csv", ".png")}
+        with readable(root):
+            names = ZipImages(root).names()
+    else:
+        names = (file.relative_to(root).as_posix() for file in list_files(root).files)
+    return {name for name in names if not any(map(is_junk, name.split("/")[:-1]))}
 
 
 def _numbers(rows: list, table: str, root: Path) -> np.ndarray:
     try:
-        return np.array(rows, dtype=int).reshape(len(rows), VOTED)
-    except ValueError as error:
+        votes = np.array(rows, dtype=int).reshape(len(rows), VOTED)
+        if votes.size and votes.min() < 0:
+            raise ValueError(f"a vote of {votes.min()}")
+        return votes
+    except (ValueError, OverflowError) as error:
         raise UserError(
             f"{table} of {root} is not the owners' table of image, box and ten votes ({error})"
         ) from error

@@ -4,9 +4,10 @@ Source: the data files of the published QCS code (train and test lists beside an
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from qcs.config.bounds import Natural
 from qcs.config.errors import UserError
+from qcs.data.image_files import expanded
 from qcs.data.manifest import Manifest, require
 from qcs.data.tables import Row, as_index, present, read_pairs, unique
 
@@ -19,7 +20,7 @@ def read(
     test: str = "test.txt",
     val: str | None = None,
     class_names: Sequence[str] = (),
-    label_base: int = 0,
+    label_base: Natural = 0,
 ) -> Manifest:
     """Read images listed in text files.
 
@@ -43,7 +44,7 @@ def read(
     for split, name in {"train": train, "val": val, "test": test}.items():
         if name is None:
             continue
-        table = root / name if (root / name).is_file() else Path(name).expanduser()
+        table = root / name if (root / name).is_file() else expanded(name)
         if not table.is_file():
             raise UserError(f"no list dataset.{split}={name} in {root}, nor at that path")
         listed = []

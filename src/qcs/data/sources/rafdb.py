@@ -73,7 +73,7 @@ def _boxes(root: Path, rows: Sequence[Row]) -> np.ndarray:
         text = read_text(file)
         try:
             left, top, right, bottom = (round(float(number)) for number in text.split())
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UserError(f"{file} line 1 does not hold four numbers; copy it again") from error
         boxes.append((left, top, right, bottom))
     return np.array(boxes, dtype=np.int64).reshape(-1, 4)

@@ -15,10 +15,15 @@ import uuid
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Annotated
 
+from annotated_types import Interval
 from PIL import Image
 
+from qcs.config.bounds import Pixels, Seed
 from qcs.config.errors import UserError
+from qcs.data.cache import cache_folder
+from qcs.data.image_files import expanded
 from qcs.data.manifest import Manifest
 from qcs.data.synthetic import EXPRESSIONS, draw_face
 
@@ -26,6 +31,7 @@ __all__ = ["EXPRESSIONS", "VERSION", "draw_face", "make", "read"]
 
 VERSION = 1  # raise it whenever a change of the drawing code changes the images
 _FIRST_IDENTITY = {"train": 0, "val": 1_000_000, "test": 2_000_000}
+Identities = Annotated[int, Interval(ge=0, le=1_000_000)]
 _IMAGES_PER_WORKER = 150  # fewer are drawn sooner than a process starts
 _README = """\
 SYNTHETIC FACES, drawn by code (qcs.data.synthetic, version {version}, seed {seed}). They are
@@ -66,15 +72,25 @@ def make(
         The folder as a path.
 
     Raises:
-        UserError: the folder holds something that is not a whole set.
+        UserError: the folder holds something that is not a whole set, or cannot be written.
     """
     folder = Path(folder)
+    try:
+        return _made(folder, seed, size, {"train": train, "val": val, "test": test}, workers)
+    except OSError as error:
+        raise UserError(
+            f"cannot draw faces into {folder} ({error.strerror or error}); make room or allow it, "
+            "or give another folder as dataset.path=..."
+        ) from error
+
+
+def _made(folder: Path, seed: int, size: int, counts: dict[str, int], workers: int | None) -> Path:
     if (folder / "manifest.csv").is_file():
         return folder
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and has no manifest.csv; choose another one")
     _log.info("drawing synthetic faces (not photographs) into %s", folder)
-    rows = _rows({"train": train, "val": val, "test": test})
+    rows = _rows(counts)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.parent / f".{folder.name}-{uuid.uuid4().hex}.part"
     try:
@@ -88,11 +104,11 @@ def make(
 def read(
     path: str | Path | None = None,
     *,
-    seed: int = 0,
-    size: int = 96,
-    train: int = 400,
-    val: int = 60,
-    test: int = 100,
+    seed: Seed = 0,
+    size: Pixels = 96,
+    train: Identities = 400,
+    val: Identities = 60,
+    test: Identities = 100,
 ) -> Manifest:
     """Reads the synthetic set and draws it first where it is missing.
 
@@ -112,10 +128,8 @@ def read(
         UserError: the folder holds something that is not a whole set.
     """
     if path is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        name = f"synthetic-v{VERSION}-s{seed}-{size}px-{train}-{val}-{test}"
-        path = cache / "qcs" / name
-    folder = make(path, seed=seed, size=size, train=train, val=val, test=test)
+        path = cache_folder() / f"synthetic-v{VERSION}-s{seed}-{size}px-{train}-{val}-{test}"
+    folder = make(expanded(path), seed=seed, size=size, train=train, val=val, test=test)
     return Manifest.from_csv(folder / "manifest.csv", class_names=EXPRESSIONS)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from qcs.config.bounds import Count, Depth
 from qcs.config.errors import UserError
 
 
@@ -75,9 +76,9 @@ class IR(nn.Module):
 
     def __init__(
         self,
-        units: Sequence[int] = (3, 4, 14),
-        channels: Sequence[int] = (64, 128, 256),
-        stem_stride: int = 1,
+        units: Sequence[Depth] = (3, 4, 14),
+        channels: Sequence[Count] = (64, 128, 256),
+        stem_stride: Depth = 1,
     ) -> None:
         super().__init__()
         if len(units) != len(channels) or not units or min(*units, *channels, stem_stride) < 1:

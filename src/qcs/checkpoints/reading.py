@@ -1,0 +1,168 @@
+"""Checkpoint files are read whole and undamaged, or not at all; nothing that they name is run.
+
+torch writes a zip file, whose members are stored as they are, each with a checksum. Its own reader
+looks at no checksum, so that a flipped bit would be another probability.
+"""
+
+import os
+import re
+import stat
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qcs.config.errors import UserError
+
+LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of before torch 1.6 begin
+HEAD = 512  # bytes that tell what a file is
+PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<head")
+POINTER = b"version https://git-lfs"
+MAGIC = {
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF8": "a picture",
+    b"RIFF": "a picture or a sound",
+    b"%PDF": "a PDF document",
+    b"\x89HDF": "an HDF5 file",
+    b"\x1f\x8b": "compressed with gzip: unpack it first",
+    b"7z\xbc\xaf": "a 7z archive: unpack it first",
+    b"Rar!": "a RAR archive: unpack it first",
+}
+
+
+def located(path: str | os.PathLike, missing: str) -> Path:
+    """Return the path of a regular file that may be read.
+
+    Args:
+        path: as the user wrote it.
+        missing: the sentence where nothing is there.
+
+    Raises:
+        UserError: it is missing, a folder, a pipe or a device, or may not be read.
+    """
+    try:
+        found = Path(path).expanduser()
+        mode = found.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise UserError(f"{found} is a folder; name a file in it")
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{found} is no regular file but a pipe or a device")
+        with found.open("rb"):
+            return found
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(missing) from error
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:  # no such home folder, a zero byte
+        raise UserError(f"{path} cannot be opened: {reason(error)}") from error
+
+
+def foreign(path: Path) -> str | None:
+    """What a file is by its first bytes, where that is surely no checkpoint; else None."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        return reason(error)
+    if not head:
+        return "it is empty"
+    if head.startswith(POINTER):
+        return "it is a Git LFS pointer in the place of the file: run `git lfs pull`"
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(PAGES):
+        return "it is a web page: download the file itself"
+    for magic, what in MAGIC.items():
+        if head.startswith(magic):
+            return f"it is {what}"
+    if not any(byte < 9 or 13 < byte < 32 for byte in head) and _is_text(head):
+        return "it is a text file"
+    return None
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether it is UTF-8; the last character may be cut."""
+    for cut in range(min(4, len(head))):
+        try:
+            head[: len(head) - cut].decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        return True
+    return False
+
+
+def damage(path: Path, legacy: bool = False) -> str | None:
+    """What keeps a file from being one of torch.save that is whole, or None.
+
+    Each checksum is verified. A file that would become larger than it is, a decompression bomb, is
+    not unpacked.
+
+    Args:
+        path: a regular file.
+        legacy: take a file of before torch 1.6, which is no zip file and has no checksums.
+    """
+    if found := foreign(path):
+        return found
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if not head.startswith(b"PK\x03\x04"):
+        if LEGACY not in head:
+            return "it is no file of torch.save"
+        return None if legacy else "it is of torch's format before 1.6, which has no checksums"
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+            names = [member.filename for member in members]
+            if any(member.flag_bits & 1 for member in members):
+                return "it is an encrypted zip file"
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                return "its members are compressed, which torch never does"
+            if sum(member.file_size for member in members) > path.stat().st_size:
+                return "its members are larger than the file"
+            if len(set(names)) < len(names):
+                return "it holds two members of one name"
+            if not any(name.endswith("data.pkl") for name in names):
+                return "it is a zip file that torch.save did not write"
+            if broken := file.testzip():
+                return f"it is damaged: the checksum of {broken!r} is wrong; copy it anew"
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        return f"it is damaged or cut short ({reason(error)}); copy it anew"
+    except (OSError, RuntimeError, NotImplementedError, ValueError) as error:
+        return reason(error)
+    return None
+
+
+def read(path: Path) -> Any:
+    """Read a file of torch.save on the CPU: tensors and plain values alone.
+
+    Raises:
+        UserError: the reason alone, without the file's name: it is another kind of file, damaged,
+            or names what is not read.
+    """
+    if found := damage(path):
+        raise UserError(found)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken pickle fails in any way
+        raise UserError(reason(error)) from error
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a tensor of real numbers in memory: not sparse, quantised, complex or meta."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and not (value.is_quantized or value.is_complex() or value.is_meta)
+    )
+
+
+def reason(error: BaseException) -> str:
+    """One line of an error, never empty; torch's own begins with how to read the file unsafely."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).strip()
+    if named := re.search(r"GLOBAL (\S+)", text):
+        return f"it names {named[1]}, which is not run here"
+    text = text.partition("WeightsUnpickler error: ")[2].strip() or text
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,183 @@
+"""What is wrong with a command line: Hydra's errors, each in one sentence that says what to write.
+
+An override is a KEY=VALUE of the command line; a group is a folder of conf/, and its choices are
+the files therein.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from qcs.config.errors import UserError
+from qcs.config.options import CONF
+from qcs.config.validation import nearest
+
+_HOME = re.compile(r"^([^=\s]+=[\"']?)~(?=/|[\"']?$)")
+
+
+def at_home(argument: str) -> str:
+    """Expand the "~/" of KEY=~/path, as the shell does where a word begins with it.
+
+    Hydra would refuse it, or make a folder of the name "~" for hydra.run.dir.
+    """
+    found = _HOME.match(argument)
+    home = os.path.expanduser("~")
+    return argument if not found or home == "~" else found[1] + home + argument[found.end() :]
+
+
+def overrides_of(arguments: Sequence[str]) -> list[str]:
+    """The overrides among the arguments of a command, all of which can be parsed.
+
+    Raises:
+        UserError: an unknown flag, or an override that Hydra cannot parse; how to quote it.
+    """
+
+    def refuse(message: str) -> None:
+        raise UserError(f"{message}; --help lists the flags, options are written KEY=VALUE")
+
+    flags = get_args_parser()
+    flags.error = refuse
+    overrides, parser = flags.parse_args(arguments).overrides, OverridesParser.create()
+    for override in overrides:
+        try:
+            parser.parse_override(override)
+        except HydraException as error:
+            raise UserError(_how_to_write(override)) from error
+    return overrides
+
+
+def _how_to_write(override: str) -> str:
+    """The sentence on an override that cannot be parsed."""
+    key, sign, value = override.partition("=")
+    if not sign:
+        return f"{override} has no value: options are written KEY=VALUE, as {override}=..."
+    if not re.fullmatch(r"\+{0,2}~?[\w.@/:$-]+", key) or key.startswith("-"):
+        return f"{override} is not KEY=VALUE: {key} cannot be a key"
+    if value[:1] in ("[", "{"):
+        example = shlex.quote(f'{key}=["a=b.jpg","c.jpg"]')
+        return (
+            f"{override} cannot be read: close every bracket, and quote each text that holds other "
+            f"signs than letters, digits and ./-_, as in {example}"
+        )
+    return f"{override} holds signs that need quotes: write {_quoted(key, value)}"
+
+
+def _quoted(key: str, value: str) -> str:
+    text = value.strip("\"'").replace("\\", "\\\\").replace('"', '\\"')
+    return shlex.quote(f'{key}="{text}"')
+
+
+def told(error: Exception, command: str, overrides: Sequence[str]) -> str | None:
+    """The sentence for an error of Hydra or OmegaConf on these overrides; None for other errors.
+
+    Args:
+        error: what was raised.
+        command: whose config it is, a file of conf/.
+        overrides: the command line.
+    """
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not set: write {error.full_key}=..."
+    if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
+        return _no_choice(*error.missing_cfg_file.rsplit("/", 1), error.options)
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key or 'the configuration'}: {_first(error)}"
+    if not isinstance(error, HydraException):
+        return None
+    text = str(error)
+    if found := re.search(r"The value of '([^']+)'.* is (.*) and not (.*)\.", text):
+        return f"~{found[1]}={found[3]} takes nothing out: its value is {found[2]}"
+    if found := re.search(r"Could not (override|delete)[^']*'([^']+)'", text):
+        return _no_key(found[2], command, overrides, adds=found[1] == "override")
+    if found := re.search(r"An item is already at '([^']+)'", text):
+        return f"{found[1]} is there already: write {found[1]}=... without the plus"
+    if found := re.search(r"Ambiguous value for argument '([^=']+)=(.*)'", text):
+        key, value = found[1], found[2]
+        return (
+            f"{key}={value} is several values: write {_quoted(key, value)} for one text, "
+            f"'{key}=[{value}]' for a list, or add -m to run once for each"
+        )
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        return f"{_first(error)}: {_first(error.__cause__)}"
+    return _first(error)
+
+
+def _first(error: Exception) -> str:
+    """The first line of a message with something in it."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def _no_choice(group: str, choice: str, choices: Sequence[str] | None) -> str:
+    """The sentence on a choice that its group does not have."""
+    choices = sorted(choices or (path.stem for path in (CONF / group).glob("*.yaml")))
+    if meant := nearest(choice, choices):
+        return f"{group}={choice} is not a choice, did you mean {group}={meant}?"
+    return f"{group}={choice} is not a choice; there are {', '.join(choices) or 'none'}"
+
+
+def _no_key(key: str, command: str, overrides: Sequence[str], adds: bool) -> str:
+    """The sentence on a key that the config does not have; `adds` where a plus would add it."""
+    key = key.split("@")[0]
+    config = _composed(command, overrides)
+    if adds and key in _arguments(config):
+        values = [o.partition("=")[2] for o in overrides if o.startswith(f"{key}=")]
+        return (
+            f"{key} is not set in conf/: write +{key}={values[-1] if values else '...'} to add it"
+        )
+    group, _, last = key.rpartition(".")
+    known = [k for k in {*_flat(config), *_groups(command)} if not k.endswith("_target_")]
+    inside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == group}
+    elsewhere = [k for k in known if k.rpartition(".")[2] == last]
+    meant = inside.get(nearest(last, inside)) or nearest(key, elsewhere, 0.0)
+    meant = meant or (None if inside else nearest(key, known, 0.8))
+    listed = sorted(inside) or [k for k in sorted(known) if "." not in k]
+    hint = f", did you mean {meant}?" if meant else f"; there are {', '.join(listed)}"
+    plus = f"{'' if meant else '.'} What conf/ does not list is added with a plus: +{key}=..."
+    return f"{key} is not an option of qcs.{command}{hint}{plus if adds and group else ''}"
+
+
+def _groups(command: str) -> set[str]:
+    """The groups that a command chooses from."""
+    path = CONF / f"{command}.yaml"
+    defaults = OmegaConf.load(path).get("defaults", []) if path.is_file() else []
+    return {str(key) for entry in defaults if not isinstance(entry, str) for key in entry}
+
+
+def _composed(command: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The config of the choices among the overrides, or of none where they do not compose."""
+    chosen = [o for o in overrides if (CONF / o.partition("=")[0].lstrip("+~")).is_dir()]
+    for attempt in (chosen, []):
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                return OmegaConf.to_container(compose(command, attempt))
+        except (HydraException, OmegaConfBaseException):
+            continue
+    return {}
+
+
+def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Every key, with dots, and its value; groups among them."""
+    found = {}
+    for key, value in config.items():
+        found[f"{before}{key}"] = value
+        if isinstance(value, dict):
+            found |= _flat(value, f"{before}{key}.")
+    return found
+
+
+def _arguments(config: Mapping[str, Any]) -> set[str]:
+    """The keys, with dots, of everything that the `_target_`s of a config take."""
+    targets = {key: node["_target_"] for key, node in _flat(config).items()
+               if isinstance(node, dict) and "_target_" in node}  # fmt: skip
+    return {f"{key}.{name}" for key, target in targets.items()
+            for name in signature(get_object(target)).parameters}  # fmt: skip

@@ -1,0 +1,62 @@
+"""Commands as they are typed: what a message tells the user to run does that when it is copied."""
+
+import re
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+import hydra
+
+from qcs.config.options import CONF
+
+_PLAIN = re.compile(r"[A-Za-z_/.][\w/.-]*", re.ASCII)  # what Hydra and a shell read as it stands
+_WORDS = {"null", "true", "false", "nan", "inf"}
+
+
+def command_line(module: str, options: Mapping[str, Any]) -> str:
+    """Return `python -m module key=value ...`, quoted for Hydra and for a POSIX shell."""
+    return " ".join(["python", "-m", module, *(option(*pair) for pair in options.items())])
+
+
+def option(key: str, value: Any) -> str:
+    """Return one `key=value` of a command; the value is None, a scalar, or a list of such."""
+    text = f"{key}={_value(value)}"
+    if re.fullmatch(r"[\w/.,:=+@%-]+", text, re.ASCII):
+        return text
+    if not re.search(r'["$`\\!]', text):
+        return f'"{text}"'
+    return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_value, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return repr(value)
+    text = str(value)
+    if _PLAIN.fullmatch(text) and text.lower() not in _WORDS:
+        return text
+    text = text.replace("${", r"\${")  # else an interpolation, also between quotes
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
+
+
+def dataset_options(dataset: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The options that choose a data set: `dataset` and what differs from its reader's defaults.
+
+    None for a reader that no file of conf/dataset names.
+    """
+    target = dataset.get("_target_")
+    files = sorted((CONF / "dataset").glob("*.yaml"))
+    names = [f.stem for f in files if f"_target_: {target}\n" in f.read_text(encoding="utf-8")]
+    if not names:
+        return None
+    parameters = signature(hydra.utils.get_object(target)).parameters
+    options = {"dataset": names[0]}
+    for key, value in dataset.items():
+        default = parameters[key].default if key in parameters else None
+        if key in parameters and value != default and (value or default):
+            options[f"dataset.{key}"] = value
+    return options

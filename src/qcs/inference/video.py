@@ -1,0 +1,217 @@
+"""Films and webcams, read and written with PyAV, which comes with `pip install -e '.[faces]'`.
+
+PyAV (https://pyav.basswood-io.com) is FFmpeg as a library: it tells when each frame is shown, which
+films of phones need, whose frame rate varies. It reads from an open file, so that a film can lead
+it to no other file and to no network.
+"""
+
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from PIL import Image
+
+from qcs.config.errors import UserError, missing_extra
+from qcs.data.image_files import open_file
+
+if TYPE_CHECKING:
+    import av
+
+FILMS = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
+EXTRA = ("faces", "videos and webcams need")
+# FFmpeg's readers of these files. Playlists, which name other files, are not among them. It is an
+# option of the container: PyAV before 18 crashes where the streams get it as well.
+READERS = "asf,avi,matroska,webm,mov,mp4,mpeg,mpegts,mpegvideo"
+CLOCK = Fraction(1, 90_000)  # of written films
+MARGIN = 1.0  # seconds by which a whole film may end before the length in its header
+
+
+class Frame(NamedTuple):
+    """A frame of a film."""
+
+    number: int  # from 0, of those that the film really holds
+    seconds: float | None  # after the film's start; None where the film does not say
+    image: Image.Image  # upright RGB
+
+
+def library() -> Any:
+    """Import PyAV.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise missing_extra(*EXTRA) from error
+    return av
+
+
+def film(path: str | Path, every: int = 1, most: int | None = None) -> Iterator[Frame]:
+    """Read the frames of a film, each once, in the order and at the time that it is shown.
+
+    Args:
+        path: a regular file.
+        every: give each so manieth frame.
+        most: frames to give; None for all.
+
+    Raises:
+        UserError: the file is no film, or is damaged; after the frames that could be read.
+    """
+    av = library()
+    try:
+        with (
+            open_file(path) as file,
+            av.open(
+                file, metadata_errors="replace", container_options={"format_whitelist": READERS}
+            ) as container,
+        ):
+            yield from _frames(container, every, most)
+    except (av.FFmpegError, OSError) as error:
+        raise UserError(_reason(error)) from error
+
+
+def webcam(number: int, every: int = 1, most: int | None = None) -> Iterator[Frame]:
+    """Read the frames of a webcam until it is closed.
+
+    Raises:
+        UserError: there is no such camera, or it may not be used.
+    """
+    av = library()
+    try:
+        with av.open(**_camera(av, number)) as container:
+            yield from _frames(container, every, most)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise UserError(_reason(error)) from error
+
+
+def _camera(av: Any, number: int) -> dict[str, Any]:
+    """What PyAV opens a camera by, on this system."""
+    if sys.platform == "win32":
+        cameras = [d for d in av.enumerate_input_devices("dshow") if "video" in d.media_types]
+        if number >= len(cameras):
+            raise UserError(f"{len(cameras)} cameras were found, numbered from 0")
+        return {"file": f"video={cameras[number].name}", "format": "dshow"}
+    if sys.platform == "darwin":
+        return {"file": str(number), "format": "avfoundation", "options": {"framerate": "30"}}
+    return {"file": f"/dev/video{number}", "format": "v4l2"}
+
+
+def _frames(container: "av.container.InputContainer", every: int, most: int | None) -> Iterator:
+    av = library()
+    stream = container.streams.best("video")
+    if stream is None:
+        raise UserError("it holds sound, but no pictures")
+    start = (container.start_time or 0) / av.time_base
+    number, given, damaged, end = 0, 0, 0, start
+    for packet in container.demux():
+        if packet.pts is not None and packet.time_base:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream_index != stream.index:
+            continue
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:  # the frames after it may be whole
+            damaged += 1
+            continue
+        for frame in frames:
+            if number % every == 0:
+                seconds = None if frame.time is None else max(frame.time - start, 0.0)
+                yield Frame(number, seconds, _upright(frame))
+                given += 1
+            number += 1
+            if given == most:
+                return
+    length = (container.duration or 0) / av.time_base
+    if not number:
+        raise UserError("no frames")
+    if damaged:
+        raise UserError(f"damaged in {damaged} places")
+    if end - start < 0.98 * length - MARGIN:
+        raise UserError(f"it ends after {end - start:.1f} of {length:.1f} seconds")
+
+
+def _upright(frame: "av.VideoFrame") -> Image.Image:
+    image = frame.to_image()
+    turns = {
+        1: Image.Transpose.ROTATE_90,
+        2: Image.Transpose.ROTATE_180,
+        3: Image.Transpose.ROTATE_270,
+    }
+    quarter = round(frame.rotation / 90) % 4  # counterclockwise
+    return image.transpose(turns[quarter]) if quarter else image
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+class FilmWriter:
+    """Writes an .mp4 film whose frames are shown at given times.
+
+    Args:
+        path: of the film; its folder exists.
+        size: width and height of the frames in pixels.
+
+    Raises:
+        UserError: it cannot be written; so do the methods.
+    """
+
+    def __init__(self, path: str | Path, size: tuple[int, int]) -> None:
+        av = library()
+        self.path, self.last = path, -1
+        self.size = tuple(max(n + n % 2, 2) for n in size)  # the codec takes even sides
+        try:
+            self.file = open(path, "wb")  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"cannot write {path} ({_reason(error)})") from error
+        self.container = av.open(self.file, "w", format="mp4")
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        self.stream = self.container.add_stream(codec, rate=30)
+        self.stream.width, self.stream.height = self.size
+        self.stream.pix_fmt = "yuv420p"
+        self.stream.codec_context.time_base = CLOCK
+
+    def add(self, image: Image.Image, seconds: float) -> None:
+        """Add a frame, an RGB image; one of another size is enlarged or reduced.
+
+        Args:
+            image: the frame.
+            seconds: after the film's start, later than the frame before.
+        """
+        av = library()
+        frame = av.VideoFrame.from_image(
+            image if image.size == self.size else _padded(image, self.size)
+        )
+        self.last = frame.pts = max(round(seconds / CLOCK), self.last + 1)
+        frame.time_base = CLOCK
+        self._mux(frame)
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+        av = library()
+        try:
+            with self.file, self.container:
+                self._mux(None)
+        except (av.FFmpegError, OSError) as error:
+            raise UserError(f"cannot write {self.path} ({_reason(error)})") from error
+
+    def _mux(self, frame: "av.VideoFrame | None") -> None:
+        av = library()
+        try:
+            for packet in self.stream.encode(frame):
+                self.container.mux(packet)
+        except (av.FFmpegError, OSError) as error:
+            raise UserError(f"cannot write {self.path} ({_reason(error)})") from error
+
+
+def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An image with its edge repeated where one row or column is missing."""
+    if any(not 0 <= b - a <= 1 for a, b in zip(image.size, size, strict=True)):
+        return image.resize(size)
+    padded = Image.new("RGB", size)
+    for x, y in ((1, 1), (1, 0), (0, 1), (0, 0)):
+        padded.paste(image, (x * (size[0] - image.width), y * (size[1] - image.height)))
+    return padded

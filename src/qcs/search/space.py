@@ -1,0 +1,127 @@
+"""What a search varies: from hydra.sweeper.space and the command line to Optuna's distributions.
+
+A choice is kept as the text that a Hydra override takes (`null`, `5.0`, `'a=b'`, `[8,16]`), so that
+every kind of value reaches the job as what it is.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import (
+    IntervalSweep,
+    Override,
+    Quote,
+    QuotedString,
+    RangeSweep,
+)
+from hydra.errors import HydraException
+
+from qcs.config.errors import UserError
+from qcs.search.study import optuna
+
+BaseDistribution = optuna.distributions.BaseDistribution
+CategoricalDistribution = optuna.distributions.CategoricalDistribution
+FloatDistribution = optuna.distributions.FloatDistribution
+IntDistribution = optuna.distributions.IntDistribution
+
+RANGE = {"low", "high", "log", "step"}
+
+
+def text(value: Any) -> str:
+    """Write a plain value as Hydra's override grammar reads it back."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(text, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{text(v)}" for k, v in value.items()) + "}"
+    value = str(value)
+    return value if _reads_back(value) else QuotedString(value, Quote.single).with_quotes()
+
+
+def _reads_back(value: str) -> bool:
+    try:
+        return OverridesParser.create().parse_override(f"key={value}").value() == value
+    except HydraException:
+        return False
+
+
+def distribution(key: str, node: Any) -> BaseDistribution:
+    """What {low, high, log, step} or {choices} means.
+
+    Raises:
+        UserError: neither of the two, or numbers that make no range; names the key.
+    """
+    where = f"hydra.sweeper.space: {key} is {node}"
+    keys = set(node) if isinstance(node, dict) else set()
+    if keys != {"choices"} and not {"low", "high"} <= keys <= RANGE:
+        raise UserError(f"{where}, expected {{low, high, log, step}} or {{choices: [...]}}")
+    if "choices" in keys:
+        if not isinstance(node["choices"], list) or not node["choices"]:
+            raise UserError(f"{where}, expected a list of one choice or more")
+        return CategoricalDistribution(list(dict.fromkeys(map(text, node["choices"]))))
+    low, high, step, log = (node.get(k) for k in ("low", "high", "step", "log"))
+    numbers = [n for n in (low, high, step) if n is not None]
+    whole = all(isinstance(n, int) for n in numbers)
+    if not all(_is_number(n) for n in (low, high, *numbers)):
+        raise UserError(f"{where}, expected finite numbers for low, high and step")
+    if not isinstance(log, (bool, type(None))):
+        raise UserError(f"{where}, expected true or false for log")
+    try:
+        if whole:
+            return IntDistribution(low, high, step=1 if step is None else step, log=bool(log))
+        return FloatDistribution(float(low), float(high), step=step, log=bool(log))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{where}, which is no range: {error}") from error
+
+
+def _is_number(value: Any) -> bool:
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return plain and math.isfinite(value)
+
+
+def _of_override(override: Override) -> BaseDistribution:
+    """What Hydra's choice, interval and range say on the command line."""
+    sweep, key = override.value(), override.key_or_group
+    if isinstance(sweep, IntervalSweep):
+        return distribution(
+            key, {"low": sweep.start, "high": sweep.end, "log": "log" in sweep.tags}
+        )
+    if isinstance(sweep, RangeSweep):  # its stop is not part of it
+        values = sorted(sweep.range())
+        if not values:
+            raise UserError(f"{override.input_line} is a range without a value")
+        node = {"low": values[0], "high": values[-1], "step": abs(sweep.step)}
+        return distribution(key, node)
+    values = list(dict.fromkeys(override.sweep_string_iterator()))
+    if not values:
+        raise UserError(f"{override.input_line} is a choice of nothing")
+    return CategoricalDistribution(values)
+
+
+def space(given: dict[str, Any], overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
+    """The distributions by key: of the configuration, and of the command line, which goes first.
+
+    A key of the configuration that the command line fixes is not searched over.
+
+    Args:
+        given: `hydra.sweeper.space`, plain.
+        overrides: the command line's, parsed.
+
+    Raises:
+        UserError: as `distribution`; or nothing is left to search over.
+    """
+    named = {o.key_or_group for o in overrides}
+    found = {key: distribution(key, node) for key, node in given.items()}
+    found = {key: value for key, value in found.items() if key.lstrip("+") not in named}
+    swept = [o for o in overrides if o.is_sweep_override()]
+    found |= {o.get_key_element(): _of_override(o) for o in swept}
+    if not found:
+        raise UserError("a search needs something to search over: give hydra.sweeper.space a key")
+    return found

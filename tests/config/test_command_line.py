@@ -1,0 +1,92 @@
+"""What Hydra finds wrong with a command line is one sentence that says what to write."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from qcs.config.command_line import at_home, overrides_of, told
+from qcs.config.errors import UserError
+from qcs.config.options import CONF
+
+
+@pytest.mark.parametrize(
+    "argument,sentence",
+    [
+        ("ckpt=a=b.ckpt", """write 'ckpt="a=b.ckpt"'"""),
+        ("input=photo (1).jpg", """write 'input="photo (1).jpg"'"""),
+        ("input=a[1].jpg", """write 'input="a[1].jpg"'"""),
+        ("dataset.path=/data/Müller", """write 'dataset.path="/data/Müller"'"""),
+        ("hydra.run.dir=a#b", """write 'hydra.run.dir="a#b"'"""),
+        ("out=it's.csv", "write 'out=\"it'\"'\"'s.csv\"'"),
+        ("a=[", "a=[ cannot be read: close every bracket"),
+        ("trainer.max_epochs", "trainer.max_epochs has no value"),
+        ("+x", "+x has no value"),
+        ("--foo", "unrecognized arguments: --foo"),
+        ("a b=3", "a b cannot be a key"),
+    ],
+)
+def test_what_cannot_be_parsed_says_how_to_write_it(argument, sentence):
+    with pytest.raises(UserError) as error:
+        overrides_of([argument])
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_can_be_parsed_passes():
+    overrides = ["seed=1,2", "input=a b.jpg", "~callbacks.last", "x='ü=(1)'", "input=[a,b]"]
+    assert overrides_of(["-m", *overrides, "--cfg", "job"]) == overrides
+
+
+@pytest.mark.parametrize(
+    "argument,expanded",
+    [
+        ("ckpt=~/a.ckpt", "ckpt=/home/me/a.ckpt"),
+        ("hydra.run.dir=~/runs/a", "hydra.run.dir=/home/me/runs/a"),
+        ('dataset.path="~/a b"', 'dataset.path="/home/me/a b"'),
+        ("dataset.path=~", "dataset.path=/home/me"),
+        ("~callbacks.last", "~callbacks.last"),
+        ("out=a~/b", "out=a~/b"),
+        ("out=~other/b", "out=~other/b"),
+    ],
+)
+def test_the_home_folder_is_expanded_where_the_shell_does_not(argument, expanded, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert at_home(argument) == expanded
+
+
+@pytest.mark.parametrize(
+    "command,override,sentence",
+    [
+        ("train", "trainer.max_epoch=3", "trainer.max_epoch is not an option of qcs.train, did "
+         "you mean trainer.max_epochs? What conf/ does not list is added with a plus: "
+         "+trainer.max_epoch=..."),
+        ("train", "trainer.max_steps=5", "trainer.max_steps is not set in conf/: write "
+         "+trainer.max_steps=5 to add it"),
+        ("train", "lr=3", "did you mean optimizer.lr?"),
+        ("train", "batch_size=3", "did you mean loader.batch_size?"),
+        ("train", "datset=rafdb", "did you mean dataset?"),
+        ("train", "callbacks.dashbord.seed=2", "did you mean callbacks.dashboard.seed?"),
+        ("train", "trainer.xyz=2", "trainer.xyz is not an option of qcs.train; there are "
+         "accelerator"),
+        ("predict", "anotate=true", "anotate is not an option of qcs.predict, did you mean "
+         "annotate?"),
+        ("predict", "dataset=rafdb", "dataset is not an option of qcs.predict; there are annotate"),
+        ("train", "model=qcss", "model=qcss is not a choice, did you mean model=qcs?"),
+        ("train", "loss=foo", "loss=foo is not a choice; there are base_heavy"),
+        ("train", "experiment=nope", "experiment=nope is not a choice; there are dcs_affectnet7"),
+        ("train", "callbacks=[default,dashbord]", "callbacks=dashbord is not a choice, did you "
+         "mean callbacks=dashboard?"),
+        ("train", "~callbacks.x", "callbacks.x is not an option of qcs.train; there are best"),
+        ("train", "~seed=5", "~seed=5 takes nothing out: its value is 0"),
+        ("train", "+seed=3", "seed is there already: write seed=... without the plus"),
+        ("train", "store=a,b", """write 'store="a,b"' for one text, 'store=[a,b]' for a list"""),
+        ("train", "hydra.job.chdir=foo", "hydra.job.chdir=foo: Value 'foo' is not a valid bool"),
+    ],
+)  # fmt: skip
+def test_what_hydra_cannot_compose_names_the_key_and_the_nearest(command, override, sentence):
+    with pytest.raises(Exception) as error, initialize_config_dir(str(CONF), version_base="1.3"):
+        compose(command, [override], return_hydra_config=True)
+    text = told(error.value, command, [override])
+    assert sentence in text and "\n" not in text
+
+
+def test_other_errors_are_not_hydras():
+    assert told(ValueError("too many values to unpack"), "train", []) is None

@@ -1,0 +1,100 @@
+"""Loader processes: who may end them, and what is said when they are gone."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from qcs.config.errors import UserError
+from qcs.data import workers
+
+pytestmark = pytest.mark.skipif(not workers.LINUX, reason="signals as Linux has them")
+
+
+class Numbers(Dataset):
+    def __init__(self, how: str = "") -> None:
+        self.how = how
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, row: int):
+        if row == 20 and self.how == "mistake":
+            raise UserError("cannot read image 20")
+        if row == 20 and self.how == "bug":
+            raise RuntimeError("a bug")
+        if row == 20 and self.how == "full":
+            raise RuntimeError("unable to allocate shared memory(shm) for file </x>: No space left")
+        if row == 20 and self.how == "slow":
+            time.sleep(30)
+        if row == 20 and self.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return (lambda: row) if row >= 20 and self.how == "unsendable" else torch.tensor(row)
+
+
+def loader(how: str = "", **options) -> workers.Loader:
+    options |= {"multiprocessing_context": "fork", "worker_init_fn": workers.start}
+    collate = list if how == "unsendable" else None
+    return workers.Loader(Numbers(how), 4, num_workers=2, collate_fn=collate, **options)
+
+
+def wait_for(condition) -> bool:
+    end = time.monotonic() + 20
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_a_process_heeds_the_run_alone():
+    batches = iter(loader(persistent_workers=True))
+    next(batches)
+    processes = batches._workers
+    for process in processes:
+        pid = str(process.pid)
+        for name in ("TERM", "INT"):  # as SLURM or a terminal would
+            subprocess.run(["/bin/kill", f"-{name}", pid], check=True)
+    time.sleep(0.3)
+    assert all(process.is_alive() for process in processes)
+    assert len(list(batches)) == 15
+    for process in processes:
+        process.terminate()
+    assert wait_for(lambda: not any(process.is_alive() for process in processes))
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
+def test_the_run_still_hears_sigterm():
+    list(loader())
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
+@pytest.mark.parametrize(
+    "how,sentence",
+    [
+        ("mistake", "^cannot read image 20$"),
+        ("slow", "no batch came from the loader processes within loader.timeout"),
+        ("killed", "was killed or ended: most often memory ran out, or shared memory"),
+        ("full", "shared memory is too small for the batches of the loader processes"),
+        ("unsendable", "was killed or ended"),  # torch alone would wait for ever
+    ],
+)
+def test_what_ends_a_process_is_one_sentence(how, sentence):
+    with pytest.raises(UserError, match=sentence), workers.told():
+        list(loader(how, timeout=2 if how == "slow" else 60))
+
+
+def test_a_bug_stays_a_bug():
+    with pytest.raises(RuntimeError, match="a bug") as found, workers.told():
+        list(loader("bug"))
+    assert not isinstance(found.value, UserError)
+
+
+def test_too_little_shared_memory_is_said_before_anything_waits_for_it(monkeypatch):
+    monkeypatch.setattr(workers, "free_shared_memory", lambda: 100)
+    workers.require_shared_memory(25, workers=2, batches=10)
+    workers.require_shared_memory(100, workers=2, batches=1)
+    with pytest.raises(UserError, match=r"2 loader processes need .* write loader.num_workers=0"):
+        workers.require_shared_memory(26, workers=2, batches=10)

@@ -1,0 +1,94 @@
+"""What a predictor refuses and warns of."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import qcs
+from conftest import tiny_checkpoint
+from qcs.checkpoints.load import load_checkpoint
+from qcs.config.errors import UserError
+from qcs.evaluation.apply import pick_device
+from qcs.inference.detector import Detector
+from qcs.inference.predictor import Predictor, data_source
+
+FACE = Image.new("RGB", (20, 20), "red")
+
+
+def test_drawn_faces_are_warned_of_once_and_others_are_not(tmp_path):
+    drawn = qcs.load(tiny_checkpoint(tmp_path / "a.ckpt", "qcs.data.sources.synthetic.read"))
+    with pytest.warns(UserWarning, match="trained on drawn faces"):
+        drawn.predict(FACE, detect=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn.predict(FACE, detect=False)
+        qcs.load(tiny_checkpoint(tmp_path / "b.ckpt")).predict(FACE, detect=False)
+
+
+def test_the_data_set_is_known_by_its_name_or_by_the_path_of_format_1():
+    assert data_source({"dataset": {"name": "ferplus"}}) == "ferplus"
+    assert data_source({"dataset": "synthetic"}) == "synthetic"
+    assert data_source({"dataset": {"_target_": "qcs.data.synthetic.read"}}) == "synthetic"
+    assert data_source({"dataset": {"_target_": "qcs.data.sources.rafdb.read"}}) == "rafdb"
+    assert data_source({"dataset": {"_target_": "mine.read"}}) == "mine.read"
+    assert data_source({"dataset": None}) == data_source({}) == "None"
+
+
+def test_answers_that_are_not_finite_are_refused(tmp_path):
+    predictor = qcs.load(tiny_checkpoint(tmp_path / "a.ckpt"))
+    with torch.no_grad():
+        next(predictor.network.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match="not finite"):
+        predictor.predict(FACE, detect=False)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()]
+)
+def test_too_little_memory_is_a_sentence(error, tmp_path, monkeypatch):
+    predictor = qcs.load(tiny_checkpoint(tmp_path / "a.ckpt"))
+
+    def forward(*_):
+        raise error
+
+    monkeypatch.setattr(predictor.network, "forward", forward)
+    with pytest.raises(UserError, match="write a smaller batch_size"):
+        predictor.predict(FACE, detect=False)
+    error = RuntimeError("a bug of ours")
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        predictor.predict(FACE, detect=False)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "mps:7", "gpu", "meta", ""])
+def test_a_device_that_is_not_there_is_a_sentence(device, tmp_path):
+    with pytest.raises(UserError, match="is not on this machine, which has cpu"):
+        pick_device(device)
+    with pytest.raises(UserError, match="is not on this machine"):
+        qcs.load(tiny_checkpoint(tmp_path / "a.ckpt"), device=device)
+    assert pick_device("cpu") == "cpu"
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -1, float("nan")])
+def test_a_threshold_out_of_range_is_refused(threshold):
+    with pytest.raises(UserError, match="threshold="):
+        Detector(threshold)
+
+
+def test_a_batch_of_no_image_is_refused(tmp_path):
+    checkpoint = load_checkpoint(tiny_checkpoint(tmp_path / "a.ckpt"))
+    with pytest.raises(UserError, match="batch_size must be 1 or more"):
+        Predictor(checkpoint, batch_size=0)
+
+
+def test_the_detector_computes_with_the_threads_of_pytorch():
+    assert Detector().session.get_session_options().intra_op_num_threads == torch.get_num_threads()
+    assert Detector(threads=3).session.get_session_options().intra_op_num_threads == 3
+
+
+def test_an_image_of_one_column_is_answered(tmp_path):
+    predictor = qcs.load(tiny_checkpoint(tmp_path / "a.ckpt"))
+    odd = np.zeros((20_000, 1, 3), dtype=np.uint8)
+    assert predictor.predict(odd) == [[]] and len(predictor.predict(odd, detect=False)[0]) == 1

@@ -1,0 +1,129 @@
+"""Who is answered by the page, and with which files."""
+
+import asyncio
+import json
+import socket
+
+import pytest
+
+from qcs.config.errors import UserError
+from qcs.inference import server
+from qcs.inference.server import Guard, listen
+
+API = "/gradio_api/"
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Ask a guarded application that answers everything; the answer is status, headers, body."""
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    (folder / "photo.png").write_bytes(b"photo")
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+
+    async def app(scope, receive, send):
+        body = (await receive())["body"] if scope["method"] == "POST" else b""
+        headers = [(b"access-control-allow-origin", b"*")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"passed on " + body})
+
+    guard = Guard(app, 7860, folder, {0, 1})
+
+    def ask(method="GET", path="/", body=b"", host="127.0.0.1:7860", **headers):
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        pairs = {"host": host} | {k.replace("_", "-"): v for k, v in headers.items()}
+        encoded = [(k.encode(), v.encode()) for k, v in pairs.items() if v is not None]
+        scope = {"type": "http", "method": method, "path": path, "headers": encoded}
+        parts, answer = [body[:9], body[9:]], []
+
+        async def receive():
+            return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+        async def send(message):
+            answer.append(message)
+
+        asyncio.run(guard(scope, receive, send))
+        return answer[0]["status"], dict(answer[0]["headers"]), answer[1]["body"]
+
+    ask.folder = folder
+    return ask
+
+
+def test_only_its_own_host_is_served(ask):
+    for host in ("127.0.0.1:7860", "localhost:7860", "LOCALHOST:7860"):
+        assert ask(host=host)[0] == 200
+    for host in ("evil.example:7860", "127.0.0.1", "127.0.0.1:80", "[::1]:7860", "", None):
+        assert ask(host=host)[0] == 403, host
+
+
+def test_no_other_site_is_answered(ask):
+    assert ask(origin="http://localhost:7860")[0] == 200
+    for origin in ("http://evil.example", "http://localhost:1", "https://127.0.0.1:7860", "null"):
+        for method in ("GET", "POST", "OPTIONS"):
+            status, headers, _ = ask(method, f"{API}queue/join", {"data": []}, origin=origin)
+            assert status == 403 and b"access-control-allow-origin" not in headers
+    assert ask(sec_fetch_site="cross-site", sec_fetch_mode="no-cors")[0] == 403
+    assert ask(sec_fetch_site="cross-site", sec_fetch_mode="navigate")[0] == 200  # a link
+
+
+@pytest.mark.parametrize(
+    "path",
+    [f"{API}proxy=http://x", f"{API}component_server", f"{API}custom_component/a/b/c/d", "/docs",
+     "/openapi.json", "/login", f"{API}vibe-code", "/assets/../secret.png", f"{API}deep_link"],
+)  # fmt: skip
+def test_only_the_addresses_of_the_page_are_known(ask, path):
+    assert {ask(method, path, {})[0] for method in ("GET", "POST", "PUT", "DELETE")} == {404}
+
+
+def test_a_file_is_only_sent_from_the_folder_and_never_acts_as_a_page(ask, tmp_path):
+    status, headers, _ = ask(path=f"{API}file={ask.folder}/photo.png")
+    assert status == 200 and headers[b"x-content-type-options"] == b"nosniff"
+    assert b"sandbox" in headers[b"content-security-policy"]
+    secret = tmp_path / "secret.png"
+    places = [secret, "/etc/passwd", "/nowhere", f"{ask.folder}/link.png", ask.folder, "http://x/y"]
+    answers = {ask(path=f"{API}file={place}")[::2] for place in places}
+    assert len(answers) == 1 and answers.pop()[0] == 403  # nor does it tell which files exist
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda f: [f, True], lambda f: [[{"x": [f]}]], lambda f: {"a": f}]
+)
+@pytest.mark.parametrize("address", ["queue/join", "run/classify", "call/classify"])
+def test_a_request_names_uploads_alone(ask, wrap, address, tmp_path):
+    def sent(path):
+        return ask("POST", f"{API}{address}", {"data": wrap({"path": path}), "fn_index": 0})[0]
+
+    assert sent(f"{ask.folder}/photo.png") == 200
+    for path in (str(tmp_path / "secret.png"), f"{ask.folder}/link.png", "http://x/y.png", 5, None,
+                 "", "\0", f"{ask.folder}/../secret.png", "/dev/zero", ["a"]):  # fmt: skip
+        assert sent(path) == 403, path
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"5", b"[" * 100_000, b"\xff", {"fn_index": 7}, {"fn_index": -1}]
+)
+def test_a_body_that_is_none_of_the_pages_is_refused(ask, body):
+    assert ask("POST", f"{API}queue/join", body)[0] in (400, 404)
+
+
+def test_bytes_are_limited(ask, monkeypatch):
+    monkeypatch.setattr(server, "MOST_BYTES", 100)
+    monkeypatch.setattr(server, "MOST_JSON", 50)
+    assert ask("POST", f"{API}upload", b"x" * 100)[0] == 200
+    assert ask("POST", f"{API}upload", b"x" * 101)[0] == 413
+    assert ask("POST", f"{API}queue/join", {"data": "x" * 50})[0] == 413
+    monkeypatch.setattr(server, "FOLDER_BYTES", 1)
+    assert ask("POST", f"{API}upload", b"x")[0] == 413
+
+
+def test_a_port_in_use_is_a_sentence():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UserError, match="cannot be used .*port=0 for a free one"):
+            listen(other.getsockname()[1])
+    with pytest.raises(UserError, match="cannot be used"):
+        listen(99_999)
+    with listen(0) as free:
+        assert free.getsockname()[0] == "127.0.0.1"

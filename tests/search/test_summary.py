@@ -1,0 +1,77 @@
+"""What a multirun leaves behind, whatever its jobs do."""
+
+import csv
+import json
+
+import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from qcs.config.errors import Failed, UserError
+from qcs.search.summary import Summary
+
+
+def config(folder, job: int = 0, sweeper: str = "BasicSweeper"):
+    hydra = {"mode": RunMode.MULTIRUN, "runtime": {"output_dir": str(folder / str(job))}}
+    hydra |= {"sweep": {"dir": str(folder)}, "sweeper": {"_target_": sweeper}}
+    (folder / str(job)).mkdir(exist_ok=True)
+    return OmegaConf.create({"hydra": hydra, "optimized_metric": "val/acc"})
+
+
+def job(value, *overrides: str) -> JobReturn:
+    if failed := isinstance(value, Exception):
+        try:
+            raise value
+        except Exception as error:
+            value = error
+    done = JobReturn(overrides=list(overrides), status=JobStatus(int(failed) + 1))
+    done.return_value = value
+    return done
+
+
+def rows(folder) -> list[list[str]]:
+    with (folder / "summary.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_any_exception_is_a_failed_job_and_the_table_is_there_after_each(tmp_path, caplog, capsys):
+    summary = Summary()
+    results = [0.5, RuntimeError("CUDA out of memory"), UserError("no such file"), 0.25]
+    for number, result in enumerate(results):
+        ended = job(result, f"seed={number}", "~callbacks.dashboard", "+x='a=b'")
+        summary.on_job_end(config(tmp_path, number), job_return=ended)
+        assert len(rows(tmp_path)) == number + 2
+        assert isinstance(ended.return_value, Failed) == isinstance(result, Exception)
+    assert [row[-1] for row in rows(tmp_path)[1:]] == ["done", "failed", "failed", "done"]
+    assert rows(tmp_path)[0] == ["job", "seed", "val/acc", "state"]
+    assert "CUDA out of memory" in caplog.text and "Traceback" in caplog.text
+    assert caplog.text.count("Traceback") == 1  # the user's mistake is a sentence
+    with pytest.raises(SystemExit) as ended:
+        summary.on_multirun_end(config(tmp_path))
+    assert ended.value.code == 1
+    assert "failed" in capsys.readouterr().out
+    summary.on_multirun_end(config(tmp_path, sweeper="Search"))  # goes on without them
+
+
+def test_a_mistake_keeps_its_traceback_where_it_is_asked_for(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("QCS_TRACEBACK", "1")
+    Summary().on_job_end(config(tmp_path), job_return=job(UserError("no such file")))
+    assert "Traceback" in caplog.text
+
+
+def test_a_multirun_forgets_an_earlier_one_in_its_folder(tmp_path):
+    config(tmp_path, 3)
+    (tmp_path / "3/result.json").write_text(json.dumps({"overrides": [], "state": "done"}))
+    Summary().on_multirun_start(config(tmp_path, sweeper="Search"))
+    assert (tmp_path / "3/result.json").exists()
+    Summary().on_multirun_start(config(tmp_path))
+    assert not (tmp_path / "3/result.json").exists()
+
+
+def test_odd_names_are_shown_as_they_are(tmp_path, capsys):
+    ended = job(0.5, "dataset.path=[/red]", "a=1"), job(0.5, "dataset.path=b", "a=1")
+    for number, one in enumerate(ended):
+        Summary().on_job_end(config(tmp_path, number), job_return=one)
+    Summary().on_multirun_end(config(tmp_path))
+    assert "[/red]" in capsys.readouterr().out

@@ -1,0 +1,58 @@
+"""metrics.csv: whole after a kill, cut where a run goes on, set aside where it is damaged."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from qcs.training import loggers
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "csv/metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def logged(folder: Path, steps: range, name: str = "loss") -> None:
+    logger = loggers.CSVLogger(str(folder))
+    for step in steps:
+        logger.log_metrics({name: float(step)}, step)  # and is killed: no save, no finalize
+
+
+def test_every_row_is_written_at_once_and_a_second_part_goes_on(tmp_path):
+    logged(tmp_path, range(3))
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2"]
+    logged(tmp_path, range(3, 5), "acc")
+    assert rows(tmp_path)[2:4] == [{"loss": "2.0", "step": "2"}, {"acc": "3.0", "step": "3"}]
+
+
+def test_rows_behind_the_checkpoint_and_a_torn_one_are_dropped(tmp_path):
+    logged(tmp_path, range(5))
+    file = tmp_path / "csv/metrics.csv"
+    file.write_bytes(file.read_bytes() + b"2.34")
+    loggers.forget(tmp_path / "csv", 3)
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2"]
+    loggers.forget(tmp_path / "csv", 0)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"loss,step\r\n1.0,0\r\n\xff\xfe,1\r\n",
+        b"loss,step\r\n1.0,0\r\n1.0\r\n",
+        b"loss,step\r\n1.0,0\r\n" + bytes(64) + b"\r\n",
+        b"loss,step\r\n1.0,0,7,8\r\n",
+        b"loss,step\r\nhello,0\r\n",
+        b"version https://git-lfs\n" * 3,
+    ],
+)
+def test_a_damaged_file_is_set_aside(content, tmp_path, caplog):
+    folder = tmp_path / "csv"
+    folder.mkdir()
+    (folder / "metrics.csv").write_bytes(content)
+    loggers.forget(folder, 10)
+    assert (folder / "metrics.damaged.csv").read_bytes() == content
+    assert "is damaged" in caplog.text
+    logged(tmp_path, range(2))
+    assert len(rows(tmp_path)) == 2

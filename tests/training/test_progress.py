@@ -1,0 +1,117 @@
+"""What a run prints: a line now and then, and no notices of libraries."""
+
+import logging
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from qcs.config.errors import UserError
+from qcs.training import loggers, notices
+from qcs.training.callbacks import EpochLog, ProgressBar
+
+RANK_ZERO = "lightning.pytorch.utilities.rank_zero"
+
+
+def trainer(done: int, max_epochs: int = 4, max_steps: int = -1, batches: int = 100):
+    return SimpleNamespace(
+        fit_loop=SimpleNamespace(total_batch_idx=done - 1),
+        global_step=done // 2,
+        world_size=2,
+        current_epoch=done // 100,
+        max_epochs=max_epochs,
+        max_steps=max_steps,
+        num_training_batches=batches,
+        callback_metrics={"train/loss_step": torch.tensor(1.25)},
+    )
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    times = iter(range(0, 10_000, 10))  # ten seconds between two looks
+    monkeypatch.setattr("qcs.training.callbacks.time.monotonic", lambda: float(next(times)))
+
+
+def lines(caplog, *trainers) -> list[str]:
+    caplog.set_level(logging.INFO)
+    log, batch = EpochLog(), {"images": torch.zeros(8, 4, 1)}
+    log.on_train_start(trainers[0], None)
+    for number, at in enumerate(trainers):
+        log.on_train_batch_end(at, None, None, batch, number)
+    return [record.message for record in caplog.records]
+
+
+def test_a_line_every_half_minute(clock, caplog):
+    found = lines(caplog, *(trainer(n) for n in range(101, 108)))
+    assert found == [
+        "epoch 2/4, batch 3/100, train/loss 1.2500, 6 images/s, 1 h 14 min left",
+        "epoch 2/4, batch 6/100, train/loss 1.2500, 6 images/s, 58 min 48 s left",
+    ]
+
+
+def test_the_end_may_be_unknown_or_counted_in_steps(clock, caplog):
+    assert "left" not in lines(caplog, *[trainer(n, -1) for n in range(101, 106)])[-1]
+    steps = lines(caplog, *[trainer(n, -1, max_steps=100) for n in range(101, 106)])[-1]
+    assert steps.startswith("epoch 2, batch 3/100") and "24 min 44 s left" in steps
+
+
+def test_a_terminal_has_its_bar(clock, caplog, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert lines(caplog, *(trainer(n) for n in range(101, 108))) == []
+
+
+def test_the_bar_fits_a_terminal(monkeypatch):
+    bar = ProgressBar()
+    bar._trainer = trainer(101)
+    many = {"train/loss_step": 1.0, "train/acc_step": 0.5, "val/acc": 0.5, "val/f1": 0.5}
+    monkeypatch.setattr(ProgressBar.__mro__[1], "get_metrics", lambda *_: many | {"v_num": "csv"})
+    assert bar.get_metrics(None, None) == {"loss": 1.0}
+    assert bar._get_train_description(0) == "Epoch 1/4"
+
+
+def test_notices_are_left_out_and_warnings_are_not(caplog):
+    notices.leave_out()
+    notices.leave_out()
+    log = logging.getLogger(RANK_ZERO)
+    assert sum(isinstance(f, notices._Told) for f in log.filters) == 1
+    caplog.set_level(logging.INFO)
+    for text in ("💡 Tip: try installing [litlogger]", "TPU available: False, using: 0 TPU cores",
+                 "`Trainer.fit` stopped: `max_epochs=2` reached."):  # fmt: skip
+        log.info(text)
+    log.info("`Trainer.fit` stopped: No training batches.")
+    assert [record.message for record in caplog.records] == [
+        "`Trainer.fit` stopped: No training batches."
+    ]
+
+
+def test_warnings_of_these_words_alone_are_left_out():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        notices.leave_out()
+        warnings.warn("Total length of `CombinedLoader` across ranks is zero.", stacklevel=1)
+        warnings.warn(
+            "`isinstance(treespec, LeafSpec)` is deprecated, use", FutureWarning, stacklevel=1
+        )
+        warnings.warn("the gradient is not finite", stacklevel=1)
+    assert [str(w.message) for w in seen] == ["the gradient is not finite"]
+
+
+def test_wandb_asks_for_a_login_before_anything_is_trained(monkeypatch, tmp_path):
+    wandb = pytest.importorskip("wandb")
+    settings = SimpleNamespace(
+        mode="online", api_key=None, identity_token_file=None, base_url="https://api.example.org"
+    )
+    monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=settings))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+    node = {"_target_": "lightning.pytorch.loggers.WandbLogger", "offline": False}
+    with pytest.raises(UserError, match=r"wandb login.*logger.wandb.offline=true"):
+        loggers.require_login(node)
+    loggers.require_login(node | {"offline": True})
+    loggers.require_login({"_target_": "qcs.training.loggers.CSVLogger"})
+    (tmp_path / ".netrc").write_text("machine api.example.org login user password " + "k" * 40)
+    loggers.require_login(node)
+    (tmp_path / ".netrc").unlink()
+    settings.mode = "offline"
+    loggers.require_login(node)

@@ -1,0 +1,89 @@
+"""Who may write into a run's folder, and when."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qcs.config.errors import UserError
+from qcs.training import run_folder
+
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from qcs.training.run_folder import alone_in
+with alone_in(Path(sys.argv[1])):
+    worker = os.fork()  # as loader workers are, which outlive a killed process for a while
+    if worker:
+        print(worker, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_kept_out_until_the_first_is_dead(tmp_path):
+    source = str(Path(run_folder.__file__).parents[2])
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    env = os.environ | {"PYTHONPATH": source}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    worker = int(process.stdout.readline())
+    try:
+        with (
+            pytest.raises(UserError, match="another process is training in"),
+            run_folder.alone_in(tmp_path),
+        ):
+            pass
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+        with run_folder.alone_in(tmp_path):
+            os.kill(worker, 0)  # still there
+    finally:
+        process.kill()
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_a_folder_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+    def unsupported(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(run_folder.fcntl, "lockf", unsupported)
+    with run_folder.alone_in(tmp_path):
+        assert "start no second process there" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match=r"cannot write into .*Not a directory; choose another"),
+        run_folder.alone_in(tmp_path / "file/run"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "checkpoints/best.ckpt"])
+def test_a_folder_that_holds_a_run_takes_no_second_one(name, tmp_path):
+    run_folder.refuse_second_run(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=r"holds a run already: write ckpt=last"):
+        run_folder.refuse_second_run(tmp_path)
+
+
+def test_log_lines_are_held_back_until_the_run_may_write(tmp_path):
+    log, before = logging.getLogger("qcs.test"), list(logging.getLogger().handlers)
+    log.setLevel(logging.INFO)
+    with run_folder.held_back():
+        log.info("refused")
+    assert not list(tmp_path.iterdir())
+    with run_folder.held_back() as file:
+        log.info("early")
+        file.open_in(tmp_path)
+        log.info("late")
+        lines = (tmp_path / "train.log").read_text().splitlines()
+        assert [line.rsplit(" ", 1)[1] for line in lines] == ["early", "late"]
+    log.info("after")
+    assert "after" not in (tmp_path / "train.log").read_text()
+    assert logging.getLogger().handlers == before
