@@ -1,0 +1,73 @@
+"""The documentation is true: its commands compose, its examples work, its links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from test_options import config
+from test_train import SMALL, qcs, run  # noqa: F401  `run` is a fixture
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*/*.md")), ROOT / "docs/index.md"]
+BLOCK = re.compile(
+    r"^```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```", re.M | re.S
+)
+COMPOSED = ("train", "eval", "predict", "check", "prepare", "export", "figures", "demo")
+
+
+def commands() -> list[str]:
+    """Each `qcs COMMAND ...` of the documentation once, without its comment."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        lines = [line for block in BLOCK.finditer(text) for line in block["text"].splitlines()]
+        lines += re.findall(r"`((?:qcs|python -m qcs\.)[^`]+)`", text)
+        for line in lines:
+            line = line.split("  #")[0].strip().replace("python -m qcs.", "qcs ")
+            line = line.replace("OMP_NUM_THREADS=1 ", "")
+            if re.match(r"qcs (" + "|".join(COMPOSED) + r")\b", line):
+                found.append(line)
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_composes(command, tmp_path):
+    name, *arguments = shlex.split(command)[1:]
+    if "--config-dir" in arguments:
+        pytest.skip("its configuration is the example package's, which another test runs")
+    arguments = [a for a in arguments if a not in ("-m", "--help") and not a.startswith("hydra")]
+    parser = OverridesParser.create()
+    given = []
+    for override in parser.parse_overrides(arguments):
+        key = override.get_key_element()
+        if override.is_choice_sweep():
+            given.append(f"{key}={next(iter(override.sweep_string_iterator()))}")
+        elif not override.is_sweep_override():
+            given.append(override.input_line)
+    config(tmp_path, *given, name=name)
+
+
+def test_the_example_package_trains_and_loads_again(run, tmp_path, monkeypatch):  # noqa: F811
+    text = (ROOT / "docs/how-to/extend.md").read_text(encoding="utf-8")
+    parts = {"mine.py": []}
+    for block in BLOCK.finditer(text):
+        if block["title"]:
+            parts.setdefault(block["title"], []).append(block["text"])
+    for name, texts in parts.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(texts), encoding="utf-8")
+    small = [s for s in SMALL if not s.startswith("backbone.")]
+    data, trust = f"dataset.path={run / 'faces'}", "trust=[mine.TinyBackbone]"
+    own = ["--config-dir", "my_conf", "backbone=tiny", "loss=focal", "augment=blurred", data, trust]
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    qcs("train", *own, *small, "debug=fast", "hydra.run.dir=run", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file(page):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
