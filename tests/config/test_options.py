@@ -3,6 +3,7 @@
 import copy
 import itertools
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,8 @@ def test_what_a_library_refuses_is_the_users_mistake_and_what_fails_in_ours_is_a
     with pytest.raises(ValueError) as error:
         instantiate({"_target_": "qcs.data.transforms.evaluation", "number": 1})
     assert not isinstance(error.value, UserError)
+
+
+def test_a_partial_says_what_it_takes():
+    made = instantiate({"_target_": "qcs.training.schedules.one_cycle", "_partial_": True})
+    assert "total_steps" in signature(made).parameters and made.__name__ == "one_cycle"
