@@ -11,7 +11,7 @@ from torch import nn
 
 from qcs.checkpoints import pretrained, recipe
 from qcs.checkpoints.files import AtomicCheckpointIO
-from qcs.checkpoints.names import Trust
+from qcs.checkpoints.names import PATH_OF, Trust
 from qcs.config.errors import UserError
 from qcs.config.hints import command_line, dataset_options
 from qcs.config.options import BackboneOptions, instantiate
@@ -76,7 +76,8 @@ def manifest(
     if folder is None or len(sizes) != 1 or None in sizes:
         return table
     size = sizes.pop()
-    chosen = dataset_options(dataset) or {"dataset": "..."}
+    target = PATH_OF.get(dataset.get("name"), dataset.get("name"))
+    chosen = dataset_options({"_target_": target, **dataset})
     store = {} if folder == "auto" else {"store": folder}
     command = command_line("qcs.prepare", {**chosen, "size": size, **store})
     found = prepared.find(table, size, prepared.base(folder), command)
