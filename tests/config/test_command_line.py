@@ -57,6 +57,7 @@ def test_the_home_folder_is_expanded_where_the_shell_does_not(argument, expanded
     "command,override,sentence",
     [
         ("train", "model=null", "model=null is not a choice; there are "),
+        ("train", "sam={rho:0.1,nope:3}", "sam.nope is not set in conf/: write +sam.nope=... to"),
         ("train", "=3", "=3 has no key: options are written KEY=VALUE"),
         ("train", "trainer.max_epoch=3", "trainer.max_epoch is not an option of qcs.train, did "
          "you mean trainer.max_epochs? What conf/ does not list is added with a plus: "

@@ -100,6 +100,9 @@ def told(error: Exception, command: str, overrides: Sequence[str]) -> str | None
     if found := re.search(r"The value of '([^']+)'.* is (.*) and not (.*)\.", text):
         return f"~{found[1]}={found[3]} takes nothing out: its value is {found[2]}"
     if found := re.search(r"Could not (override|delete)[^']*'([^']+)'", text):
+        inner = getattr(error.__cause__, "full_key", None) or ""
+        if inner.startswith(f"{found[2]}."):  # of a group given as {...}
+            return f"{inner} is not set in conf/: write +{inner}=... to add it"
         return _no_key(found[2], command, overrides, adds=found[1] == "override")
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"{found[1]} is there already: write {found[1]}=... without the plus"
