@@ -80,7 +80,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     first = distributed.is_first_process()
     alone = run_folder.alone_in(folder) if first else nullcontext()
     with run_folder.held_back() as log_file, alone, _interrupts(folder):
-        ckpt = files.find(config["ckpt"], folder) if config["ckpt"] else None
+        ckpt = files.find(config["ckpt"], folder) if config["ckpt"] is not None else None
         state = files.state_of(ckpt) if ckpt else None
         goes_on = ckpt is not None and ckpt.resolve().parent.parent == folder.resolve()
         dry = bool(config["trainer"].get("fast_dev_run"))  # writes nothing

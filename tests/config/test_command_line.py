@@ -33,6 +33,7 @@ def test_what_cannot_be_parsed_says_how_to_write_it(argument, sentence):
 def test_what_can_be_parsed_passes():
     overrides = ["seed=1,2", "input=a b.jpg", "~callbacks.last", "x='ü=(1)'", "input=[a,b]"]
     assert overrides_of(["-m", *overrides, "--cfg", "job"]) == overrides
+    assert overrides_of([*overrides[:2], "-m", *overrides[2:], "--resolve"]) == overrides
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,9 @@ def test_the_home_folder_is_expanded_where_the_shell_does_not(argument, expanded
 @pytest.mark.parametrize(
     "command,override,sentence",
     [
+        ("train", "model=null", "model=null is not a choice; there are "),
+        ("train", "sam={rho:0.1,nope:3}", "sam.nope is not set in conf/: write +sam.nope=... to"),
+        ("train", "=3", "=3 has no key: options are written KEY=VALUE"),
         ("train", "trainer.max_epoch=3", "trainer.max_epoch is not an option of qcs.train, did "
          "you mean trainer.max_epochs? What conf/ does not list is added with a plus: "
          "+trainer.max_epoch=..."),

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from conftest import three_colours
 from qcs.config.hints import command_line, dataset_options, option
 from qcs.config.options import CONF, plain
-from qcs.prepare import prepare
+from qcs.prepare import Settings, prepare
 from qcs.training import build
 
 ODD = [
@@ -74,8 +74,12 @@ def test_the_options_of_a_data_set_choose_it_again(words):
     assert len(shlex.split(command)) <= 3 + len(words) + 1
 
 
-def test_a_reader_of_the_users_own_has_no_name():
-    assert dataset_options({"_target_": "mine.read"}) is None
+def test_a_reader_of_the_users_own_is_chosen_by_its_path():
+    words = ["dataset=own", "dataset._target_=mine.read", "dataset.path=/x", "+dataset.level=2"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        dataset = OmegaConf.to_container(compose("prepare", words).dataset)
+        command = command_line("qcs.prepare", dataset_options(dataset))
+        assert compose("prepare", shlex.split(command)[3:]).dataset == dataset
 
 
 def test_the_hint_of_a_training_prepares_what_it_reads(tmp_path, caplog):
@@ -85,9 +89,15 @@ def test_the_hint_of_a_training_prepares_what_it_reads(tmp_path, caplog):
     three_colours(folder).to_csv(folder / "t.csv")
     dataset = {"_target_": "qcs.data.manifest.Manifest.from_csv", "path": str(folder / "t.csv")}
     transforms, stores = [{"resize": 20, "size": 16}, {"size": 20}], str(tmp_path / "stores")
+    recipe = {"name": "csv", "path": dataset["path"]}  # of a checkpoint
+    assert build.manifest(recipe, transforms, stores).store is None
+    first = caplog.text.split("`")[1]
+    caplog.clear()
     assert build.manifest(dataset, transforms, stores).store is None
-    words = shlex.split(caplog.text.split("`")[1])
+    assert caplog.text.split("`")[1] == first
+    words = shlex.split(first)
     assert words[:3] == ["python", "-m", "qcs.prepare"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        prepare(plain(compose("prepare", [*words[3:], "num_workers=0", f"run_dir={tmp_path}"])))
+        made = compose("prepare", [*words[3:], "num_workers=0", f"run_dir={tmp_path}"])
+        prepare(plain(made, Settings))
     assert build.manifest(dataset, transforms, stores).store is not None

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,7 @@ def test_every_optimiser_and_schedule_builds(choice, tmp_path):
         ("loss._target_=qcs.training.losses.Nothing", "cannot be imported"),
         ("+nonsense=1", "nonsense is not an option; the command takes seed"),
         ("+sed=1", "sed is not an option, did you mean seed?"),
+        ("loss._target_=no.such.Loss", "ModuleNotFoundError(\"No module named 'no'\") Are"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_anything_is_built(override, sentence, tmp_path):
@@ -242,3 +244,21 @@ def test_what_a_library_refuses_is_the_users_mistake_and_what_fails_in_ours_is_a
     with pytest.raises(ValueError) as error:
         instantiate({"_target_": "qcs.data.transforms.evaluation", "number": 1})
     assert not isinstance(error.value, UserError)
+
+
+def test_a_partial_says_what_it_takes():
+    made = instantiate({"_target_": "qcs.training.schedules.one_cycle", "_partial_": True})
+    assert "total_steps" in signature(made).parameters and made.__name__ == "one_cycle"
+
+
+@pytest.mark.parametrize("node", [None, {}, {"size": 3}, {"_target_": None}])
+def test_a_group_without_a_target_is_one_sentence(node):
+    with pytest.raises(UserError, match="without a _target_ cannot be built"):
+        instantiate(node)
+
+
+@pytest.mark.parametrize("key", ["augment.train", "augment.eval", "model.roles"])
+def test_what_was_taken_out_of_a_group_is_missed_before_training(key, tmp_path):
+    parts = config(tmp_path, f"~{key}")
+    with pytest.raises(UserError, match=f"{key} is not set"):
+        build.datamodule(parts)

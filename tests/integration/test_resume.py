@@ -26,7 +26,7 @@ from qcs.data import transforms
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.sources import synthetic
 from qcs.evaluation.apply import apply
-from qcs.train import train
+from qcs.train import Settings, train
 from qcs.training import build, run_folder
 from qcs.training.distributed import NonFiniteLoss
 from qcs.training.last_checkpoint import INTERRUPTED, STOPPED
@@ -116,6 +116,11 @@ def test_a_named_folder_is_the_only_one_and_auto_may_start_anew(tmp_path):
         files.newest_beside(tmp_path / "x/y")
 
 
+def test_an_empty_name_of_a_checkpoint_is_no_new_run(tmp_path):
+    with pytest.raises(UserError, match="ckpt= is empty"):
+        files.find("", tmp_path)
+
+
 @pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], {"loops": {}}])
 def test_a_file_that_holds_no_run_cannot_be_gone_on_with(content, tmp_path):
     torch.save(content, tmp_path / "other.ckpt")
@@ -189,7 +194,7 @@ def fit(faces, folder: Path, callbacks: dict, epochs: int = 2, ckpt=None, rate=0
 def trained(folder: Path, *overrides: str) -> dict[str, float]:
     """Train in this process, as the command does in one of its own; return the metrics."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = plain(hydra.compose("train", [*overrides, f"run_dir={folder}"]))
+        config = plain(hydra.compose("train", [*overrides, f"run_dir={folder}"]), Settings)
     return train(config)
 
 
@@ -355,6 +360,31 @@ def test_a_second_ctrl_c_stops_at_once(small, tmp_path, monkeypatch, caplog):
     assert "interrupted before anything was saved" in caplog.text
     with run_folder.alone_in(tmp_path):  # left free
         pass
+
+
+def test_an_epoch_that_a_stop_kept_from_the_log_is_logged_when_the_run_goes_on(
+    small, tmp_path, monkeypatch
+):
+    """The checkpoint is written at the epoch's end, and Lightning would log its means after it."""
+    build_trainer, (folder, options) = build.trainer, small
+
+    def interrupted(*arguments: object) -> Trainer:
+        trainer = build_trainer(*arguments)
+        trainer.callbacks.insert(0, Interrupts(1))  # in the last of four batches
+        return trainer
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(build, "trainer", interrupted)
+        trained(tmp_path / "part", *options)
+    assert files.state_of(tmp_path / "part/checkpoints/last.ckpt").optimizer_steps == 4
+    trained(tmp_path / "part", *options, "ckpt=last")
+    whole, part = (
+        list(csv.DictReader((d / "csv/metrics.csv").open()))
+        for d in (folder / "run", tmp_path / "part")
+    )
+    for name in ("train/loss_epoch", "val/acc", "test/acc"):
+        first, second = ([(r["step"], r[name]) for r in t if r.get(name)] for t in (whole, part))
+        assert first == second and first
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_step(faces, tmp_path):

@@ -56,3 +56,15 @@ def test_a_damaged_file_is_set_aside(content, tmp_path, caplog):
     assert "is damaged" in caplog.text
     logged(tmp_path, range(2))
     assert len(rows(tmp_path)) == 2
+
+
+def test_an_epoch_that_was_saved_and_not_logged_is_logged_once(tmp_path):
+    row = {"train/loss_epoch": 0.5, "epoch": 0, "step": 4}
+    loggers.complete([loggers.CSVLogger(str(tmp_path))], row)
+    assert not (tmp_path / "csv").exists()  # a run in a new folder, which began elsewhere
+    logged(tmp_path, range(5))
+    for _ in range(2):
+        loggers.complete([loggers.CSVLogger(str(tmp_path))], row)
+    assert rows(tmp_path)[5:] == [{"train/loss_epoch": "0.5", "epoch": "0", "step": "4"}]
+    loggers.complete([loggers.CSVLogger(str(tmp_path))], {})
+    assert len(rows(tmp_path)) == 6

@@ -96,6 +96,8 @@ def find(wanted: str, run_dir: Path) -> Path | None:
     Raises:
         UserError: nothing is there.
     """
+    if not wanted:
+        raise UserError("ckpt= is empty: write last, auto or a file, or ckpt=null for a new run")
     if wanted not in ("last", "auto"):
         if not Path(wanted).expanduser().is_file():
             raise UserError(f"no checkpoint at ckpt={wanted}; ckpt=last finds the newest")

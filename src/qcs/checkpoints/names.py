@@ -82,6 +82,7 @@ NAMES = {
     "qcs.data.sources.synthetic.read": "synthetic",
     "qcs.data.synthetic.read": "synthetic",
 }
+PATH_OF = {name: path for path, name in reversed(NAMES.items())}  # names -> what conf/ has
 
 
 def maker(kind: str, name: str, trust: Trust = None) -> Callable:

@@ -63,7 +63,9 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
             with one_sentence(lambda error: translate(error) or _before(error, job.__code__)):
                 if found := qcs_fer.beside_ours():
                     raise UserError(found)
-                command_line.overrides_of(sys.argv[1:])
+                overrides = command_line.overrides_of(sys.argv[1:])
+                # Hydra finds no override behind a flag, as in `seed=0,1 -m model=qcs`.
+                sys.argv[1:] = [a for a in sys.argv[1:] if a not in overrides] + overrides
                 run()
 
         return start

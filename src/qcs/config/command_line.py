@@ -37,7 +37,7 @@ def at_home(argument: str) -> str:
 
 
 def overrides_of(arguments: Sequence[str]) -> list[str]:
-    """The overrides among the arguments of a command, all of which can be parsed.
+    """The overrides among the arguments of a command, before or after its flags; all can be parsed.
 
     Raises:
         UserError: an unknown flag, or an override that Hydra cannot parse; how to quote it.
@@ -48,7 +48,7 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
 
     flags = get_args_parser()
     flags.error = refuse
-    overrides, parser = flags.parse_args(arguments).overrides, OverridesParser.create()
+    overrides, parser = flags.parse_intermixed_args(arguments).overrides, OverridesParser.create()
     for override in overrides:
         try:
             parser.parse_override(override)
@@ -92,12 +92,17 @@ def told(error: Exception, command: str, overrides: Sequence[str]) -> str | None
         return _no_choice(*error.missing_cfg_file.rsplit("/", 1), error.options)
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'the configuration'}: {_first(error)}"
+    text = str(error)
+    if isinstance(error, ValueError) and text.startswith("Config group override must be"):
+        return _of_group(overrides)
     if not isinstance(error, HydraException):
         return None
-    text = str(error)
     if found := re.search(r"The value of '([^']+)'.* is (.*) and not (.*)\.", text):
         return f"~{found[1]}={found[3]} takes nothing out: its value is {found[2]}"
     if found := re.search(r"Could not (override|delete)[^']*'([^']+)'", text):
+        inner = getattr(error.__cause__, "full_key", None) or ""
+        if inner.startswith(f"{found[2]}."):  # of a group given as {...}
+            return f"{inner} is not set in conf/: write +{inner}=... to add it"
         return _no_key(found[2], command, overrides, adds=found[1] == "override")
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"{found[1]} is there already: write {found[1]}=... without the plus"
@@ -110,6 +115,16 @@ def told(error: Exception, command: str, overrides: Sequence[str]) -> str | None
     if isinstance(error.__cause__, OmegaConfBaseException):
         return f"{_first(error)}: {_first(error.__cause__)}"
     return _first(error)
+
+
+def _of_group(overrides: Sequence[str]) -> str | None:
+    """The sentence on a choice that is no text, of which Hydra does not say whose it is."""
+    for key, sign, value in (override.partition("=") for override in overrides):
+        if sign and not key:
+            return f"={value} has no key: options are written KEY=VALUE"
+        if (CONF / key).is_dir() and re.fullmatch(r"null|true|false|[-+.\d]+", value, re.I):
+            return _no_choice(key, value, None)
+    return None
 
 
 def _first(error: Exception) -> str:

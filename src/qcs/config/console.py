@@ -13,7 +13,7 @@ class _Record(logging.LogRecord):
 
     def getMessage(self) -> str:
         """Return the message with the control characters of its arguments written out."""
-        return "\n".join(map(terminal, super().getMessage().split("\n")))
+        return "\n".join(map(terminal, super().getMessage().expandtabs(4).split("\n")))
 
 
 def prepare_output() -> None:

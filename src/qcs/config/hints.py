@@ -43,16 +43,22 @@ def _value(value: Any) -> str:
     return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
 
 
-def dataset_options(dataset: Mapping[str, Any]) -> dict[str, Any] | None:
+def dataset_options(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """The options that choose a data set: `dataset` and what differs from its reader's defaults.
 
-    None for a reader that no file of conf/dataset names.
+    A reader that no file of conf/dataset names is the user's own.
     """
     target = dataset.get("_target_")
     files = sorted((CONF / "dataset").glob("*.yaml"))
     names = [f.stem for f in files if f"_target_: {target}\n" in f.read_text(encoding="utf-8")]
     if not names:
-        return None
+        given = {k: v for k, v in dataset.items() if k not in ("_target_", "name", "path")}
+        options = {
+            "dataset": "own",
+            "dataset._target_": target,
+            "dataset.path": dataset.get("path"),
+        }
+        return options | {f"+dataset.{key}": value for key, value in given.items()}
     parameters = signature(hydra.utils.get_object(target)).parameters
     options = {"dataset": names[0]}
     for key, value in dataset.items():

@@ -5,6 +5,7 @@ configure, before anything is built: an unknown key or a wrong value is named in
 """
 
 import functools
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from inspect import Parameter, isclass, signature
@@ -21,6 +22,7 @@ from qcs.config.bounds import MOST, Dropout, Natural, Positive, Probability, Wei
 from qcs.config.errors import UserError
 from qcs.config.validation import problem, unknown
 
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it says, our sentence says
 _PACKAGE = Path(__file__).parents[1]
 CONF = next(d for d in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if d.is_dir())
 _HYDRAS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
@@ -89,7 +91,8 @@ def _signature(name: str, where: str) -> tuple[list[str], dict[str, Any], bool]:
     try:
         target = hydra.utils.get_object(name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UserError(f"{where}._target_={name} cannot be imported: {error}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{where}._target_={name} cannot be imported: {reason}") from error
     try:
         parameters = signature(target).parameters
     except (TypeError, ValueError) as error:
@@ -153,9 +156,11 @@ def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
     """Build what a checked node describes; `extra` are further arguments, objects among them.
 
     Raises:
-        UserError: what a target of ours raises, an argument that is missing, and everything that
-            a library's target refuses.
+        UserError: a group that names no target, what a target of ours raises, an argument that is
+            missing, and everything that a library's target refuses.
     """
+    if not isinstance(node, Mapping) or not node.get("_target_"):
+        raise UserError(f"a group without a _target_ cannot be built: {node}")
     node = dict(node)
     try:
         # Hydra would turn a dataclass among its own arguments into a config.
@@ -166,6 +171,8 @@ def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
             raise cause from cause.__cause__
         raise _refused(node, cause) from error
     build = functools.partial(_build, target, node)
+    functools.update_wrapper(build, target.func)
+    build.__signature__ = signature(target)  # whoever calls it looks what it takes
     return build if node.get("_partial_") else build(**extra)
 
 

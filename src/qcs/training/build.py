@@ -11,7 +11,7 @@ from torch import nn
 
 from qcs.checkpoints import pretrained, recipe
 from qcs.checkpoints.files import AtomicCheckpointIO
-from qcs.checkpoints.names import Trust
+from qcs.checkpoints.names import PATH_OF, Trust
 from qcs.config.errors import UserError
 from qcs.config.hints import command_line, dataset_options
 from qcs.config.options import BackboneOptions, instantiate
@@ -34,6 +34,11 @@ def datamodule(config: dict[str, Any]) -> FaceDataModule:
         UserError: images are to be in several groups, and nothing compares them; or there are no
             images for the test at the end.
     """
+    for group, key in (("augment", "train"), ("augment", "eval"), ("model", "roles")):
+        if config[group].get(key) is None:
+            raise UserError(
+                f"{group}.{key} is not set: choose a file of conf/{group}/ that sets it"
+            )
     if config["model"].get("cross") is None and config["loader"].get("groups_per_image", 1) > 1:
         raise UserError(
             "loader.groups_per_image above 1 is of use where groups are compared, and this model "
@@ -53,7 +58,7 @@ def datamodule(config: dict[str, Any]) -> FaceDataModule:
         roles=config["model"]["roles"],
         select_on=config["select_on"],
         seed=config["seed"],
-        input_size=config["model"]["input_size"],
+        input_size=config["model"].get("input_size"),
     )
 
 
@@ -76,7 +81,8 @@ def manifest(
     if folder is None or len(sizes) != 1 or None in sizes:
         return table
     size = sizes.pop()
-    chosen = dataset_options(dataset) or {"dataset": "..."}
+    target = PATH_OF.get(dataset.get("name"), dataset.get("name"))
+    chosen = dataset_options({"_target_": target, **dataset})
     store = {} if folder == "auto" else {"store": folder}
     command = command_line("qcs.prepare", {**chosen, "size": size, **store})
     found = prepared.find(table, size, prepared.base(folder), command)

@@ -9,6 +9,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from qcs.config.bounds import Count
+
 log = logging.getLogger(__name__)
 
 
@@ -22,7 +24,7 @@ class EpochLog(Callback):
         every_n_seconds: between those lines; None for none.
     """
 
-    def __init__(self, every_n_seconds: float | None = 30) -> None:
+    def __init__(self, every_n_seconds: Count | None = 30) -> None:
         self.every_n_seconds = every_n_seconds
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,6 +15,7 @@ from qcs.checkpoints.files import LAST
 from qcs.config.bounds import Count, Positive
 from qcs.config.errors import UserError
 from qcs.training.distributed import NonFiniteLoss
+from qcs.training.loggers import complete
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class LastCheckpoint(Checkpoint):
         self._step, self._saved, self._status = 0, 0.0, STOPPED
         self._handlers: dict[signal.Signals, Any] = {}
         self.metrics: dict[str, float] = {}  # of the last epoch
+        self.row: dict[str, float] = {}  # what loggers get of it once it has been saved
         self.stopped_early = False
 
     @property
@@ -64,11 +66,12 @@ class LastCheckpoint(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: what a finished run that goes on does not measure again."""
-        return {"metrics": self.metrics, "stopped_early": self.stopped_early}
+        return {"metrics": self.metrics, "row": self.row, "stopped_early": self.stopped_early}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Of a checkpoint."""
         self.metrics, self.stopped_early = state_dict["metrics"], state_dict["stopped_early"]
+        self.row = state_dict.get("row", {})
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -95,6 +98,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; listen for SIGTERM, in place of Lightning, which loses the epoch."""
+        complete(trainer.loggers, self.row)
         self._step, self._saved = trainer.global_step, time.monotonic()
 
         def ask(number: int, _: Any) -> None:
@@ -125,6 +129,9 @@ class LastCheckpoint(Checkpoint):
         """Save."""
         self._step = trainer.global_step
         self.metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        means = {k: v for k, v in self.metrics.items() if k.endswith("_epoch")}
+        step = trainer.fit_loop.total_batch_idx
+        self.row = {**means, "epoch": trainer.current_epoch, "step": step} if means else {}
         self.stopped_early = bool(trainer.should_stop)
         watch = pl_module.watch
         asked = trainer.strategy.reduce_boolean_decision(watch.asked_to_stop, all=False)

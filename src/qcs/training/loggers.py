@@ -87,6 +87,24 @@ def forget(folder: Path, step: int) -> None:
         file(folder).unlink()
 
 
+def complete(loggers: Iterable[Logger], row: dict[str, float]) -> None:
+    """Log an epoch's training means where the run was stopped between saving and logging them.
+
+    Args:
+        loggers: of the trainer; a metrics.csv of this run says whether the row is missing.
+        row: the means by name, with "epoch" and "step"; empty for none.
+    """
+    loggers = list(loggers)
+    folders = [Path(logger.log_dir) for logger in loggers if isinstance(logger, CSVLogger)]
+    if not row or not any(file(folder).is_file() for folder in folders):
+        return
+    values = {name: value for name, value in row.items() if name != "step"}
+    there = [r for f in folders if file(f).is_file() for r in _rows(f) if r.keys() >= values.keys()]
+    if not any(int(r["step"]) == row["step"] for r in there):
+        for logger in loggers:
+            logger.log_metrics(values, step=int(row["step"]))
+
+
 def _rows(folder: Path) -> list[dict[str, str]]:
     """Rows of metrics.csv, cells of other keys absent; one that was not written to its end is not.
 
