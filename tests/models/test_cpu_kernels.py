@@ -82,7 +82,7 @@ def test_mixing_the_roles_would_show():
     for module in mixed.modules():
         if isinstance(module, RoleBatchNorm2d):
             module.__class__ = nn.BatchNorm2d
-    mixed.base.roles = "apart"
+    mixed.base.role_batching = "apart"
     joined = copy.deepcopy(mixed)
     joined.base.compare = lambda x: tuple(
         out.unflatten(0, x.shape[:2]) for out in joined.base(x.flatten(0, 1))
@@ -144,7 +144,7 @@ def test_attention_in_bf16_is_explicit_on_a_cpu_and_the_same():
 def test_memory_that_is_held_stays_with_the_process():
     """A freed tensor of 64 MB leaves the process as large as it was, or as small."""
     if not hasattr(cpu_kernels.ctypes.CDLL(None), "mallopt"):
-        return cpu_kernels.hold_memory()  # no effect, no error
+        return cpu_kernels.keep_freed_memory()  # no effect, no error
 
     def megabytes_kept() -> float:
         before = resident()
@@ -157,12 +157,12 @@ def test_memory_that_is_held_stays_with_the_process():
         return pages * resource.getpagesize() / 2**20
 
     try:
-        cpu_kernels.hold_memory(False)
+        cpu_kernels.keep_freed_memory(False)
         assert megabytes_kept() < 32
-        cpu_kernels.hold_memory()
+        cpu_kernels.keep_freed_memory()
         assert megabytes_kept() > 32
     finally:
-        cpu_kernels.hold_memory(False)
+        cpu_kernels.keep_freed_memory(False)
 
 
 class Doubled(nn.Module):
@@ -311,7 +311,7 @@ def test_a_run_is_built_with_its_speed(choice, faces, tmp_path):
     given = config(tmp_path, *data, f"speed={choice}", "scheduler=exponential")
     module = build.module(given, build.datamodule(given))
     fast = choice != "default"
-    assert (module.network.base.roles == "together") == fast
+    assert (module.network.base.role_batching == "together") == fast
     weight = module.network.base.backbone.stage1[0].residual[1].weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == fast
     assert bool(module.configure_optimizers()[0][0].defaults["fused"]) == fast

@@ -30,9 +30,9 @@ def test_rows_behind_the_checkpoint_and_a_torn_one_are_dropped(tmp_path):
     logged(tmp_path, range(5))
     file = tmp_path / "csv/metrics.csv"
     file.write_bytes(file.read_bytes() + b"2.34")
-    loggers.forget(tmp_path / "csv", 3)
+    loggers.drop_rows(tmp_path / "csv", 3)
     assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2"]
-    loggers.forget(tmp_path / "csv", 0)
+    loggers.drop_rows(tmp_path / "csv", 0)
     assert not file.exists()
 
 
@@ -51,7 +51,7 @@ def test_a_damaged_file_is_set_aside(content, tmp_path, caplog):
     folder = tmp_path / "csv"
     folder.mkdir()
     (folder / "metrics.csv").write_bytes(content)
-    loggers.forget(folder, 10)
+    loggers.drop_rows(folder, 10)
     assert (folder / "metrics.damaged.csv").read_bytes() == content
     assert "is damaged" in caplog.text
     logged(tmp_path, range(2))

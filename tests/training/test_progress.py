@@ -71,10 +71,10 @@ def test_the_bar_fits_a_terminal(monkeypatch):
 
 
 def test_notices_are_left_out_and_warnings_are_not(caplog):
-    notices.leave_out()
-    notices.leave_out()
+    notices.silence()
+    notices.silence()
     log = logging.getLogger(RANK_ZERO)
-    assert sum(isinstance(f, notices._Told) for f in log.filters) == 1
+    assert sum(isinstance(f, notices._WithoutNotices) for f in log.filters) == 1
     caplog.set_level(logging.INFO)
     for text in ("💡 Tip: try installing [litlogger]", "TPU available: False, using: 0 TPU cores",
                  "`Trainer.fit` stopped: `max_epochs=2` reached."):  # fmt: skip
@@ -88,7 +88,7 @@ def test_notices_are_left_out_and_warnings_are_not(caplog):
 def test_warnings_of_these_words_alone_are_left_out():
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        notices.leave_out()
+        notices.silence()
         warnings.warn("Total length of `CombinedLoader` across ranks is zero.", stacklevel=1)
         warnings.warn(
             "`isinstance(treespec, LeafSpec)` is deprecated, use", FutureWarning, stacklevel=1
