@@ -1,10 +1,12 @@
-"""metrics.csv: whole after a kill, cut where a run goes on, set aside where it is damaged."""
+"""metrics.csv is whole after a kill and cut where a run is resumed; W&B needs a login."""
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from qcs.config.errors import UserError
 from qcs.training import loggers
 
 
@@ -56,3 +58,23 @@ def test_a_damaged_file_is_set_aside(content, tmp_path, caplog):
     assert "is damaged" in caplog.text
     logged(tmp_path, range(2))
     assert len(rows(tmp_path)) == 2
+
+
+def test_wandb_asks_for_a_login_before_anything_is_trained(monkeypatch, tmp_path):
+    wandb = pytest.importorskip("wandb")
+    settings = SimpleNamespace(
+        mode="online", api_key=None, identity_token_file=None, base_url="https://api.example.org"
+    )
+    monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=settings))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+    node = {"_target_": "lightning.pytorch.loggers.WandbLogger", "offline": False}
+    with pytest.raises(UserError, match=r"wandb login.*logger.wandb.offline=true"):
+        loggers.require_login(node)
+    loggers.require_login(node | {"offline": True})
+    loggers.require_login({"_target_": "qcs.training.loggers.CSVLogger"})
+    (tmp_path / ".netrc").write_text("machine api.example.org login user password " + "k" * 40)
+    loggers.require_login(node)
+    (tmp_path / ".netrc").unlink()
+    settings.mode = "offline"
+    loggers.require_login(node)
