@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qcs.data.regrouping import regroup
 from qcs.inference.backends import in_form
 from qcs.models import IR, QCSNetwork
-from qcs.models.cpu_kernels import hold_memory, speed_up, use_cpu_kernels
+from qcs.models.cpu_kernels import keep_freed_memory, speed_up, use_cpu_kernels
 from qcs.training.losses import QCSLoss
 from qcs.training.sam import perturbed
 
@@ -204,7 +204,7 @@ def interleaved(
     for _ in range(rounds):
         for name, run in runs.items():
             if hold:
-                hold_memory(name in hold)
+                keep_freed_memory(name in hold)
                 run()
             times[name].append(seconds(run, device, least))
     return {name: statistics.median(values) for name, values in times.items()}
@@ -302,7 +302,7 @@ def training(
     table, found = [], rows(device, compiled)
     agreed = agreement([r for r in found if r.name != SHARED], *group(2, device))
     fast = {r.bf16: r for r in found if r.name in ("speed=exact, fp32", "speed=fast, bf16")}
-    hold_memory()
+    keep_freed_memory()
     own = {
         bf16: own_products(row, *group(batches[0], device), device) for bf16, row in fast.items()
     }
@@ -317,7 +317,7 @@ def training(
             runs = {r.name: partial(r.step, images, labels, sam) for r in measured}
             holding = [r.name for r in measured if r.hold]
             times = interleaved(runs, device, rounds, hold=holding)
-            hold_memory(False)
+            keep_freed_memory(False)
             print(f"{batch} quadruplets, SAM {sam}: {times}", file=sys.stderr)  # it takes long
             for name, value in times.items():
                 done = flops[name] * (2 if sam else 1) / 1e9
@@ -425,7 +425,7 @@ def family(device: str, batches: list[int], rounds: int) -> list[dict[str, Any]]
 def memory(device: str, name: str, batch: int) -> float:
     """Peak MB of a process that takes two steps in one way; on a CPU with torch itself."""
     (row,) = rows(device, "compiled" in name, name)
-    hold_memory(row.hold)
+    keep_freed_memory(row.hold)
     images, labels = group(batch, device)
     for _ in range(2):
         row.step(images, labels, False)

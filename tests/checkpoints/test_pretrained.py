@@ -366,7 +366,7 @@ def test_recomputing_changes_neither_gradients_nor_statistics(name):
         size = 64 if name else 16
         network = tiny_network(backbone=made, input_size=size, cross={}).double()
         if recomputes:
-            build._recompute(network.base.backbone)
+            build.enable_grad_checkpointing(network.base.backbone)
         images = torch.rand(2, 4, 3, size, size, dtype=torch.float64, generator=_seeded())
         results.append(gradients(network, images))
     (plain, statistics), (again, moved) = results
@@ -415,7 +415,7 @@ def test_a_run_that_recomputes_trains_as_one_that_does_not(tmp_path, faces):
             if recomputes:
                 network.base.backbone.set_grad_checkpointing()
             sam = {"rho": 0.05, "update_bn_twice": twice}
-            fit(network, [batch] * 2, tmp_path, sam=sam, recomputes=recomputes)
+            fit(network, [batch] * 2, tmp_path, sam=sam, grad_checkpointing=recomputes)
             states.append(network.state_dict())
         for key, value in states[0].items():
             torch.testing.assert_close(states[1][key], value, rtol=0, atol=0, msg=key)
@@ -423,4 +423,4 @@ def test_a_run_that_recomputes_trains_as_one_that_does_not(tmp_path, faces):
 
 def test_a_backbone_that_cannot_recompute_is_one_sentence():
     with pytest.raises(UserError, match="Identity cannot be computed again"):
-        build._recompute(nn.Identity())
+        build.enable_grad_checkpointing(nn.Identity())

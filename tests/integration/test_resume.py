@@ -358,7 +358,7 @@ def test_a_second_ctrl_c_stops_at_once(small, tmp_path, monkeypatch, caplog):
         signal.signal(signal.SIGINT, before)  # Lightning leaves it ignored
     assert stop.value.code == 130
     assert "interrupted before anything was saved" in caplog.text
-    with run_folder.alone_in(tmp_path):  # left free
+    with run_folder.locked(tmp_path):  # left free
         pass
 
 

@@ -1,10 +1,12 @@
-"""metrics.csv: whole after a kill, cut where a run goes on, set aside where it is damaged."""
+"""metrics.csv is whole after a kill and cut where a run is resumed; W&B needs a login."""
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from qcs.config.errors import UserError
 from qcs.training import loggers
 
 
@@ -30,9 +32,9 @@ def test_rows_behind_the_checkpoint_and_a_torn_one_are_dropped(tmp_path):
     logged(tmp_path, range(5))
     file = tmp_path / "csv/metrics.csv"
     file.write_bytes(file.read_bytes() + b"2.34")
-    loggers.forget(tmp_path / "csv", 3)
+    loggers.drop_rows(tmp_path / "csv", 3)
     assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2"]
-    loggers.forget(tmp_path / "csv", 0)
+    loggers.drop_rows(tmp_path / "csv", 0)
     assert not file.exists()
 
 
@@ -51,7 +53,7 @@ def test_a_damaged_file_is_set_aside(content, tmp_path, caplog):
     folder = tmp_path / "csv"
     folder.mkdir()
     (folder / "metrics.csv").write_bytes(content)
-    loggers.forget(folder, 10)
+    loggers.drop_rows(folder, 10)
     assert (folder / "metrics.damaged.csv").read_bytes() == content
     assert "is damaged" in caplog.text
     logged(tmp_path, range(2))
@@ -68,3 +70,23 @@ def test_an_epoch_that_was_saved_and_not_logged_is_logged_once(tmp_path):
     assert rows(tmp_path)[5:] == [{"train/loss_epoch": "0.5", "epoch": "0", "step": "4"}]
     loggers.complete([loggers.CSVLogger(str(tmp_path))], {})
     assert len(rows(tmp_path)) == 6
+
+
+def test_wandb_asks_for_a_login_before_anything_is_trained(monkeypatch, tmp_path):
+    wandb = pytest.importorskip("wandb")
+    settings = SimpleNamespace(
+        mode="online", api_key=None, identity_token_file=None, base_url="https://api.example.org"
+    )
+    monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=settings))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+    node = {"_target_": "lightning.pytorch.loggers.WandbLogger", "offline": False}
+    with pytest.raises(UserError, match=r"wandb login.*logger.wandb.offline=true"):
+        loggers.require_login(node)
+    loggers.require_login(node | {"offline": True})
+    loggers.require_login({"_target_": "qcs.training.loggers.CSVLogger"})
+    (tmp_path / ".netrc").write_text("machine api.example.org login user password " + "k" * 40)
+    loggers.require_login(node)
+    (tmp_path / ".netrc").unlink()
+    settings.mode = "offline"
+    loggers.require_login(node)

@@ -15,8 +15,8 @@ from qcs.training import run_folder
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from qcs.training.run_folder import alone_in
-with alone_in(Path(sys.argv[1])):
+from qcs.training.run_folder import locked
+with locked(Path(sys.argv[1])):
     worker = os.fork()  # as loader workers are, which outlive a killed process for a while
     if worker:
         print(worker, flush=True)
@@ -33,12 +33,12 @@ def test_a_second_process_is_kept_out_until_the_first_is_dead(tmp_path):
     try:
         with (
             pytest.raises(UserError, match="another process is training in"),
-            run_folder.alone_in(tmp_path),
+            run_folder.locked(tmp_path),
         ):
             pass
         process.send_signal(signal.SIGKILL)
         process.wait(10)
-        with run_folder.alone_in(tmp_path):
+        with run_folder.locked(tmp_path):
             os.kill(worker, 0)  # still there
     finally:
         process.kill()
@@ -50,7 +50,7 @@ def test_a_folder_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, ca
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(run_folder.fcntl, "lockf", unsupported)
-    with run_folder.alone_in(tmp_path):
+    with run_folder.locked(tmp_path):
         assert "start no second process there" in caplog.text
 
 
@@ -58,7 +58,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match=r"cannot write into .*Not a directory; choose another"),
-        run_folder.alone_in(tmp_path / "file/run"),
+        run_folder.locked(tmp_path / "file/run"),
     ):
         pass
 
@@ -75,10 +75,10 @@ def test_a_folder_that_holds_a_run_takes_no_second_one(name, tmp_path):
 def test_log_lines_are_held_back_until_the_run_may_write(tmp_path):
     log, before = logging.getLogger("qcs.test"), list(logging.getLogger().handlers)
     log.setLevel(logging.INFO)
-    with run_folder.held_back():
+    with run_folder.deferred_log():
         log.info("refused")
     assert not list(tmp_path.iterdir())
-    with run_folder.held_back() as file:
+    with run_folder.deferred_log() as file:
         log.info("early")
         file.open_in(tmp_path)
         log.info("late")

@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR, ReduceLROnPlateau
 
 from qcs.config.errors import UserError
-from qcs.training.schedules import make, one_cycle, steps_of
+from qcs.training.schedules import make_schedule, one_cycle, total_steps
 
 
 def sgd() -> torch.optim.Optimizer:
@@ -19,7 +19,7 @@ def sgd() -> torch.optim.Optimizer:
 def rates(schedule, steps: int) -> list[float]:
     """The rate of each step; the schedule moves after the last one as well."""
     optimizer, found = sgd(), []
-    moved = make(schedule, optimizer, steps)
+    moved = make_schedule(schedule, optimizer, steps)
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -64,7 +64,7 @@ def trainer(batches, max_epochs=9, max_steps=-1):
     ],
 )
 def test_steps_of_a_run(asked, accumulate, steps):
-    assert steps_of(asked, accumulate) == steps
+    assert total_steps(asked, accumulate) == steps
 
 
 @pytest.mark.parametrize(
@@ -79,4 +79,4 @@ def test_steps_of_a_run(asked, accumulate, steps):
 )
 def test_what_cannot_be_made_is_refused_before_training(schedule, steps, sentence):
     with pytest.raises(UserError, match=sentence):
-        make(schedule, sgd(), steps)
+        make_schedule(schedule, sgd(), steps)

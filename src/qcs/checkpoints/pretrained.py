@@ -108,7 +108,7 @@ def load_backbone(backbone: nn.Module, path: str | Path, part: str = "backbone")
     What the file lacks, or has in another shape, keeps its values and is named in a warning.
 
     Args:
-        backbone: as `qcs.models.BaseBranch` holds it.
+        backbone: as `qcs.models.base_branch.BaseBranch` holds it.
         path: safetensors or torch's format, a layout of `qcs.checkpoints.matching`.
         part: "backbone" or "landmark network", what it is in the whole network.
 

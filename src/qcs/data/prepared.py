@@ -91,7 +91,9 @@ def find(
         log.warning(sentence, error, command)
         return None
     if left_out := len(manifest) - len(store.kept):
-        log.warning("%d images that cannot be decoded are left out: %s", left_out, printable(folder))
+        log.warning(
+            "%d images that cannot be decoded are left out: %s", left_out, printable(folder)
+        )
     log.info("prepared images: %s", printable(folder))
     return store
 

@@ -14,8 +14,9 @@ import torch._inductor.config as inductor
 from torch import Tensor, nn
 
 from qcs.config.errors import UserError, missing_extra
+from qcs.models.base_branch import BaseBranch
 from qcs.models.cpu_kernels import require_compiler, use_cpu_kernels
-from qcs.models.network import BaseBranch, QCSNetwork
+from qcs.models.network import QCSNetwork
 
 Form = Literal["eager", "compiled", "compiled_bf16", "compiled_int8"]
 

@@ -1,4 +1,4 @@
-"""The network, in plain torch: backbones, cross similarity attention, the whole."""
+"""The network in PyTorch alone: the backbones, its parts, and QCSNetwork, which joins them."""
 
 from qcs.models.backbones.ir50 import IR
 from qcs.models.backbones.mobilefacenet import MobileFaceNet

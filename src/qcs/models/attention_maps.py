@@ -1,29 +1,33 @@
-"""Where a trained network looks: the base branch's class token, and the maps between faces.
+"""Attention maps of a trained network: of its class token, and of each face towards another.
 
 B batch, M faces, L levels, N tokens of a level.
 """
 
 import torch
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor
 
 from qcs.config.errors import UserError
-from qcs.models import QCSNetwork
-from qcs.models.cross_similarity import spread, token_distances
+from qcs.models.cross_similarity import CrossSimilarityBlock, aggregate, token_distances
+from qcs.models.network import QCSNetwork
 
 
 @torch.no_grad()
 def class_token_attention(network: QCSNetwork, images: Tensor) -> Tensor:
-    """What the class token attends to in the base branch's last block, the mean of the heads.
+    """Compute how the class token attends to the others in the base branch's last block.
 
     Args:
         network: in eval mode.
-        images: (B, 3, H, W), transformed.
+        images: (B, 3, H, W), after the transform of the network.
 
     Returns:
-        (B, L, N) float32; the values of an image sum to 1, its class token's own share left out.
+        (B, L, N) float32, the mean over the heads. The attention of the class token to itself is
+        left out, and the values of an image sum to 1.
     """
     taken: list[Tensor] = []
-    attention = network.base.encoder.blocks[-1].attn
+    block = network.base.encoder.blocks[-1]
+    assert isinstance(block, Block) and isinstance(block.attn, Attention)
+    attention = block.attn
     hook = attention.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
     try:
         network(images)
@@ -40,24 +44,28 @@ def class_token_attention(network: QCSNetwork, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def pair_maps(network: QCSNetwork, images: Tensor, same: Tensor | None = None) -> Tensor:
-    """Cross similarity attention of each face towards each other one.
+    """Compute the cross similarity attention of each face towards each other face.
 
-    As in training, but with the extremes of the pair alone, so that a map depends on nothing else.
+    In training the maximum and the minimum of the distances are taken over the batch. Here they
+    are taken over the pair, so that a map depends on its two faces alone.
 
     Args:
         network: in eval mode, with a cross module.
-        images: (M, 3, H, W), transformed; two or more.
-        same: (M, M), whether two faces are treated as of one class, where what they share is
-            weighed; else what tells them apart. All by default.
+        images: (M, 3, H, W), two faces or more, after the transform of the network.
+        same: (M, M) booleans. Where True, the two faces are compared as faces of one class, and
+            tokens that they share have a high score; where False, as faces of two classes, and
+            tokens that tell them apart have one. None is True everywhere.
 
     Returns:
-        (M, M, L, N) float32: [i, j] is of face i compared with face j, and sums to 1 a level.
+        (M, M, L, N) float32: [i, j] is the attention of face i compared with face j, and the N
+        values of each level sum to 1.
 
     Raises:
-        UserError: a network without cross similarity attention, or fewer than two faces.
+        UserError: the network has no cross similarity attention, or there are fewer than two faces.
     """
     number = len(images)
-    blocks = () if network.cross is None else network.cross.attention
+    levels = () if network.cross is None else network.cross.attention
+    blocks = [block for block in levels if isinstance(block, CrossSimilarityBlock)]
     if not blocks or any(block.mode == "dot" for block in blocks):
         raise UserError(
             "the network was trained without cross similarity attention (model=base, "
@@ -68,11 +76,11 @@ def pair_maps(network: QCSNetwork, images: Tensor, same: Tensor | None = None) -
     if same is None:
         same = torch.ones(number, number, dtype=torch.bool, device=images.device)
     tokens = network.base(images)[2].float().chunk(len(blocks), dim=1)  # L of (M, N, C)
-    levels = []
+    maps = []
     for block, x in zip(blocks, tokens, strict=True):
         queries = block.proj(block.norm1(x)).chunk(2, dim=-1)[0]
         d = token_distances(queries[:, None], queries[None])  # (M, M, N, N)
         shared, apart = d.amax((2, 3), keepdim=True) - d, d - d.amin((2, 3), keepdim=True)
-        score = spread(torch.where(same[:, :, None, None], shared, apart))[0]
-        levels.append(score.softmax(-1))
-    return torch.stack(levels, dim=2)
+        score = aggregate(torch.where(same[:, :, None, None], shared, apart))[0]
+        maps.append(score.softmax(-1))
+    return torch.stack(maps, dim=2)

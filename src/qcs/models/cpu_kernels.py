@@ -1,6 +1,7 @@
-"""The same mathematics in other memory layouts, kernels and forms.
+"""The same mathematics with other kernels and other memory layouts, to train and predict faster.
 
-Nothing here changes a key of the state dict or, but for rounding and `roles="joint"`, a number.
+Nothing here changes a key of the state dict. Results change by rounding alone, except with
+`roles="joint"`.
 
 B batch, C channels, K classes, H and W pixels.
 """
@@ -16,25 +17,27 @@ from torch.nn import functional as F
 from typing_extensions import TypedDict
 
 from qcs.config.errors import UserError
-from qcs.models.network import QCSNetwork, Roles
-from qcs.models.role_batchnorm import by_role
+from qcs.models.base_branch import RoleBatching
+from qcs.models.network import QCSNetwork
+from qcs.models.role_batchnorm import use_role_batchnorm
 
 
 class SpeedOptions(TypedDict, total=False):
-    """Arguments of `speed_up` that are a choice."""
+    """The arguments of `speed_up` that a config may choose."""
 
     channels_last: bool
-    roles: Roles
+    roles: RoleBatching
     cpu_kernels: bool
     keep_memory: bool
     compiled: bool
 
 
 class ConvolutionLinear(nn.Linear):
-    """`nn.Linear` as a 1x1 convolution.
+    """`nn.Linear`, computed as a 1x1 convolution.
 
-    torch gives fp32 matrix products on a CPU to MKL, which runs at less than half of its speed
-    on processors that are not Intel's, and convolutions to oneDNN.
+    On a CPU, torch computes float32 matrix products with MKL, which runs at less than half of its
+    speed on processors that are not made by Intel. It computes convolutions with oneDNN, which
+    does not have this disadvantage.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,12 +50,12 @@ class ConvolutionLinear(nn.Linear):
 
 
 class VectorPReLU(nn.PReLU):
-    """`nn.PReLU` with a gradient of vectorised passes: torch's takes a CPU four times as long."""
+    """`nn.PReLU` with a vectorised gradient; torch's own takes four times as long on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (B, C, H, W)."""
-        plain = x.device.type != "cpu" or x.shape[1:2] != self.weight.shape or x.ndim != 4
-        if plain or torch.compiler.is_compiling():
+        """Map x (B, C, H, W) to the same shape."""
+        unsuited = x.device.type != "cpu" or x.shape[1:2] != self.weight.shape or x.ndim != 4
+        if unsuited or torch.compiler.is_compiling():
             return super().forward(x)
         return _VectorPReLU.apply(x, self.weight)
 
@@ -72,58 +75,69 @@ class _VectorPReLU(torch.autograd.Function):
 
 
 class ExplicitAttention(Attention):
-    """timm's attention by explicit softmax in bf16 on a CPU: torch's own takes twice as long."""
+    """timm's attention, with an explicit softmax where a CPU computes in bfloat16.
 
-    @property
+    torch's fused kernel takes twice as long there.
+    """
+
+    @property  # type: ignore[misc]  # final in timm, but only for TorchScript
     def fused_attn(self) -> bool:
-        """Whether torch's kernel is taken."""
+        """Whether torch's fused kernel is used."""
         return self.qkv.weight.device.type != "cpu" or not torch.is_autocast_enabled("cpu")
 
 
 def speed_up(
     network: QCSNetwork,
     channels_last: bool = False,
-    roles: Roles = "apart",
+    roles: RoleBatching = "apart",
     cpu_kernels: bool = False,
     keep_memory: bool = False,
     compiled: bool = False,
 ) -> QCSNetwork:
-    """Change a network in place.
+    """Choose how a network is computed; it is changed in place and returned.
 
     Args:
-        network: to train or to use.
-        channels_last: of convolutions' weights and maps; oneDNN and tensor cores like it.
-        roles: through the backbone "apart", one after the other as in the papers; "together", at
-            once with BatchNorm still by role; "joint", at once with BatchNorm over all of them,
-            which is other mathematics.
-        cpu_kernels: see `ConvolutionLinear`, `VectorPReLU` and `ExplicitAttention`.
-        keep_memory: see the function.
-        compiled: torch.compile, at the first step (minutes).
+        network: the network to train or to predict with.
+        channels_last: whether weights and maps of convolutions are stored with the channels last,
+            for which oneDNN and tensor cores are faster.
+        roles: how the roles of a group pass through the backbone in training. "apart" is one after
+            the other, as in the papers. "together" is at once, with BatchNorm statistics of each
+            role, and gives the same numbers. "joint" is at once with BatchNorm statistics over all
+            roles, which is other mathematics.
+        cpu_kernels: whether to use `ConvolutionLinear`, `VectorPReLU` and `ExplicitAttention`.
+        keep_memory: whether to call `keep_freed_memory`.
+        compiled: whether torch.compile compiles the parts; this takes minutes at the first step.
 
     Raises:
-        UserError: `compiled` without a C++ compiler.
+        UserError: `compiled` is set and there is no C++ compiler.
     """
     if roles == "together":
-        by_role(network.base)
-    network.base.roles = roles
+        use_role_batchnorm(network.base)
+    network.base.role_batching = roles
     if cpu_kernels:
         use_cpu_kernels(network)
     if keep_memory:
-        hold_memory()
+        keep_freed_memory()
     if compiled:
         require_compiler("speed.compiled=true")
-        base = network.base
-        parts = [base.backbone, base.landmarks, base.encoder, network.cross]
-        parts += [] if base.landmarks is None else [base.landmarks.net]
-        for part in parts:
-            if part is not None:
-                part.compile()
+        _compile(network)
     return network.to(memory_format=torch.channels_last) if channels_last else network
 
 
+def _compile(network: QCSNetwork) -> None:
+    """Let torch.compile compile each part at its first use."""
+    base = network.base
+    parts: list[nn.Module | None] = [base.backbone, base.landmarks, base.encoder, network.cross]
+    if base.landmarks is not None:
+        parts.append(base.landmarks.net)
+    for part in parts:
+        if part is not None:
+            part.compile()
+
+
 def use_cpu_kernels(module: nn.Module) -> None:
-    """Put `ConvolutionLinear`, `VectorPReLU` and `ExplicitAttention` in the place of plain ones."""
-    kinds = {
+    """Turn the linear layers, PReLUs and attentions within a module into the faster ones above."""
+    kinds: dict[type[nn.Module], type[nn.Module]] = {
         nn.Linear: ConvolutionLinear,
         nn.PReLU: VectorPReLU,
         Attention: ExplicitAttention,
@@ -134,25 +148,38 @@ def use_cpu_kernels(module: nn.Module) -> None:
             child.__class__ = faster
 
 
-def hold_memory(hold: bool = True) -> None:
-    """Let freed memory stay with this process, where the C library is glibc; no effect elsewhere.
+def keep_freed_memory(keep: bool = True) -> None:
+    """Let this process keep the memory of freed tensors, where the C library is glibc.
 
-    By default large tensors go back to the system when they are freed, and the next step pays for
-    fresh, zeroed pages. False puts back what glibc itself arrives at for large programs.
+    By default the memory of a large tensor goes back to the system when the tensor is freed, and
+    the next step has to wait for the system to provide and zero it again. There is no effect with
+    other C libraries.
+
+    Args:
+        keep: False restores the thresholds that glibc itself arrives at in large programs.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
-    libc.mallopt(mmap_max, 0 if hold else 65536)
-    libc.mallopt(trim_threshold, -1 if hold else 2**26)
-    if not hold:
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # the constants of malloc.h
+    libc.mallopt(mmap_max, 0 if keep else 65536)
+    libc.mallopt(trim_threshold, -1 if keep else 2**26)
+    if not keep:
         libc.mallopt(mmap_threshold, 2**25)
         libc.malloc_trim(0)
 
 
 def require_compiler(why: str) -> None:
-    """Raise ValueError where torch.compile would find no C++ compiler for the CPU."""
+    """Check that torch.compile finds a C++ compiler for the CPU.
+
+    Args:
+        why: the setting that needs it, for the message.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

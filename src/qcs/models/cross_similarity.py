@@ -1,9 +1,9 @@
-"""Cross similarity attention: what the faces of one class share, and what tells them apart.
+"""Cross similarity attention: what the faces of one class share, and what tells classes apart.
 
-Source: Wang et al., "QCS", AAAI 2025, arXiv 2411.01988, section 3.2. The roles are a grid
-of classes and images, [a, p | n, n2]: the same-class partner of a face is its neighbour in
-the row, the other-class partner its neighbour in the column. So every distance matrix is
-computed once and serves both of its faces.
+Source: Wang et al., "QCS", AAAI 2025, arXiv 2411.01988, section 3.2. The roles form a grid with a
+row for each class and a column for each image, [a, p | n, n2]. The partner of a face within its
+class is its neighbour in the row, the partner of the other class its neighbour in the column. Each
+distance matrix is therefore computed once and serves both of its faces.
 
 B batch, R roles (2 for DCS, 4 for QCS), N tokens of one level, C channels.
 """
@@ -18,27 +18,31 @@ from typing_extensions import TypedDict
 
 from qcs.config.errors import UserError
 
+SimilarityMode = Literal["both", "similarity", "distance"]
 Mode = Literal["both", "similarity", "distance", "dot"]
 Extremes = Literal["batch", "sample"]
 Residual = Literal["normed", "prenorm"]
 
 
 class SimilarityOptions(TypedDict, total=False):
-    """Arguments of `CrossSimilarityBlock` that are a choice."""
+    """The arguments of `CrossSimilarityBlock` that a config may choose."""
 
     mode: Mode
     extremes: Extremes
     residual: Residual
 
 
-def spread(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Let each token of one face spread a unit vector over the tokens of the other; sum them.
+def aggregate(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn a matrix of interactions between the tokens of two faces into a score of each token.
+
+    Each token of one face has a vector of interactions with the tokens of the other face. This
+    vector is scaled to unit length, and the vectors of all tokens are summed.
 
     Args:
-        matrix: (..., N, N) interactions of the tokens of a left (rows) and a right face.
+        matrix: (..., N, N), the tokens of the left face in rows, of the right face in columns.
 
     Returns:
-        Scores (..., N) of the left face's tokens and of the right face's.
+        The scores (..., N) of the left face's tokens and those of the right face's tokens.
     """
     left = F.normalize(matrix, dim=-2).sum(-1)
     right = F.normalize(matrix, dim=-1).sum(-2)
@@ -46,82 +50,112 @@ def spread(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def token_distances(left: Tensor, right: Tensor) -> Tensor:
-    """Euclidean distances (B, P, N, N) of the tokens of P pairs of faces (B, P, N, C)."""
+    """Euclidean distances (B, P, N, N) between the tokens of P pairs of faces (B, P, N, C)."""
     return torch.cdist(left, right)
 
 
 def cross_similarity(
     queries: Tensor,
-    mode: Literal["both", "similarity", "distance"] = "both",
+    mode: SimilarityMode = "both",
     distance_gain: Tensor | float = 1.0,
     extremes: Extremes = "batch",
 ) -> Tensor:
-    """Attention weights of every token of every role.
+    """Compute the attention weights of every token of every role.
 
-    `score = spread(max D - D of the same class) + distance_gain * spread(D - min D of the
-    other class)`, then a softmax over the tokens of the role (section 3.2; the distance term
-    is absent in a pair).
+    With D the distances between the tokens of two faces, the score is
+    `aggregate(max D - D)` for the partner of the same class, plus
+    `distance_gain * aggregate(D - min D)` for the partner of the other class. A softmax over the
+    tokens of the role follows (section 3.2). With two roles there is no other class, and the second
+    term is left out.
 
-    `extremes` says what the maximum and the minimum are taken over. With "batch", as in the
-    paper and its code, it is the whole batch, so the attention of a quadruplet depends on
-    its batch mates. Under DDP that means the mates on its own rank: the same quadruplets split
-    over another number of GPUs, or accumulated from smaller batches, give other gradients.
-    "sample" takes them over the quadruplet alone and is free of both; it is not what the
-    published numbers were trained with.
+    `extremes` says over what the maximum and the minimum are taken. With "batch", as in the paper
+    and its code, it is the whole batch, so the attention of a quadruplet depends on the others in
+    its batch. Under DDP these are the ones on the same process: the same quadruplets split over
+    another number of GPUs, or accumulated from smaller batches, give other gradients. "sample"
+    takes the extremes over the quadruplet alone and depends on neither, but the published numbers
+    were not trained with it.
 
     Args:
-        queries: (B, R, N, C); R = 2, or 4 in the order [a, p, n, n2].
-        mode: both terms, or one of them (the paper's ablation; no gain in "distance").
-        distance_gain: 1 + tanh(theta) in the paper.
+        queries: (B, R, N, C) with R = 2, or with R = 4 in the order [a, p, n, n2].
+        mode: "both" terms or one of them, which is the paper's ablation. `distance_gain` belongs
+            to the second term and has no effect on "similarity".
+        distance_gain: factor of the second term, 1 + tanh(theta) in the paper.
         extremes: see above.
 
     Returns:
-        (B, R, N), float32 or float64, rows sum to 1. Computed outside of autocast: squared
-        distances lose everything in half precision.
+        (B, R, N), float32 or float64; the N weights of each role sum to 1. They are computed
+        outside of autocast, because squared distances lose all precision in half precision.
+
+    Raises:
+        UserError: the mode "distance" with two roles, where there is no other class.
+
+    Example:
+        >>> import torch
+        >>> from qcs.models.cross_similarity import cross_similarity
+        >>> queries = torch.randn(2, 4, 49, 8)  # two quadruplets, 7 x 7 tokens of 8 channels
+        >>> attention = cross_similarity(queries)
+        >>> attention.shape
+        torch.Size([2, 4, 49])
+        >>> torch.allclose(attention.sum(-1), torch.ones(2, 4))
+        True
     """
+    if mode == "distance" and queries.shape[1] == 2:
+        raise UserError("mode=distance needs an image of another class: give four roles, not two")
     dims = (0, 2, 3) if extremes == "batch" else (2, 3)
     with torch.autocast(queries.device.type, enabled=False):
         q = queries.to(torch.promote_types(queries.dtype, torch.float32))
         q = q.unflatten(1, (-1, 2))  # (B, classes, images, N, C)
-        score: Tensor | float = 0.0
-        if mode != "distance":
-            d = token_distances(q[:, :, 0], q[:, :, 1])  # (B, classes, N, N)
-            first, second = spread(d.amax(dims, keepdim=True) - d)
-            score = torch.stack([first, second], dim=2).flatten(1, 2)  # (B, R, N)
-        if mode != "similarity" and q.shape[1] == 2:
-            d = token_distances(q[:, 0], q[:, 1])  # (B, images, N, N)
-            first, second = spread(d - d.amin(dims, keepdim=True))
-            score = score + distance_gain * torch.cat([first, second], dim=1)  # (B, R, N)
+        if mode == "distance":
+            return torch.softmax(distance_gain * _class_difference(q, dims), dim=-1)
+        score = _class_similarity(q, dims)
+        if mode == "both" and q.shape[1] == 2:
+            score = score + distance_gain * _class_difference(q, dims)
         return torch.softmax(score, dim=-1)
 
 
+def _class_similarity(q: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Score tokens (B, classes, images, N, C) by what two faces of a class share: (B, R, N)."""
+    d = token_distances(q[:, :, 0], q[:, :, 1])  # (B, classes, N, N)
+    first, second = aggregate(d.amax(dims, keepdim=True) - d)
+    return torch.stack([first, second], dim=2).flatten(1, 2)
+
+
+def _class_difference(q: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Score tokens (B, 2, images, N, C) by what tells two classes apart: (B, R, N)."""
+    d = token_distances(q[:, 0], q[:, 1])  # (B, images, N, N)
+    first, second = aggregate(d - d.amin(dims, keepdim=True))
+    return torch.cat([first, second], dim=1)
+
+
 def dot_attention(queries: Tensor, values: Tensor) -> Tensor:
-    """Scaled dot-product attention of each role to its same-class partner (the ablation).
+    """Scaled dot-product attention from each role to its partner of the same class (the ablation).
 
     Args:
-        queries: (B, R, N, C), also the keys of the partner, as in the paper's comparison.
+        queries: (B, R, N, C); those of the partner serve as keys, as in the paper's comparison.
         values: (B, R, N, C).
 
     Returns:
-        (B, R, N, C): the partner's values, gathered by each token.
+        (B, R, N, C), the values of the partner, weighted for each token.
     """
-    partner = torch.arange(queries.shape[1], device=queries.device) ^ 1  # a-p, n-n2
+    partner = torch.arange(queries.shape[1], device=queries.device) ^ 1  # a with p, n with n2
     return F.scaled_dot_product_attention(queries, queries[:, partner], values[:, partner])
 
 
 class CrossSimilarityBlock(nn.Module):
-    """One level's cross similarity attention with its MLP.
+    """The cross similarity attention of one level with its MLP.
 
     Args:
-        dim: channels C.
+        dim: C.
         roles: 2 (DCS) or 4 (QCS).
-        mode: "both", "similarity", "distance", or "dot" for dot-product attention.
+        mode: "both", "similarity" or "distance" as in `cross_similarity`, or "dot" for dot-product
+            attention.
         extremes: see `cross_similarity`.
-        residual: "normed" adds to the LayerNormed value, as the authors' QCS and 7-class DCS
-            files do; "prenorm" is a plain pre-norm block, as their 8-class DCS files do.
+        residual: what the attention and the MLP are added to. "normed" adds to the values after
+            LayerNorm, as the authors' files of QCS and of 7-class DCS do; "prenorm" adds to those
+            before it, as in a usual pre-norm block and in their files of 8-class DCS.
 
     Raises:
-        UserError: "distance" is asked of a pair, which has no other class.
+        UserError: the mode "distance" with two roles, where there is no other class.
     """
 
     def __init__(
@@ -143,15 +177,16 @@ class CrossSimilarityBlock(nn.Module):
         self.proj = nn.Linear(dim, 2 * dim)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
-        if mode == "both" and roles == 4:  # elsewhere nothing would reach it
+        if mode == "both" and roles == 4:  # otherwise no gradient would reach it
             self.theta = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return refined tokens (B, R, N, C) and attention (B, R, N) (None for "dot")."""
+        """Refine tokens (B, R, N, C); also return attention (B, R, N), None in the mode "dot"."""
         u = self.norm1(x)
         queries, values = self.proj(u).chunk(2, dim=-1)
+        attention = None
         if self.mode == "dot":
-            attention, gathered = None, dot_attention(queries, values)
+            gathered = dot_attention(queries, values)
         else:
             gain = 1 + self.theta.tanh() if hasattr(self, "theta") else 1.0
             attention = cross_similarity(queries, self.mode, gain, self.extremes)

@@ -1,13 +1,14 @@
-"""The landmark branch of POSTER++: the maps of the faces are looked at from those of landmarks.
+"""The landmark branch of POSTER++: cross attention from the maps of facial landmarks to the face's.
 
 Source: Mao et al., "POSTER++", arXiv 2301.12149, section 3, and the authors' code
-(Talented-Q/POSTER_V2), which it follows number for number. A small frozen network that was trained
-to find landmarks gives the queries; keys and values are of the backbone's maps. Three things differ
-from plain attention: the query is the landmark map as it is, without norm or projection; the
-residual is the normed image map; and the landmark network's weights stay while its BatchNorms
-follow the training mode.
+(Talented-Q/POSTER_V2), whose numbers it reproduces. A small frozen network that was trained to find
+landmarks provides the queries; the backbone's maps provide keys and values. This differs from usual
+attention in three ways: the landmark map itself is the query, without norm or projection; the
+residual is the image map after its norm; and the BatchNorms of the landmark network take the
+statistics of the batch in training, although its weights are frozen.
 
-B batch, L levels, C channels of a level, S its pixels a side, N = S*S, heads of D channels.
+B batch, L levels, C channels of a level, S pixels a side of its map, N = S*S, h heads of D channels
+each.
 """
 
 from collections.abc import Sequence
@@ -23,15 +24,20 @@ from qcs.config.errors import UserError
 from qcs.models.backbones.feature_maps import map_sizes
 from qcs.models.backbones.mobilefacenet import MobileFaceNet
 
-REDUCTIONS = (2, 4, 8, 16)  # of the landmark network's maps
+REDUCTIONS = (2, 4, 8, 16)  # how many times smaller than the image each landmark map is
 
 
-class LandmarkOptions(TypedDict, total=False):
-    """Arguments of `LandmarkBranch` that are a choice, and where its weights come from."""
+class LandmarkBranchOptions(TypedDict, total=False):
+    """The arguments of `LandmarkBranch` that a config may choose."""
 
-    weights: str | None  # a file: qcs.training.build reads it, the network starts at random
     head_size: Count
     drop_path: Dropout
+
+
+class LandmarkOptions(LandmarkBranchOptions, total=False):
+    """The same in a config, which also names the file of the landmark network's weights."""
+
+    weights: str | None  # read by `qcs.training.build`; without it the weights are random
 
 
 class LandmarkAttention(nn.Module):
@@ -41,8 +47,8 @@ class LandmarkAttention(nn.Module):
         channels: C.
         side: S.
         head_size: D.
-        drop_path: probability that a sample goes without a residual.
-        init_scale: of the residuals' weights by channel.
+        drop_path: probability that attention or MLP are left out for an image (stochastic depth).
+        init_scale: first value of the weights that scale each channel of attention and MLP.
     """
 
     def __init__(
@@ -67,7 +73,7 @@ class LandmarkAttention(nn.Module):
         trunc_normal_(self.position, std=0.02)
 
     def forward(self, image: Tensor, landmarks: Tensor) -> Tensor:
-        """Refine image (B, C, S, S) by landmarks (B, C, S, S)."""
+        """Refine the image's map (B, C, S, S) by the landmarks' map (B, C, S, S)."""
         u = self.norm1(image.flatten(2).mT)  # (B, N, C)
         k, v = (self._heads(x) for x in self.kv(u).chunk(2, dim=-1))
         q = self._heads(landmarks.flatten(2).mT)
@@ -83,36 +89,43 @@ class LandmarkAttention(nn.Module):
 
 
 def position_bias(table: Tensor, side: int) -> Tensor:
-    """Bias (h, N, N) of query pixel (y, x) and key pixel (y', x'): the table's row of their offset.
+    """Look up the relative position bias of every pair of pixels.
 
-    Windows that slide over the table take the place of the usual buffer of indices (Swin), which
-    weight averaging would average too, and truncate.
+    The bias of a query pixel (y, x) and a key pixel (y', x') is the row of the table that belongs
+    to their offset. Swin keeps the numbers of these rows in a buffer; weight averaging would
+    average that buffer and truncate the result to integers. Here windows slide over the table
+    instead, so that no buffer is needed.
 
     Args:
-        table: ((2S-1)^2, h), rows by (y - y' + S - 1) * (2S-1) + x - x' + S - 1.
+        table: ((2S-1)^2, h); the row of an offset is (y - y' + S - 1) * (2S-1) + x - x' + S - 1.
         side: S.
+
+    Returns:
+        (h, N, N), queries in rows and keys in columns.
     """
     offsets = table.view(2 * side - 1, 2 * side - 1, -1)
     windows = offsets.unfold(0, side, 1).unfold(1, side, 1)  # (S, S, h, S, S)
-    pairs = windows.flip(3, 4).permute(2, 0, 1, 3, 4)  # the first offset is of the last key
+    # The first offset belongs to the last key.
+    pairs = windows.flip(3, 4).permute(2, 0, 1, 3, 4)
     return pairs.reshape(-1, side**2, side**2)
 
 
 class LandmarkBranch(nn.Module):
-    """A frozen landmark network, and at each level the attention that it directs.
+    """A frozen landmark network, and at each level the attention from its map to the backbone's.
 
-    A level takes the landmark map of its own size; where the channels differ a 3x3 convolution
-    brings them to the level's.
+    Each level uses the landmark map of its own size. Where the numbers of channels differ, a 3x3
+    convolution gives the landmark map the channels of the level.
 
     Args:
         channels: C of each level.
         sides: S of each level.
-        input_size: pixels of the images that the landmark network sees.
+        input_size: pixels a side of the images that the landmark network sees.
         head_size: D.
-        drop_path: of the last level; the rates rise evenly from 0 at the first.
+        drop_path: rate of stochastic depth at the last level; it rises evenly from 0 at the first.
 
     Raises:
-        UserError: no landmark map has the size of a level, or heads do not divide its channels.
+        UserError: no landmark map has the size of a level, or `head_size` does not divide its
+            channels.
     """
 
     def __init__(
@@ -125,11 +138,11 @@ class LandmarkBranch(nn.Module):
     ) -> None:
         super().__init__()
         indices = [_source(level, side, input_size) for level, side in enumerate(sides, start=1)]
-        chosen = sorted(set(indices))
-        self.net = MobileFaceNet(chosen)
-        map_sizes(self.net, input_size)  # leaves out what lies behind the last map
+        used = sorted(set(indices))
+        self.net = MobileFaceNet(used)
+        map_sizes(self.net, input_size)  # also removes what lies behind the last map
         self.net.requires_grad_(False)
-        self.sources = [chosen.index(i) for i in indices]
+        self.sources = [used.index(i) for i in indices]
         self.lateral, self.attention = nn.ModuleList(), nn.ModuleList()
         widths, rates = self.net.feature_info.channels(), _rates(drop_path, len(sides))
         levels = zip(channels, sides, self.sources, rates, strict=True)
@@ -146,18 +159,27 @@ class LandmarkBranch(nn.Module):
             self.attention.append(LandmarkAttention(width, side, head_size, rate))
 
     def forward(self, images: Sequence[Tensor], landmarks: Sequence[Tensor]) -> list[Tensor]:
-        """Refine the levels' maps (B, C_l, S_l, S_l) by the maps of `net`; the shapes stay."""
+        """Refine the maps of all levels.
+
+        Args:
+            images: L maps (B, C, S, S) of the backbone.
+            landmarks: the maps of the landmark network.
+
+        Returns:
+            L maps of the same shapes.
+        """
         queries = [f(landmarks[i]) for f, i in zip(self.lateral, self.sources, strict=True)]
         return [f(x, q) for f, x, q in zip(self.attention, images, queries, strict=True)]
 
 
 def _rates(last: float, number: int) -> list[float]:
-    """Rates that rise evenly from 0, also where the network is built without memory (meta)."""
+    """Rates that rise evenly from 0 to `last`."""
+    # On the CPU, because they are read also where the network is built on the device "meta".
     return torch.linspace(0, last, number, device="cpu").tolist()
 
 
 def _source(level: int, side: int, input_size: int) -> int:
-    """Which map of the landmark network has `side` pixels."""
+    """Return the index of the landmark map that is `side` pixels wide."""
     given = [-(-input_size // reduction) for reduction in REDUCTIONS]
     if side not in given:
         raise UserError(

@@ -1,207 +1,70 @@
-"""The QCS network: one formulation for the plain classifier, DCS and QCS.
+"""The QCS network: the plain classifier, DCS and QCS are one network with 1, 2 or 4 roles.
 
-Source: Wang et al., "QCS", AAAI 2025, arXiv 2411.01988, figure 2. The base branch is what
-inference keeps; the cross module exists for training, and its gradient reaches the base
-branch through the residual path (the paper's contrastive residual distillation).
+Source: Wang et al., "QCS", AAAI 2025, arXiv 2411.01988, figure 2. Inference keeps the base branch
+alone. The cross module exists for training; its gradient reaches the base branch through the
+residual sum, which the paper calls contrastive residual distillation.
 
-B batch, R roles [a, p, n, n2], L levels, N tokens of a level, C = embed_dim, K classes.
+B batch, R roles [a, p, n, n2], L levels, N tokens of a level, C = embed_dim, K classes, H and W
+pixels.
 """
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from qcs.config.bounds import Count, Pixels
 from qcs.config.errors import UserError
-from qcs.models.backbones.feature_maps import map_sizes
-from qcs.models.cross_similarity import CrossSimilarityBlock, SimilarityOptions
-from qcs.models.landmarks import LandmarkBranch, LandmarkOptions
-from qcs.models.role_batchnorm import set_roles
-from qcs.models.tokens import EncoderOptions, PyramidTokens, TokenEncoder
+from qcs.models.backbones.feature_maps import map_channels
+from qcs.models.base_branch import BaseBranch, BaseOptions
+from qcs.models.cross_module import CrossModule, CrossOptions
 
-ROLES = ("a", "p", "n", "n2")  # anchor, positive, negative, another of the negative's class
-Roles = Literal["apart", "together", "joint"]  # on their way through the backbone
-
-
-class BaseOptions(EncoderOptions, total=False):
-    """Arguments of `BaseBranch` that are a choice."""
-
-    landmarks: LandmarkOptions | None
-
-
-class CrossOptions(EncoderOptions, total=False):
-    """Arguments of `CrossModule` that are a choice."""
-
-    residual: bool
-    similarity: SimilarityOptions
+# The anchor, the positive of the same class, the negative of another class, and a second image of
+# the negative's class.
+ROLES = ("a", "p", "n", "n2")
 
 
 class Comparison(NamedTuple):
-    """What a forward on groups of faces gives; every tensor has the role axis."""
+    """The outputs for groups of faces; every tensor has the role axis."""
 
     base_logits: Tensor  # (B, R, K)
-    base_features: Tensor  # (B, R, C) class tokens after the final norm
+    base_features: Tensor  # (B, R, C), the class tokens after the final norm
     cross_logits: Tensor | None = None  # (B, R, K); None without a cross module
-    cross_features: Tensor | None = None  # (B, R, C)
-    attention: Tensor | None = None  # (B, R, L, N), rows sum to 1; None for mode "dot" as well
-
-
-class BaseBranch(nn.Module):
-    """Backbone, pyramid tokens and token encoder: all that inference keeps.
-
-    Args:
-        backbone: answers like timm's `features_only` (a list of NCHW maps, `feature_info`).
-        num_classes: K.
-        input_size: images are sub-sampled to this many pixels by nearest neighbour (224 to
-            112 in the paper: every second pixel).
-        embed_dim, grid, depth, num_heads, drop, attention_drop: see the parts.
-        landmarks: arguments of `LandmarkBranch` that are a choice; None leaves it out. With it
-            and one role the network is POSTER++.
-
-    Raises:
-        UserError: the backbone's maps are not NCHW, do not fit the grid or the landmarks'.
-    """
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        num_classes: int,
-        input_size: int = 112,
-        embed_dim: int = 768,
-        grid: int = 7,
-        depth: int = 2,
-        num_heads: int = 8,
-        drop: float = 0.0,
-        attention_drop: float = 0.0,
-        landmarks: LandmarkOptions | None = None,
-    ) -> None:
-        super().__init__()
-        self.input_size = input_size
-        self.backbone, self.roles = backbone, "apart"
-        channels, sizes = backbone.feature_info.channels(), map_sizes(backbone, input_size)
-        self.pyramid = PyramidTokens(channels, sizes, embed_dim, grid)
-        self.landmarks = None
-        if landmarks is not None:
-            sides = self.pyramid.sides
-            self.landmarks = LandmarkBranch(channels, sides, input_size, **landmarks)
-        self.encoder = TokenEncoder(
-            len(channels) * grid**2, embed_dim, num_classes, depth, num_heads, drop, attention_drop
-        )
-
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """Sub-sample images (B, 3, H, W) and return the backbone's maps (B, C_l, H_l, W_l).
-
-        Those of the landmark network, if any, follow. All that holds BatchNorm is here.
-        """
-        if images.shape[-2:] != (self.input_size, self.input_size):
-            images = F.interpolate(images, size=self.input_size, mode="nearest")
-        maps = self.backbone(images)
-        return maps if self.landmarks is None else [*maps, *self.landmarks.net(images)]
-
-    def _encode(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        number = len(self.pyramid.sides)
-        levels = self.pyramid.levels(maps[:number])
-        if self.landmarks is not None:
-            levels = self.landmarks(levels, maps[number:])
-        return self.encoder(self.pyramid(levels))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn images (B, 3, H, W) into logits (B, K), features (B, C), tokens (B, L*N, C)."""
-        if self.training and self.roles == "together":
-            set_roles(self, 1)
-        return self._encode(self.maps(images))
-
-    def compare(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for groups (B, R, 3, H, W); every output gains the role axis.
-
-        In training BatchNorm normalises (and counts) each role by itself, as in the paper's four
-        branches: the roles pass the backbone one after the other, or `together` through
-        `qcs.models.role_batchnorm`; `joint` takes the statistics over all roles. What follows
-        holds no BatchNorm and takes all at once.
-        """
-        roles = images.transpose(0, 1)  # (R, B, 3, H, W)
-        at_once = not self.training or self.roles == "joint"
-        if at_once or (self.roles == "together" and set_roles(self, len(roles))):
-            maps = self.maps(roles.flatten(0, 1))
-        else:
-            levels = zip(*(self.maps(x) for x in roles), strict=True)
-            maps = [torch.cat(m) for m in levels]  # (R*B, C_l, H_l, W_l)
-        out = self._encode(maps)
-        return tuple(x.unflatten(0, roles.shape[:2]).transpose(0, 1) for x in out)
-
-
-class CrossModule(nn.Module):
-    """Cross similarity attention of each level and a token encoder over the refined tokens.
-
-    Args:
-        roles: 2 or 4.
-        num_levels, num_tokens: L and N.
-        embed_dim, num_classes, depth, num_heads, drop, attention_drop: see `TokenEncoder`.
-        residual: add the base branch's tokens before the encoder; it is the path of the paper's
-            contrastive residual distillation. False is its ablation.
-        similarity: arguments of `CrossSimilarityBlock`.
-    """
-
-    def __init__(
-        self,
-        roles: int,
-        num_levels: int,
-        num_tokens: int,
-        embed_dim: int,
-        num_classes: int,
-        depth: int = 1,
-        num_heads: int = 8,
-        drop: float = 0.0,
-        attention_drop: float = 0.0,
-        residual: bool = True,
-        similarity: SimilarityOptions | None = None,
-    ) -> None:
-        super().__init__()
-        self.residual = residual
-        self.attention = nn.ModuleList(
-            CrossSimilarityBlock(embed_dim, roles, **(similarity or {})) for _ in range(num_levels)
-        )
-        self.encoder = TokenEncoder(
-            num_levels * num_tokens, embed_dim, num_classes, depth, num_heads, drop, attention_drop
-        )
-
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Turn tokens (B, R, L*N, C) into logits (B, R, K), features (B, R, C), attention.
-
-        Attention is (B, R, L, N), or None for dot-product attention.
-        """
-        levels = tokens.chunk(len(self.attention), dim=2)
-        out, weights = zip(
-            *(f(x) for f, x in zip(self.attention, levels, strict=True)), strict=True
-        )
-        refined = torch.cat(out, dim=2)  # (B, R, L*N, C)
-        if self.residual:
-            refined = tokens + refined
-        logits, features, _ = self.encoder(refined.flatten(0, 1))
-        attention = None if weights[0] is None else torch.stack(weights, dim=2)
-        group = tokens.shape[:2]
-        return logits.unflatten(0, group), features.unflatten(0, group), attention
+    cross_features: Tensor | None = None  # (B, R, C); None without a cross module
+    attention: Tensor | None = None  # (B, R, L, N), rows sum to 1; None in the mode "dot" as well
 
 
 class QCSNetwork(nn.Module):
-    """Base branch for every role and, in training, the cross module between them.
+    """The base branch for every role and, in training, the cross module between the roles.
 
     Args:
-        backbone: see `BaseBranch`.
+        backbone: a module that answers like timm's `features_only`, see `BaseBranch`.
         num_classes: K.
-        roles: 1 (plain classifier), 2 (DCS: anchor, positive) or 4 (QCS: and two negatives).
-        input_size, embed_dim, grid, num_heads: see the parts; heads serve both encoders.
-        base: depth, drop, attention_drop of the base branch's encoder; landmarks, see
-            `BaseBranch`.
-        cross: arguments of `CrossModule` that are a choice: depth, drop, attention_drop,
-            residual, similarity. None leaves the module out (its ablation).
+        roles: R, which is 1 for the plain classifier, 2 for DCS (anchor and positive) or 4 for QCS
+            (two negatives as well).
+        input_size: pixels a side of the images that the backbone sees.
+        embed_dim: C.
+        grid: tokens a side of each level, so N is grid * grid.
+        num_heads: number of attention heads in the encoders of both halves.
+        base: further arguments of `BaseBranch`: depth, drop, attention_drop and landmarks.
+        cross: further arguments of `CrossModule`: depth, drop, attention_drop, residual and
+            similarity. None leaves the module out, which is its ablation.
 
     Raises:
-        UserError: a number of roles that is not 1, 2 or 4; a cross module for one role; an
-            embed_dim that the heads do not divide; a backbone that does not fit.
+        UserError: `roles` is not 1, 2 or 4; there is a cross module for a single role; the heads do
+            not divide `embed_dim`; or the backbone does not fit.
+
+    Example:
+        >>> import torch
+        >>> from qcs.models import IR, QCSNetwork
+        >>> backbone = IR(units=[1, 1], channels=[8, 16])  # two maps, so two levels
+        >>> network = QCSNetwork(
+        ...     backbone, num_classes=7, input_size=32, embed_dim=24, grid=4, cross={"depth": 1}
+        ... )
+        >>> network(torch.randn(2, 3, 32, 32)).shape  # two faces, classified by the base branch
+        torch.Size([2, 7])
+        >>> out = network.compare(torch.randn(2, 4, 3, 32, 32))  # two quadruplets
+        >>> out.cross_logits.shape, out.attention.shape
+        (torch.Size([2, 4, 7]), torch.Size([2, 4, 2, 16]))
     """
 
     def __init__(
@@ -229,7 +92,7 @@ class QCSNetwork(nn.Module):
         )
         self.cross = None
         if cross is not None:
-            levels = len(backbone.feature_info.channels())
+            levels = len(map_channels(backbone))
             self.cross = CrossModule(
                 roles, levels, grid**2, embed_dim, num_classes, num_heads=num_heads, **cross
             )
@@ -239,15 +102,16 @@ class QCSNetwork(nn.Module):
         return self.base(images)[0]
 
     def compare(self, images: Tensor, groups: Tensor | None = None) -> Comparison:
-        """Classify groups (B, R, 3, H, W) with both halves; for training and for pictures.
+        """Classify groups (B, R, 3, H, W) with both halves, for training and for pictures.
 
         Args:
             images: groups of faces.
-            groups: (G, R) positions in their flattened (B, R): the groups to compare where images
-                are in several. The base branch takes each image once; what returns has G for B.
+            groups: (G, R), for images that are in several groups: each number is the position of
+                an image among the B*R of `images`, and each row is a group to compare. The base
+                branch takes each image once, and the outputs have G in the place of B.
 
         Raises:
-            UserError: the group has another number of roles than the network.
+            UserError: the groups have another number of roles than the network.
         """
         if images.shape[1] != self.roles:
             raise UserError(f"expected groups of {self.roles} roles, got {images.shape[1]}")

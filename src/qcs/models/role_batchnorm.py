@@ -1,8 +1,9 @@
 """BatchNorm that normalises each role of a batch of groups by itself.
 
-In the authors' four branches every role goes through the backbone alone, so BatchNorm's statistics
-are of one role, and its running statistics move once for each, in their order. With this the roles
-go through the backbone together and the numbers stay those.
+The authors' network has four branches, and every role goes through the backbone alone. BatchNorm's
+statistics are therefore those of one role, and its running statistics are updated once for each
+role, in the order of the roles. This layer lets all roles go through the backbone together and
+gives the same numbers.
 
 B groups, R roles, C channels, H and W pixels.
 """
@@ -16,43 +17,54 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class RoleBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` with statistics per role; the state dict is the same.
+    """`nn.BatchNorm2d` with the statistics of each role; the state dict is the same.
 
     Attributes:
-        roles: R; the batch is all images of the first role, then all of the second one, ...
-            1 is plain BatchNorm.
+        roles: R. A batch holds all images of the first role, then all of the second one, and so
+            on. With 1, the layer is an ordinary BatchNorm.
     """
 
     roles = 1
+    # Optional in torch; `use_role_batchnorm` takes only layers that have them.
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (R*B, C, H, W)."""
         if not self.training or self.roles == 1:
             return super().forward(x)
-        # Kernels move running statistics by momentum 1 from here: to those of the role.
+        # With momentum 1, torch's kernels replace these by the statistics of a role.
         means = torch.zeros(self.roles, self.num_features, dtype=self.weight.dtype, device=x.device)
         variances = torch.ones_like(means)
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            out = _IntoOne.apply(x, self.weight, self.bias, means, variances, self.eps)
+            out = _NormaliseInPlace.apply(x, self.weight, self.bias, means, variances, self.eps)
         else:
             parts = zip(x.chunk(self.roles), means, variances, strict=True)
-            options = {"training": True, "momentum": 1.0, "eps": self.eps}
-            scales = (self.weight, self.bias)
-            out = torch.cat([F.batch_norm(p, m, v, *scales, **options) for p, m, v in parts])
-        self._move(means, variances)
+            out = torch.cat(
+                [
+                    F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+                    for part, mean, variance in parts
+                ]
+            )
+        self._update_running_statistics(means, variances)
         return out
 
     @torch.no_grad()
-    def _move(self, means: Tensor, variances: Tensor) -> None:
-        """Move the running statistics by those of each role (R, C), one role after the other."""
+    def _update_running_statistics(self, means: Tensor, variances: Tensor) -> None:
+        """Update the running statistics by those of each role (R, C), one role after the other."""
         for running, found in ((self.running_mean, means), (self.running_var, variances)):
             for role in found:
                 running.lerp_(role.to(running.dtype), self.momentum)
         self.num_batches_tracked += self.roles
 
 
-class _IntoOne(torch.autograd.Function):
-    """torch's kernel on each role, writing into one tensor: joining them would copy all of it."""
+class _NormaliseInPlace(torch.autograd.Function):
+    """Run torch's kernel on each role and let it write into its part of one output tensor.
+
+    Joining the outputs of the roles afterwards would copy all of them.
+    """
 
     @staticmethod
     def forward(
@@ -95,21 +107,24 @@ class _IntoOne(torch.autograd.Function):
         return into, weights, biases, None, None, None
 
 
-def by_role(module: nn.Module) -> None:
-    """Put `RoleBatchNorm2d` in the place of every plain `nn.BatchNorm2d` below a module."""
+def use_role_batchnorm(module: nn.Module) -> None:
+    """Turn every `nn.BatchNorm2d` within a module into a `RoleBatchNorm2d`."""
     for child in module.modules():
         if type(child) is nn.BatchNorm2d and child.affine and child.track_running_stats:
-            child.__class__ = RoleBatchNorm2d  # with its parameters, buffers and hooks
+            child.__class__ = RoleBatchNorm2d  # which keeps its parameters, buffers and hooks
 
 
 def set_roles(module: nn.Module, roles: int) -> bool:
-    """Tell every BatchNorm below a module how many roles come; False where one cannot know.
+    """Set the number of roles of every BatchNorm within a module.
 
-    Libraries' own BatchNorm, and SyncBatchNorm, take a batch as a whole.
+    Returns:
+        Whether all of them are `RoleBatchNorm2d`. If not, nothing is set: SyncBatchNorm, and the
+        BatchNorm classes of other libraries, take the statistics of a batch as a whole.
     """
     norms = [child for child in module.modules() if isinstance(child, _BatchNorm)]
-    if not all(isinstance(norm, RoleBatchNorm2d) for norm in norms):
+    role_norms = [norm for norm in norms if isinstance(norm, RoleBatchNorm2d)]
+    if len(role_norms) < len(norms):
         return False
-    for norm in norms:
+    for norm in role_norms:
         norm.roles = roles
     return True

@@ -1,13 +1,15 @@
-"""From maps to tokens, and from tokens to logits.
+"""From the backbone's maps to tokens, and from tokens to logits.
 
 Source: Wang et al., "QCS", AAAI 2025, arXiv 2411.01988; POSTER++ (arXiv 2301.12149) has both parts.
 
-B batch, L levels, N tokens of a level or of all, C = embed_dim, K classes.
+B batch, L levels, N tokens, C = embed_dim, K classes. C_l, H_l and W_l are the channels, height and
+width of the map of level l, S_l its pixels a side after the lateral convolution.
 """
 
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
@@ -20,7 +22,7 @@ from qcs.config.errors import UserError
 
 
 class EncoderOptions(TypedDict, total=False):
-    """Arguments of `TokenEncoder` that are a choice."""
+    """The arguments of `TokenEncoder` that a config may choose."""
 
     depth: Depth
     drop: Dropout
@@ -28,7 +30,7 @@ class EncoderOptions(TypedDict, total=False):
 
 
 def _halvings(size: int, grid: int) -> int | None:
-    """How many stride-2 convolutions lead from `size` to `grid` pixels; None if none does."""
+    """Count the stride-2 convolutions that lead from `size` to `grid` pixels; None if none do."""
     count = 0
     while size > grid:
         size, count = (size + 1) // 2, count + 1
@@ -38,27 +40,30 @@ def _halvings(size: int, grid: int) -> int | None:
 class PyramidTokens(nn.Module):
     """Bring every map of the backbone to grid x grid tokens of `embed_dim` channels.
 
-    A level takes one 3x3 stride-2 convolution at its own width, then as many as it needs at
-    `embed_dim`, or a 1x1 convolution when none is needed (56, 28 and 14 pixels to 7 in the paper).
+    The first 3x3 convolution of a level has stride 2 and keeps the channels of its map. Further
+    3x3 convolutions of stride 2 follow, the first of which changes to `embed_dim` channels, until
+    the grid is reached; where none is needed, a 1x1 convolution changes the channels. In the paper
+    the maps of 56, 28 and 14 pixels a side become 7 x 7 tokens each.
 
     Args:
-        channels: channels of each map.
-        sizes: (height, width) of each map, pixels.
+        channels: number of channels of each map.
+        sizes: (height, width) of each map in pixels.
         embed_dim: C.
         grid: tokens a side.
 
     Attributes:
-        sides: pixels a side of each level after the convolution at its own width.
+        sides: S_l, the pixels a side of each level after its first convolution.
 
     Raises:
-        UserError: a map cannot be halved to the grid.
+        UserError: a map is not square, or halving its side does not lead to the grid.
     """
 
     def __init__(
         self, channels: Sequence[int], sizes: Sequence[tuple[int, int]], embed_dim: int, grid: int
     ) -> None:
         super().__init__()
-        self.lateral, self.embed, self.sides = nn.ModuleList(), nn.ModuleList(), []
+        self.lateral, self.embed = nn.ModuleList(), nn.ModuleList()
+        self.sides: list[int] = []
         for level, (width, (h, w)) in enumerate(zip(channels, sizes, strict=True), start=1):
             steps = _halvings(h, grid)
             if steps is None or h != w:
@@ -70,16 +75,18 @@ class PyramidTokens(nn.Module):
             self.lateral.append(nn.Conv2d(width, width, 3, 2, 1) if steps else nn.Identity())
             self.sides.append((h + 1) // 2 if steps else h)
             widths = [width] + [embed_dim] * max(steps - 1, 1)
-            kernel = dict(kernel_size=3, stride=2, padding=1) if steps > 1 else {"kernel_size": 1}
-            convs = [nn.Conv2d(i, o, **kernel) for i, o in pairwise(widths)]
+            kernel, stride, padding = (3, 2, 1) if steps > 1 else (1, 1, 0)
+            convs = [nn.Conv2d(i, o, kernel, stride, padding) for i, o in pairwise(widths)]
             self.embed.append(nn.Sequential(*convs))
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):  # keeps the variance; nothing normalises between
+            if isinstance(module, nn.Conv2d):
+                # No norm lies between these convolutions, so each must keep the variance itself.
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def levels(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Bring L maps (B, C_l, H_l, W_l) to (B, C_l, S_l, S_l), S_l of `sides`."""
+        """Bring L maps (B, C_l, H_l, W_l) to L levels (B, C_l, S_l, S_l)."""
         return [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
@@ -88,18 +95,27 @@ class PyramidTokens(nn.Module):
         return torch.cat(tokens, dim=1)
 
 
+def _block(embed_dim: int, num_heads: int, drop: float, attention_drop: float) -> Block:
+    """Build one transformer block."""
+    norm: Any = partial(nn.LayerNorm, eps=1e-6)  # timm calls it, but declares it as a class
+    block = Block(embed_dim, num_heads, qkv_bias=True, proj_drop=drop, norm_layer=norm)
+    attention: Any = block.attn  # torch declares every attribute as a tensor or a module
+    attention.proj_drop.p = attention_drop  # timm gives it the dropout of the MLP
+    return block
+
+
 class TokenEncoder(nn.Module):
-    """A small pre-norm ViT with a class token, a gated head and its normed tokens.
+    """A small pre-norm vision transformer with a class token and a gated linear head.
 
     Args:
-        num_tokens: tokens without the class token.
+        num_tokens: N, without the class token.
         embed_dim: C.
         num_classes: K.
-        depth: number of timm Blocks.
-        num_heads: attention heads.
-        drop: dropout after the position embedding and in the MLP.
-        attention_drop: dropout after the attention's output projection (the authors' 8-class
-            files use the same value as `drop`, their 7-class files none).
+        depth: number of transformer blocks.
+        num_heads: number of attention heads of each block.
+        drop: dropout probability after the position embedding and in the MLP.
+        attention_drop: dropout probability after the attention's output projection. The authors'
+            files for 8 classes use the same value as `drop`, those for 7 classes use 0.
     """
 
     def __init__(
@@ -117,19 +133,8 @@ class TokenEncoder(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens + 1, embed_dim))
         self.pos_drop = nn.Dropout(drop)
         self.blocks = nn.Sequential(
-            *(
-                Block(
-                    embed_dim,
-                    num_heads,
-                    qkv_bias=True,
-                    proj_drop=drop,
-                    norm_layer=partial(nn.LayerNorm, eps=1e-6),
-                )
-                for _ in range(depth)
-            )
+            *(_block(embed_dim, num_heads, drop, attention_drop) for _ in range(depth))
         )
-        for block in self.blocks:  # timm's proj_drop sets both places
-            block.attn.proj_drop.p = attention_drop
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.gate = nn.Sequential(
             nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim)
@@ -141,12 +146,21 @@ class TokenEncoder(nn.Module):
 
     @staticmethod
     def _init(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):  # the usual std of 0.02 suits 768 channels alone
+        if isinstance(module, nn.Linear):
+            # Unlike the usual standard deviation of 0.02, this suits any number of channels.
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn tokens (B, N, C) into logits (B, K), features (B, C) and normed tokens (B, N, C)."""
+        """Encode tokens.
+
+        Args:
+            tokens: (B, N, C).
+
+        Returns:
+            Logits (B, K), features (B, C), which are the class token after the final norm, and the
+            other tokens (B, N, C) after that norm.
+        """
         x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         x = self.norm(self.blocks(self.pos_drop(x + self.pos_embed)))
         z = x[:, 0]

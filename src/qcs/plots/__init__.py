@@ -1,4 +1,4 @@
-"""Every picture we make."""
+"""All pictures that qcs draws, with matplotlib."""
 
 from qcs.plots.faces import attention_sheet, class_token_maps, face_sheet, pair_grid, to_pixels
 from qcs.plots.figure import Format

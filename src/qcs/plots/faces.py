@@ -1,4 +1,4 @@
-"""Sheets of faces, and of where a network looks on them."""
+"""Sheets of faces, and of the attention of a network to them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from qcs.plots.figure import save
 from qcs.plots.text import label, lines, wrapped
 
-SIDE = 1.55  # inches of a face on a sheet, with the gap to the next
+SIDE = 1.55  # width of a face on a sheet and of the gap to the next one, in inches
 
 
 def to_pixels(image: Image) -> Tensor:
@@ -27,22 +27,23 @@ def to_pixels(image: Image) -> Tensor:
 def face_sheet(
     images: Tensor, titles: Sequence[str], path: Path, correct: Sequence[bool], heading: str = ""
 ) -> None:
-    """Draw a sheet of faces with a title each, red where the prediction is wrong.
+    """Draw a sheet of faces, each with a title, which is red where the prediction is wrong.
 
     Args:
         images: (N, 3, H, W), pixels in [0, 1].
         titles: N short texts.
         path: file to write; its suffix is the format, png, pdf or svg.
-        correct: N flags.
-        heading: above the sheet.
+        correct: N flags, whether each prediction is right.
+        heading: text above the sheet.
     """
     columns = min(8, len(images))
     rows = -(-len(images) // columns)
-    above = 0.13 * (0.6 + max(title.count("\n") + 1 for title in titles))  # inches, of a title
+    title_lines = max(title.count("\n") + 1 for title in titles)
+    above = 0.13 * (0.6 + title_lines)  # height of the titles in inches
     text = wrapped(heading, SIDE * columns, 11)
     top = 0.19 * (text.count("\n") + 1)
     width, height = SIDE * columns, (SIDE + above) * rows + top
-    figure = Figure(figsize=(width, height))  # placed by hand: a layout of 40 axes takes seconds
+    figure = Figure(figsize=(width, height))  # no layout engine: 40 axes would take it seconds
     figure.suptitle(text, y=1.0, va="top", fontsize=11)
     for i, (image, title, good) in enumerate(zip(images, titles, correct, strict=True)):
         row, column = divmod(i, columns)
@@ -58,15 +59,16 @@ def face_sheet(
 def attention_sheet(
     images: Tensor, attention: Tensor, titles: Sequence[str], path: Path, heading: str = ""
 ) -> None:
-    """Draw the faces of a group in columns; below each, its attention at every level.
+    """Draw the faces of a group in columns, and below each face its attention at every level.
 
     Args:
         images: (R, 3, H, W), pixels in [0, 1].
-        attention: (R, L, N), N a square; rows sum to 1. It is drawn as multiples of 1 / N, what
-            even attention would give; all faces and levels have one scale.
+        attention: (R, L, N), where N is a square number and the N values sum to 1. It is drawn in
+            multiples of 1 / N, the value of uniform attention. All faces and levels have the same
+            scale.
         titles: R short texts.
         path: file to write; its suffix is the format, png, pdf or svg.
-        heading: above the sheet.
+        heading: text above the sheet.
     """
     levels = _multiples(attention).transpose(0, 1)
     rows, columns = len(levels) + 1, len(images)
@@ -97,17 +99,18 @@ def class_token_maps(
     correct: Sequence[Sequence[bool]] | None = None,
     columns: Sequence[str] = (),
 ) -> None:
-    """Draw M faces in columns under their maps, one row of maps for each network.
+    """Draw M faces in columns, and below them a row of attention maps for each network.
 
     Args:
         images: (M, 3, H, W), pixels in [0, 1].
-        maps: (R, M, N), N a square, of `qcs.models.attention_maps.class_token_attention`, the
-            levels together; a map sums to 1. One scale for all.
+        maps: (R, M, N), where N is a square number: the attention of
+            `qcs.models.attention_maps.class_token_attention`, summed over the levels, so that each
+            map sums to 1. All maps have the same scale.
         titles: R lists of M texts.
         path: file to write; its suffix is the format, png, pdf or svg.
         rows: R names.
-        heading: above the picture.
-        correct: R lists of M flags; a title is red where it is false.
+        heading: text above the picture.
+        correct: R lists of M flags; a title is red where its flag is False.
         columns: M texts above the faces.
     """
     maps = _multiples(maps)
@@ -142,16 +145,18 @@ def pair_grid(
     heading: str = "",
     partners: Tensor | None = None,
 ) -> None:
-    """Draw M faces down the side and along the top, and between them how each sees each.
+    """Draw M faces down the side and along the top, and in each cell the map of a pair.
 
     Args:
         images: (M, 3, H, W), pixels in [0, 1].
-        maps: (M, M, N), N a square, of `qcs.models.attention_maps.pair_maps`: [i, j] is laid
-            over face i.
-        names: M labels; equal ones are compared for what they share, and framed.
+        maps: (M, M, N), where N is a square number, of `qcs.models.attention_maps.pair_maps`; the
+            map [i, j] is drawn over face i.
+        names: M labels. Faces of the same label are compared for what they share, and the cells of
+            such pairs are framed.
         path: file to write; its suffix is the format, png, pdf or svg.
-        heading: above the picture.
-        partners: (M, 3, H, W), the other face of each diagonal cell, where it is not the same.
+        heading: text above the picture.
+        partners: (M, 3, H, W), the faces that the diagonal cells compare with; None where each
+            face is compared with itself.
     """
     number, multiples = len(images), _multiples(maps)
     side = number + (1 if partners is None else 2)
@@ -184,25 +189,27 @@ def pair_grid(
 
 
 def _multiples(attention: Tensor) -> Tensor:
-    """Turn attention (..., N), which sums to 1, into maps (..., G, G) of multiples of 1 / N."""
+    """Turn attention (..., N), which sums to 1, into maps (..., G, G) in multiples of 1 / N."""
     grid = int(attention.shape[-1] ** 0.5)
     return (attention * attention.shape[-1]).unflatten(-1, (grid, grid))
 
 
 def _norm(maps: Tensor) -> PowerNorm:
-    """One colour scale for all maps; its root, or one peak hides all others."""
+    """Return one colour scale for all maps: a square root, so that one peak hides no others."""
     return PowerNorm(0.5, vmin=0, vmax=maps.max().item())
 
 
 def _overlay(ax: Axes, image: Tensor, multiples: Tensor, norm: PowerNorm) -> AxesImage:
-    """Lay a map (G, G), multiples of even attention, over a grey face (3, H, W)."""
-    root = multiples.sqrt()[None, None]  # smooth as it is seen: the scale is steep at zero
+    """Draw a map (G, G), in multiples of uniform attention, over a face (3, H, W) in grey."""
+    # The colours show the square root, so it is the root that has to be smooth.
+    root = multiples.sqrt()[None, None]
     smooth = interpolate(root, image.shape[1:], mode="bilinear")[0, 0] ** 2
     ax.imshow(image.mean(0).numpy(), cmap="gray", vmin=0, vmax=1)
     return ax.imshow(smooth.numpy(), cmap="inferno", norm=norm, alpha=0.55)
 
 
 def _scale(figure: Figure, shown: AxesImage, axes: np.ndarray) -> None:
+    """Add the colour bar of all maps."""
     bar = figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.85, pad=0.01)
     bar.set_label("attention, in multiples of its even share", fontsize=8)
     bar.ax.tick_params(labelsize=7)

@@ -1,4 +1,4 @@
-"""Writing a figure."""
+"""How a figure is written to a file."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,19 +13,19 @@ from qcs.plots.text import families
 
 Format = Literal["png", "pdf", "svg"]
 
-# Without the date, so that the same picture is the same file.
+# The date is left out, so that the same picture always gives the same file.
 _METADATA = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure without pyplot, so that no display is needed.
+    """Write a figure to a file without pyplot, so that no display is needed.
 
-    All text is taken as it is: `$` starts no formula, and characters that the usual font lacks
-    come from another one.
+    Text is drawn as it is: `$` does not start a formula, and characters that the usual font does
+    not have are taken from another font.
 
     Args:
-        figure: drawn.
-        path: its suffix is the format, one of `Format`.
+        figure: the figure, completely drawn.
+        path: file to write; its suffix is the format, one of `Format`.
     """
     FigureCanvasAgg(figure)
     texts = figure.findobj(Text)
@@ -35,14 +35,14 @@ def save(figure: Figure, path: Path) -> None:
         text.set_parse_math(False)
         if others:
             text.set_fontfamily([*text.get_fontfamily(), *others])
-    # Fonts that journals take (42), and names within an SVG that do not change.
+    # Journals accept fonts of type 42. The salt keeps the names within an SVG the same.
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "qcs"}):
         metadata = _METADATA.get(path.suffix)
         figure.savefig(path, dpi=120, bbox_inches="tight", metadata=metadata)
 
 
 def _tick_labels(figure: Figure) -> list[str]:
-    """The labels that ticks get when they are drawn."""
+    """Return the tick labels, which become texts of the figure only when it is drawn."""
     found: list[str] = []
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):

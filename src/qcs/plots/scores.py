@@ -1,38 +1,42 @@
-"""Pictures of numbers: scores, curves, searches."""
+"""Pictures of numbers: confusion matrices, calibration, curves, searches, embeddings."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from qcs.plots.figure import save
 from qcs.plots.text import label, wrapped
 
-NAME = 20  # ems of a class name beside a picture
+NAME = 20  # the room for a class name beside a picture, in units of the font size
 
 
 def confusion(matrix: Tensor, class_names: Sequence[str], path: Path, title: str = "") -> None:
-    """Draw a confusion matrix as percentages of each true class, with the counts' class sizes.
+    """Draw a confusion matrix in percent of each true class.
 
-    A class without a face has an empty row.
+    The name of a true class is followed by its number of faces. A class without a face has an
+    empty row.
 
     Args:
-        matrix: (K, K) counts, rows are true classes.
+        matrix: (K, K) counts; rows are true classes, columns are predicted ones.
         class_names: K names.
         path: file to write; its suffix is the format, png, pdf or svg.
-        title: above the picture.
+        title: text above the picture.
     """
     number, total = len(class_names), matrix.sum(1, keepdim=True)
-    share = (100 * matrix.double() / total).numpy()  # nan in an empty row
+    share = (100 * matrix.double() / total).numpy()  # NaN in the row of a class without a face
     cell = min(0.75, 30 / number)  # inches
     size = 1.6 + cell * number
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.add_subplot()
     shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    for row, column in np.ndindex(*share.shape) if cell > 0.4 else ():  # or they cannot be read
+    readable = cell > 0.4
+    for row, column in np.ndindex(*share.shape) if readable else ():
         if total[row]:
             color = "white" if share[row, column] > 55 else "black"
             text = f"{share[row, column]:.1f}"
@@ -48,12 +52,12 @@ def confusion(matrix: Tensor, class_names: Sequence[str], path: Path, title: str
 
 
 def reliability(found: dict[str, Tensor], path: Path, title: str = "") -> None:
-    """Draw accuracy by confidence, the gap to what was promised, and how many faces are where.
+    """Draw accuracy by confidence, the gap between the two, and the number of faces in each bin.
 
     Args:
-        found: of `qcs.evaluation.metrics.calibration`.
+        found: what `qcs.evaluation.metrics.calibration` returns.
         path: file to write; its suffix is the format, png, pdf or svg.
-        title: above the picture, with the calibration error below it.
+        title: text above the picture; the calibration error follows in the next line.
     """
     count, confidence, accuracy = (found[k].numpy() for k in ("count", "confidence", "accuracy"))
     some, width = count > 0, 1 / len(count)
@@ -78,31 +82,31 @@ def search_history(
     points: Sequence[tuple[int, float | None]],
     path: Path,
     title: str = "",
-    least: bool = False,
+    minimize: bool = False,
     metric: str = "value",
 ) -> None:
-    """Draw the value of each trial (None: pruned) and the best one so far.
+    """Draw the value of each trial of a search, and the best value so far.
 
     Args:
-        points: number and value of each trial.
+        points: the number and the value of each trial; the value is None if it was pruned.
         path: file to write; its suffix is the format, png, pdf or svg.
-        title: above the picture.
-        least: whether the least value is the best.
-        metric: the name of the values.
+        title: text above the picture.
+        minimize: whether the smallest value is the best.
+        metric: the name of the metric on the vertical axis.
     """
-    best = np.minimum if least else np.maximum
-    whole = [(n, v) for n, v in points if v is not None]
+    best = np.minimum if minimize else np.maximum
+    finished = [(n, v) for n, v in points if v is not None]
     figure = Figure(figsize=(6.5, 4))
     axes = figure.add_subplot()
-    if whole:
-        numbers, values = zip(*whole, strict=True)
+    if finished:
+        numbers, values = zip(*finished, strict=True)
         axes.plot(numbers, values, "o", color="steelblue", label="trial")
         axes.step(numbers, best.accumulate(values), "k", where="post", label="best so far")
     pruned = [n for n, v in points if v is None]
-    floor = min((v for _, v in whole), default=0.0)
+    floor = min((v for _, v in finished), default=0.0)
     if pruned:
         axes.plot(pruned, [floor] * len(pruned), "x", color="crimson", label="pruned")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _whole_numbers(axes)
     axes.set(xlabel="trial", ylabel=label(metric, 24), title=wrapped(title, 6.5, 12))
     if points:
         axes.legend(frameon=False)
@@ -110,14 +114,14 @@ def search_history(
 
 
 def importance(shares: dict[str, float], path: Path, title: str = "") -> None:
-    """Draw how much of the spread of the values each option explains.
+    """Draw how much of the variance of a search's values each option explains.
 
     Args:
-        shares: in [0, 1] by option.
+        shares: the share of each option, in [0, 1], by its name.
         path: file to write; its suffix is the format, png, pdf or svg.
-        title: above the picture.
+        title: text above the picture.
     """
-    names = sorted(shares, key=shares.get)
+    names = sorted(shares, key=lambda name: shares[name])
     figure = Figure(figsize=(6.5, 1 + 0.4 * len(names)))
     axes = figure.add_subplot()
     axes.barh(range(len(names)), [shares[name] for name in names], color="steelblue")
@@ -129,14 +133,14 @@ def importance(shares: dict[str, float], path: Path, title: str = "") -> None:
 def embedding(
     points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], path: Path, title: str = ""
 ) -> None:
-    """Draw points of the plane, coloured by class.
+    """Draw points in the plane, coloured by class.
 
     Args:
-        points: (N, 2).
+        points: (N, 2) coordinates.
         labels: (N,) class indices.
         class_names: K names; those without a point are left out.
         path: file to write; its suffix is the format, png, pdf or svg.
-        title: above the picture.
+        title: text above the picture.
     """
     figure = Figure(figsize=(8.5, 7), layout="constrained")
     axes = figure.add_subplot()
@@ -151,6 +155,7 @@ def embedding(
     save(figure, path)
 
 
+# The title of each panel of `curves`, and its metrics with their names in the legend.
 PANELS = {
     "training loss": {
         "train/loss_epoch": "total",
@@ -168,12 +173,13 @@ PANELS = {
 def curves(
     runs: dict[str, dict[str, list[tuple[float, float]]]], path: Path, title: str = ""
 ) -> None:
-    """Draw losses and accuracies by epoch, a colour for each run, a style for each metric.
+    """Draw losses and accuracies by epoch, with a colour for each run and a style for each metric.
 
     Args:
-        runs: by name, and by metric (those of `PANELS` are drawn), points (epoch, value).
+        runs: the runs by name, each with its metrics by name, each with its points (epoch, value).
+            The metrics of `PANELS` are drawn.
         path: file to write; its suffix is the format, png, pdf or svg.
-        title: above the picture.
+        title: text above the picture.
     """
     figure = Figure(figsize=(11, 4.4 + 0.22 * len(runs)), layout="constrained")
     figure.suptitle(wrapped(title, 11, 12), fontsize=12)
@@ -190,7 +196,7 @@ def curves(
         for text, style in zip(metrics.values(), styles, strict=True):
             axes.plot([], [], style, color="black", label=text)
         axes.set(xlabel="epoch", ylabel=panel, title=f"{panel.split(' (')[0]} by epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        _whole_numbers(axes)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=10, framealpha=0.8)
     named = [figure.axes[0].plot([], [], color=_colour(n, len(runs)))[0] for n in range(len(runs))]
@@ -199,18 +205,25 @@ def curves(
     save(figure, path)
 
 
+def _whole_numbers(axes: Axes) -> None:
+    """Put ticks of the horizontal axis at whole numbers only."""
+    locator = axes.xaxis.get_major_locator()
+    if isinstance(locator, MaxNLocator):
+        locator.set_params(integer=True)
+
+
 def _colour(number: int, total: int) -> str | tuple[float, ...]:
-    """One of ten clear colours, or of as many as are needed."""
+    """Return one of ten distinct colours, or of a larger palette if ten are not enough."""
     return f"C{number}" if total <= 10 else colormaps["turbo"](number / (total - 1))
 
 
 def groups(values: dict[str, Sequence[float]], path: Path, title: str = "") -> None:
-    """Draw the top-1 of each network of each group, and each group's mean.
+    """Draw the top-1 accuracy of each network of each group, and the mean of each group.
 
     Args:
-        values: shares in [0, 1] by the name of the group.
+        values: accuracies in [0, 1] by the name of the group.
         path: file to write; its suffix is the format, png, pdf or svg.
-        title: above the picture.
+        title: text above the picture.
     """
     figure = Figure(figsize=(7, 1.2 + 0.5 * len(values)), layout="constrained")
     axes = figure.add_subplot()

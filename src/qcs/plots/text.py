@@ -1,4 +1,4 @@
-"""Text in pictures: any name, of any length, in characters that a font here has."""
+"""Text in pictures: shortened to the room for it, in characters that an installed font has."""
 
 import functools
 import textwrap
@@ -11,13 +11,14 @@ from qcs.config.escape import terminal
 
 
 def label(text: object, ems: float | None = None) -> str:
-    """Return one line that can be drawn.
+    """Return a text as one line that can be drawn.
 
-    Control characters, and those that no installed font has, are written out (`\\u9ad8`).
+    Control characters, and characters that no installed font has, are replaced by their escape
+    sequences such as `\\u9ad8`.
 
     Args:
-        text: any text.
-        ems: the room for it, in units of the font size; what is longer loses its middle.
+        text: any object; its text is taken.
+        ems: the room for it, in units of the font size. A longer text loses its middle.
     """
     line = "".join(
         c if c.isascii() or family(c) is not None else c.encode("unicode_escape").decode()
@@ -32,23 +33,29 @@ def label(text: object, ems: float | None = None) -> str:
 
 
 def lines(text: str, ems: float | None = None) -> str:
-    """Return `label` of each line of a text."""
+    """Apply `label` to each line of a text."""
     return "\n".join(label(line, ems) for line in text.split("\n"))
 
 
 def wrapped(text: str, inches: float, points: float) -> str:
-    """Return a heading as lines that fit a width."""
-    average = 0.55  # ems a character
+    """Break a heading into lines that fit a width.
+
+    Args:
+        text: the heading.
+        inches: the width.
+        points: the font size.
+    """
+    average = 0.55  # the mean width of a character, in units of the font size
     return textwrap.fill(label(text), max(int(inches * 72 / points / average), 40))
 
 
 def family(character: str) -> str | None:
-    """Return the name of an installed font family that has a character, "" for the usual one."""
+    """Return the installed font family that has a character: "" is the usual one, None is none."""
     return _family(ord(character))
 
 
 def families(text: Iterable[str]) -> list[str]:
-    """Return the font families that a text needs beside the usual one."""
+    """Return the font families that a text needs in addition to the usual one."""
     found = (family(c) for c in sorted(set(text)) if not c.isascii())
     return list(dict.fromkeys(name for name in found if name))
 
@@ -77,13 +84,16 @@ def _font(path: str) -> FT2Font:
 def _characters(path: str) -> frozenset[int]:
     try:
         return frozenset(_font(path).get_charmap())
-    except (OSError, RuntimeError):  # a damaged font, or one that FreeType does not know
+    except (OSError, RuntimeError):  # the font is damaged, or FreeType does not support it
         return frozenset()
 
 
 @functools.cache
 def _advance(character: str) -> float:
-    """The width of a character, in ems; a full one where another font has it."""
+    """Return the width of a character in units of the font size.
+
+    It is 1 where the character comes from another font than the usual one.
+    """
     if ord(character) not in _characters(_usual()):
         return 1.0
     glyph = _font(_usual()).load_char(ord(character), LoadFlags.NO_HINTING)
@@ -95,7 +105,7 @@ def _family(code: int) -> str | None:
     if code in _characters(_usual()):
         return ""
     for font in sorted(font_manager.fontManager.ttflist, key=lambda f: (f.style, f.name, f.fname)):
-        if "lastresort" in font.name.replace(" ", "").lower():  # boxes that stand for characters
+        if "lastresort" in font.name.replace(" ", "").lower():  # it has a box for every character
             continue
         if code in _characters(font.fname):
             return font.name

@@ -1,4 +1,4 @@
-"""From a config to objects."""
+"""Build the objects of a training run from its config: data, network, loss, module, trainer."""
 
 import logging
 import sys
@@ -23,6 +23,7 @@ from qcs.models.cpu_kernels import speed_up
 from qcs.training import loggers, notices
 from qcs.training.callbacks import ProgressBar
 from qcs.training.module import QCSModule
+from qcs.training.schedules import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,12 @@ log = logging.getLogger(__name__)
 def datamodule(config: dict[str, Any]) -> FaceDataModule:
     """Read the data set and make its loaders.
 
+    Args:
+        config: of conf/train.yaml, resolved and checked.
+
     Raises:
-        UserError: images are to be in several groups, and nothing compares them; or there are no
-            images for the test at the end.
+        UserError: images are to be in several groups, but the model compares no groups; or there
+            are no images for the test at the end.
     """
     for group, key in (("augment", "train"), ("augment", "eval"), ("model", "roles")):
         if config[group].get(key) is None:
@@ -90,7 +94,7 @@ def manifest(
 
 
 def network(config: dict[str, Any], class_names: Sequence[str]) -> QCSNetwork:
-    """Build the network of a config; the weights of its files are not in it yet."""
+    """Build the network of a config with random weights; no files of weights are read yet."""
     backbone = {
         k: v for k, v in config["backbone"].items() if k not in BackboneOptions.__annotations__
     }
@@ -106,7 +110,17 @@ def _landmarks(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def loss(config: dict[str, Any], manifest: Manifest) -> nn.Module:
-    """Build the loss; `class_weights: balanced` becomes N / (K * images of the class)."""
+    """Build the loss of a config.
+
+    Args:
+        config: of conf/train.yaml, resolved and checked. With `class_weights: balanced`, the weight
+            of a class is N / (K * images of the class).
+        manifest: the N training images of K classes.
+
+    Raises:
+        UserError: there is no training image of a class whose weight is to be balanced, or another
+            number of weights than of classes.
+    """
     options = dict(config["loss"])
     if options.get("class_weights") == "balanced":
         counts = manifest.counts()
@@ -126,94 +140,122 @@ def module(config: dict[str, Any], data: FaceDataModule, resumes: bool = False) 
     """Build the LightningModule for a data set.
 
     Args:
-        config: plain and checked.
-        data: of `datamodule`.
-        resumes: whether a checkpoint brings all weights, so that none are started from.
+        config: of conf/train.yaml, resolved and checked.
+        data: what `datamodule` returns.
+        resumes: whether all weights will come from a checkpoint, so that no files of pre-trained
+            weights are read.
 
     Raises:
-        UserError: weights that are not there or do not fit, a network that
-            cannot be built, or not be recomputed.
+        UserError: a file of weights does not exist or does not fit, or the network cannot be built
+            or does not support gradient checkpointing.
     """
     class_names, options = data.manifest.class_names, config["backbone"]
     parts = recipe.describe(config, class_names)
-    net = recipe.network(parts, config.get("trust")) if resumes else network(config, class_names)
-    if not resumes:
-        _start(net, options.get("weights"), _landmarks(config["model"]).get("weights"))
+    net: Any = recipe.network(parts, config.get("trust")) if resumes else None
+    if net is None:
+        net = network(config, class_names)
+        _load_weights(net, options.get("weights"), _landmarks(config["model"]).get("weights"))
     if options.get("grad_checkpointing"):
-        _recompute(net.base.backbone)
+        enable_grad_checkpointing(net.base.backbone)
     return QCSModule(
         network=speed_up(net, **config["speed"]),
         loss=loss(config, data.train),
         optimizer=instantiate(config["optimizer"]),
         class_names=class_names,
-        scheduler=_scheduler(config["scheduler"]),
+        scheduler=_schedule(config["scheduler"]),
         sam=config["sam"],
         accumulate_grad_batches=config["accumulate_grad_batches"],
         gradient_clip_norm=config["gradient_clip_norm"],
         seed=config["seed"],
-        recomputes=options.get("grad_checkpointing", False),
+        grad_checkpointing=options.get("grad_checkpointing", False),
         recipe=parts,
     )
 
 
-def _start(net: QCSNetwork, backbone: str | None, landmarks: str | None) -> None:
-    """Take over the weights of files, where there are any."""
+def _load_weights(net: QCSNetwork, backbone: str | None, landmarks: str | None) -> None:
+    """Load pre-trained weights into the backbone and the landmark network, if files are named."""
     if backbone:
         pretrained.load_backbone(net.base.backbone, backbone)
+    branch = net.base.landmarks
+    if branch is None:
+        return
     if landmarks:
-        pretrained.load_backbone(net.base.landmarks.net, landmarks, "landmark network")
-    elif net.base.landmarks is not None:
+        pretrained.load_backbone(branch.net, landmarks, "landmark network")
+    else:
         log.warning(
             "model.base.landmarks.weights=null: the landmark network stays as it is, so its random "
             "weights stay; write the path of its file"
         )
 
 
-def _recompute(backbone: nn.Module) -> None:
-    if not hasattr(backbone, "set_grad_checkpointing"):
+def enable_grad_checkpointing(backbone: nn.Module) -> None:
+    """Let a backbone run again in the backward pass, which takes less memory and more time.
+
+    Raises:
+        UserError: the backbone does not support it.
+    """
+    enable: Any = getattr(backbone, "set_grad_checkpointing", None)
+    if enable is None:
         raise UserError(
             f"backbone.grad_checkpointing: {type(backbone).__name__} cannot be computed again "
             "(no set_grad_checkpointing); leave it false"
         )
-    backbone.set_grad_checkpointing()
+    enable()
 
 
-def _scheduler(options: dict[str, Any]) -> dict[str, Any]:
+def _schedule(options: dict[str, Any]) -> Schedule:
     schedule = options.get("schedule")
-    return {**options, "schedule": schedule and instantiate(schedule)}
+    built: Schedule = {"schedule": instantiate(schedule) if schedule else None}
+    if "interval" in options:
+        built["interval"] = options["interval"]
+    return built
 
 
 def trainer(config: dict[str, Any], folder: Path) -> Trainer:
-    """Build the Trainer with its callbacks and loggers.
+    """Build the trainer with its callbacks and loggers.
+
+    Args:
+        config: of conf/train.yaml, resolved and checked.
+        folder: the run's folder.
 
     Raises:
-        UserError: an option that manual optimisation takes elsewhere.
+        UserError: an option of Lightning's that has another place here, or a callback or logger
+            that cannot be used.
     """
-    notices.leave_out()
+    notices.silence()
     for key, ours in {
         "accumulate_grad_batches": "accumulate_grad_batches",
         "gradient_clip_val": "gradient_clip_norm",
     }.items():
         if config["trainer"].get(key) is not None:
             raise UserError(f"trainer.{key} is {ours} at the top level here: write {ours}=...")
-    parts = [c for c in (config["callbacks"] or {}).values() if c]
-    if config["select_on"] == "last":  # nothing is validated, so nothing can be monitored
+    show_bar = config["trainer"].get("enable_progress_bar", True) and sys.stdout.isatty()
+    callbacks = _callbacks(config)
+    if show_bar:
+        callbacks.append(ProgressBar())
+    nodes = [node for node in (config["logger"] or {}).values() if node]
+    for node in nodes:
+        loggers.require_login(node)
+    return instantiate(
+        config["trainer"],
+        callbacks=callbacks,
+        logger=[instantiate(node) for node in nodes],
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=show_bar,
+        default_root_dir=str(folder),
+        use_distributed_sampler=False,  # the data module divides its samples itself
+    )
+
+
+def _callbacks(config: dict[str, Any]) -> list[Callback]:
+    nodes = [node for node in (config["callbacks"] or {}).values() if node]
+    if config["select_on"] == "last":  # there is no validation, so no metric to monitor
         if (config["callbacks"] or {}).get("early_stopping"):
             raise UserError("early_stopping watches validation: write select_on=val, not last")
-        parts = [c for c in parts if "monitor" not in c]
-    callbacks: list[Callback] = [instantiate(c) for c in parts]
+        nodes = [node for node in nodes if "monitor" not in node]
+    callbacks: list[Callback] = [instantiate(node) for node in nodes]
     if config["trial"] and isinstance(config["optimized_metric"], str):
         from qcs.search.pruning import Pruning  # needs an extra
 
         callbacks.append(Pruning(config["trial"], config["optimized_metric"]))
-    nodes = [node for node in (config["logger"] or {}).values() if node]
-    bar = config["trainer"].get("enable_progress_bar", True) and sys.stdout.isatty()
-    if bar:
-        callbacks.append(ProgressBar())
-    for node in nodes:
-        loggers.require_login(node)
-    ours = {"callbacks": callbacks, "logger": [instantiate(node) for node in nodes]}
-    ours |= {"plugins": [AtomicCheckpointIO()], "enable_progress_bar": bar}
-    # The data module shards its samplers itself.
-    ours |= {"default_root_dir": str(folder), "use_distributed_sampler": False}
-    return instantiate(config["trainer"], **ours)
+    return callbacks

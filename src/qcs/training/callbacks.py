@@ -1,4 +1,4 @@
-"""Callbacks that Lightning does not have."""
+"""Progress of a run: lines in the log, and a short progress bar."""
 
 import logging
 import math
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 class EpochLog(Callback):
-    """Writes one line an epoch to the run's log, readable after the progress bar is gone.
+    """Writes one line for each epoch to the run's log, where the progress bar leaves nothing.
 
-    Where the output is no terminal, and so without a bar, it also says every half minute how far
+    Where the output is not a terminal, there is no progress bar. Then further lines say how far
     the run is.
 
     Args:
-        every_n_seconds: between those lines; None for none.
+        every_n_seconds: seconds between two of the further lines; None writes none.
     """
 
     def __init__(self, every_n_seconds: Count | None = 30) -> None:
@@ -29,8 +29,8 @@ class EpochLog(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clocks."""
-        self._start = self._said = self._began = time.monotonic()
-        self._first = self._batches(trainer)
+        self._epoch_start = self._last_line = self._run_start = time.monotonic()
+        self._first_batch = self._batches(trainer)
         self._images = 0
 
     def on_train_batch_end(
@@ -41,69 +41,76 @@ class EpochLog(Callback):
         batch: dict[str, Any],
         batch_idx: int,
     ) -> None:
-        """Say how far the run is, where it is time."""
+        """Log how far the run is, if it is time."""
         self._images += batch["images"].shape[:2].numel() * trainer.world_size
         now = time.monotonic()
-        quiet = self.every_n_seconds is None or sys.stdout.isatty()
-        if quiet or now - self._said < self.every_n_seconds:
+        if self.every_n_seconds is None or sys.stdout.isatty():
             return
-        rate, self._said, self._images = self._images / (now - self._said), now, 0
+        if now - self._last_line < self.every_n_seconds:
+            return
+        rate = self._images / (now - self._last_line)
+        self._last_line, self._images = now, 0
         done, total = self._batches(trainer), self._total(trainer)
         values = [f"epoch {_of(trainer.current_epoch + 1, trainer.max_epochs)}"]
         values.append(f"batch {_of(batch_idx + 1, trainer.num_training_batches)}")
         if (loss := trainer.callback_metrics.get("train/loss_step")) is not None:
             values.append(f"train/loss {float(loss):.4f}")
         values.append(f"{rate:.0f} images/s")
-        if total is not None and done > self._first:
-            left = (now - self._began) / (done - self._first) * max(total - done, 0)
+        if total is not None and done > self._first_batch:
+            seconds = (now - self._run_start) / (done - self._first_batch)  # for each batch
+            left = seconds * max(total - done, 0)
             values.append(f"{_clock(left)} left")
         log.info(", ".join(values))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log loss, accuracies and seconds."""
+        """Log the loss, the accuracies and the duration of the epoch."""
         shown = ("train/loss_epoch", "train/acc_epoch", "val/acc", "val/mean_acc")
         metrics = trainer.callback_metrics
         values = " ".join(
             f"{k.removesuffix('_epoch')} {metrics[k]:.4f}" for k in shown if k in metrics
         )
-        seconds = time.monotonic() - self._start
+        seconds = time.monotonic() - self._epoch_start
         epoch = _of(trainer.current_epoch + 1, trainer.max_epochs)
         log.info("epoch %s %s (%.0f s)", epoch, values, seconds)
-        self._start = time.monotonic()
+        self._epoch_start = time.monotonic()
 
     @staticmethod
     def _batches(trainer: Trainer) -> int:
-        """Training batches that are done, of the whole run."""
+        """Return the number of training batches since the beginning of the run."""
         return trainer.fit_loop.total_batch_idx + 1
 
     @staticmethod
     def _total(trainer: Trainer) -> float | None:
-        """Training batches of the whole run; None where its end is not known."""
+        """Return the number of training batches of the whole run; None if its end is unknown."""
         epochs, batches = trainer.max_epochs, trainer.num_training_batches
         totals = [epochs * batches] if epochs not in (None, -1) and batches != math.inf else []
         if trainer.max_steps != -1 and trainer.global_step:
-            share = EpochLog._batches(trainer) / trainer.global_step  # batches of a step
-            totals.append(trainer.max_steps * share)
+            batches_per_step = EpochLog._batches(trainer) / trainer.global_step
+            totals.append(trainer.max_steps * batches_per_step)
         return min(totals, default=None)
 
 
 def _of(number: int, total: float | None) -> str:
+    """Write a number and its total, "3/10", or the number alone if there is no total."""
     known = total not in (None, -1, math.inf)
     return f"{number}/{total}" if known else str(number)
 
 
 def _clock(seconds: float) -> str:
-    """Hours and minutes, or minutes and seconds."""
+    """Write a duration in hours and minutes, or in minutes and seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's, in one line of a terminal: epochs count from 1, and only the loss is shown."""
+    """Lightning's progress bar, short enough for a terminal of 80 columns.
+
+    Epochs count from 1, and of the metrics only the loss is shown.
+    """
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The loss; the scores of an epoch have a line of their own."""
+        """Return the loss alone; the scores of an epoch have their own line in the log."""
         loss = super().get_metrics(trainer, pl_module).get("train/loss_step")
         return {} if loss is None else {"loss": loss}
 

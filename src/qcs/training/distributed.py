@@ -1,79 +1,99 @@
-"""What the processes of a run tell each other: before an optimiser step, and after a test.
+"""What the processes of a run share: gradients, statistics, flags before a step, test outputs.
 
-A loss that is not finite must end the run before it spoils the weights; a request to stop must end
-it everywhere after the same step.
+A loss that is not finite must end the run before it reaches the weights. A request to stop, which
+one process may receive, must end the run in all processes after the same step.
 
 B batch, R roles.
 """
 
 import os
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import Tensor, distributed
+from timm.utils import distribute_bn
+from torch import Tensor, distributed, nn
 
 from qcs.config.errors import UserError
 
 
+def process_rank() -> int:
+    """Return the number of this process among those of the run, 0 for the first."""
+    function: Any = rank_zero_only  # Lightning keeps the rank as an attribute of this function
+    return function.rank
+
+
 def is_first_process() -> bool:
-    """Whether this is the process of a run that writes its files, known before the trainer is."""
-    return rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", "0") == "0"
+    """Return whether this process writes the run's files; it is known before there is a trainer."""
+    return process_rank() == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 class NonFiniteLoss(UserError):
-    """The training loss is NaN or infinite; `rows` (B, R) of the training split show where."""
+    """The training loss is NaN or infinite.
 
-    def __init__(self, sentence: str, rows: np.ndarray) -> None:
-        super().__init__(sentence)
+    Attributes:
+        rows: (B, R), the rows of the batch's images in the training split.
+    """
+
+    def __init__(self, message: str, rows: np.ndarray) -> None:
+        super().__init__(message)
         self.rows = rows
 
 
-class Flags(NamedTuple):
-    """On their way to the host while the device works on."""
+class PendingFlags(NamedTuple):
+    """Flags that are copied from the device to the host while the device works on."""
 
-    values: Tensor  # (2,) whether the loss is not finite, whether a process was asked to stop
-    arrived: torch.cuda.Event | None
+    values: Tensor  # (2,), whether the loss is not finite, and whether a process was asked to stop
+    copied: torch.cuda.Event | None  # None on a CPU, where there is nothing to wait for
 
 
-class Watch:
-    """Gathers flags with each loss and reads them before the step."""
+class StepFlags:
+    """Collects the flags of each loss of an optimiser step, and reads them before the step.
+
+    Attributes:
+        stop_requested: whether this process was asked to stop.
+        stopping: whether all processes have agreed to stop.
+    """
 
     def __init__(self) -> None:
-        self.asked_to_stop = False  # this process was
-        self.stopping = False  # all agree to
-        self._flags: list[Flags] = []
+        self.stop_requested = False
+        self.stopping = False
+        self._pending: list[PendingFlags] = []
 
-    def announce(self, loss: Tensor, processes: int) -> None:
-        """Tell all processes whether a loss () is finite; waits for nothing."""
-        stop = torch.full_like(loss, float(self.asked_to_stop))
+    def reduce(self, loss: Tensor, processes: int) -> None:
+        """Share with all processes whether a loss () is finite, without waiting for the device."""
+        stop = torch.full_like(loss, float(self.stop_requested))
         values = torch.stack([(~loss.isfinite()).to(loss.dtype), stop]).detach()
         if processes > 1:
             distributed.all_reduce(values, distributed.ReduceOp.MAX)
-        arrived = torch.cuda.Event() if values.is_cuda else None
+        copied = torch.cuda.Event() if values.is_cuda else None
         values = values.to("cpu", non_blocking=True)
-        if arrived:
-            arrived.record()
-        self._flags.append(Flags(values, arrived))
+        if copied:
+            copied.record()
+        self._pending.append(PendingFlags(values, copied))
 
-    def heed(self, batch: dict[str, Tensor], where: str) -> None:
-        """Read what was announced; by now the device is busy with the backward passes.
+    def check(self, batch: dict[str, Tensor], where: str) -> None:
+        """Read the flags of all losses since the last call.
+
+        By this time the device is busy with the backward passes, so reading costs little.
 
         Args:
-            batch: the last one, whose "rows" are named.
-            where: the step, for the sentence.
+            batch: the last batch, whose "rows" are named in the error.
+            where: the step, for the message.
 
         Raises:
             NonFiniteLoss: in all processes alike.
         """
-        flags, self._flags = self._flags, []
-        for values, arrived in flags:
-            if arrived:
-                arrived.synchronize()
-            bad, stop = values.tolist()
+        pending, self._pending = self._pending, []
+        for values, copied in pending:
+            if copied:
+                copied.synchronize()
+            not_finite, stop = values.tolist()
             self.stopping = self.stopping or bool(stop)
-            if bad:
+            if not_finite:
                 raise NonFiniteLoss(
                     f"the training loss is not finite at {where}; lower optimizer.lr, or look at "
                     "the images of the batch",
@@ -81,15 +101,37 @@ class Watch:
                 )
 
 
-def in_order(batches: list[tuple[Tensor, ...]], processes: int) -> tuple[Tensor, ...]:
-    """Join what all processes saw, in the order of the data set.
+def gradient_sync(strategy: Strategy, wanted: bool) -> AbstractContextManager:
+    """Return a context in which a backward pass averages the gradient over the processes.
 
     Args:
-        batches: of this process, each of rows (B,) and tensors (B, ...), on the CPU.
-        processes: how many there are.
+        strategy: Lightning's, which may be of a single process.
+        wanted: False lets each process keep its own gradient.
+    """
+    if wanted or not isinstance(strategy, ParallelStrategy):
+        return nullcontext()
+    return strategy.block_backward_sync()
+
+
+def average_statistics(network: nn.Module, processes: int) -> None:
+    """Average BatchNorm's running statistics over the processes, each of which has its own."""
+    if processes > 1:
+        distribute_bn(network, processes, reduce=True)
+
+
+def gather_in_order(batches: list[tuple[Tensor, ...]], processes: int) -> tuple[Tensor, ...]:
+    """Join the outputs of all processes in the order of the data set.
+
+    Args:
+        batches: those of this process on the CPU; each has the rows (B,) of its images in the
+            data set and then tensors (B, ...).
+        processes: number of processes.
+
+    Returns:
+        The sorted rows (N,) and the tensors (N, ...) of all N images.
     """
     if processes > 1:
-        gathered: list = [None] * processes
+        gathered: list[Any] = [None] * processes
         distributed.all_gather_object(gathered, batches)
         batches = [batch for process in gathered for batch in process]
     columns = [torch.cat(column) for column in zip(*batches, strict=True)]

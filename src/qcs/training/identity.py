@@ -1,6 +1,7 @@
-"""What makes a training run the one that it is: its data and the settings that decide its weights.
+"""The identity of a training run: its data, and the settings that decide its weights.
 
-They travel in every checkpoint, as plain data, so that a run only goes on as itself.
+Every checkpoint holds the identity as plain data. A run can only be resumed with the same data and
+the same decisive settings.
 """
 
 import logging
@@ -13,7 +14,7 @@ from qcs.data.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
-# Everything else may change when a run goes on: devices, loader processes, epochs, loggers, ...
+# Other settings, such as devices, loader processes, epochs and loggers, may change on resuming.
 DECISIVE = (
     "seed",
     "select_on",
@@ -35,9 +36,9 @@ DECISIVE = (
     "trainer.precision",
     "callbacks",
 )
-# These only save, show and log.
-WATCHERS = ("last", "dashboard", "learning_rate", "epoch_log")
-# A schedule of steps was laid out for a number of them.
+# Callbacks that save, show and log, but have no effect on the weights.
+OBSERVERS = ("last", "dashboard", "learning_rate", "epoch_log")
+# A schedule that counts steps depends on the number of steps, and so on these.
 LENGTH = tuple(
     f"trainer.{key}"
     for key in ("max_epochs", "max_steps", "limit_train_batches", "overfit_batches")
@@ -45,11 +46,11 @@ LENGTH = tuple(
 
 
 def identity(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
-    """What a run is: plain data for its checkpoints.
+    """Return the identity of a run as plain data for its checkpoints.
 
     Args:
-        config: plain and checked, of conf/train.yaml.
-        manifest: the data set, with what was held out.
+        config: of conf/train.yaml, resolved and checked.
+        manifest: the data set with all of its splits.
     """
     data = {
         "name": manifest.root.name,
@@ -61,9 +62,9 @@ def identity(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide a run's weights, by their keys on the command line."""
+    """Return the settings that decide a run's weights, by their keys on the command line."""
     callbacks = config["callbacks"] or {}
-    kept = {k: v for k, v in callbacks.items() if k not in WATCHERS}
+    kept = {k: v for k, v in callbacks.items() if k not in OBSERVERS}
     found = _flat(config | {"callbacks": _without_folders(kept)})
     keys = DECISIVE + (LENGTH if (config["scheduler"] or {}).get("interval") == "step" else ())
     return {k: v for k, v in found.items() if any(k == d or k.startswith(f"{d}.") for d in keys)}
@@ -77,7 +78,7 @@ def _without_folders(callbacks: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted keys; what is null is as good as absent."""
+    """Return nested settings by their dotted keys, without those that are null."""
     found: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, Mapping):
@@ -88,15 +89,15 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def require_same(saved: dict[str, Any] | None, now: dict[str, Any], ckpt: Path) -> None:
-    """Refuse to go on with a run as another one.
+    """Check that a run is resumed as the same run.
 
     Args:
-        saved: identity in the checkpoint; None in those of older versions.
-        now: identity of this command.
-        ckpt: the checkpoint, for the sentence.
+        saved: the identity in the checkpoint, which is None in checkpoints of older versions.
+        now: the identity of the run that this command describes.
+        ckpt: path of the checkpoint, for the message.
 
     Raises:
-        UserError: the data or settings that decide the weights are others; names them.
+        UserError: the data or the decisive settings differ; the message names them.
     """
     if saved is None:
         log.warning(
@@ -108,9 +109,32 @@ def require_same(saved: dict[str, Any] | None, now: dict[str, Any], ckpt: Path) 
     _same_settings(saved["settings"], now["settings"], ckpt)
     if saved["data"] != now["data"]:
         raise UserError(
-            f"{ckpt} was trained on other data: {_told(saved['data'])}; and now it is "
-            f"{_told(now['data'])}: name the run's own data set, or start a new run in another "
+            f"{ckpt} was trained on other data: {_describe(saved['data'])}; and now it is "
+            f"{_describe(now['data'])}: name the run's own data set, or start a new run in another "
             "folder with hydra.run.dir=..."
+        )
+
+
+def require_same_processes(
+    saved: dict[str, Any] | None, processes: int, by_step: bool, within_epoch: bool
+) -> None:
+    """Check that a run is resumed with as many processes as before, where that matters.
+
+    Args:
+        saved: the identity in the checkpoint, which is None in checkpoints of older versions.
+        processes: number of processes of the run that this command describes.
+        by_step: whether the schedule of the learning rate counts steps.
+        within_epoch: whether the checkpoint was saved within an epoch.
+
+    Raises:
+        UserError: the number differs, and the schedule or the rest of the epoch depends on it.
+    """
+    before = saved and saved["processes"]
+    if before and before != processes and (by_step or within_epoch):
+        reason = "its schedule counts their steps" if by_step else "it stands within an epoch"
+        raise UserError(
+            f"the run was of {before} processes and would now be of {processes}, "
+            f"but {reason}: keep trainer.devices and trainer.num_nodes"
         )
 
 
@@ -118,10 +142,11 @@ def _same_settings(saved: dict[str, Any], now: dict[str, Any], ckpt: Path) -> No
     changed = [key for key in sorted(saved.keys() | now) if saved.get(key) != now.get(key)]
     stops = "callbacks.early_stopping."
     stopping = [any(key.startswith(stops) for key in part) for part in (saved, now)]
-    if not all(stopping):  # whether a run stops early may change, but not how it counts
+    if not all(stopping):  # early stopping may be added or removed, but not set differently
         changed = [key for key in changed if not key.startswith(stops)]
     if changed:
-        shown = ", ".join(f"{k}={now.get(k)} (the run has {saved.get(k)})" for k in changed[:6])
+        listed = changed[:6]
+        shown = ", ".join(f"{k}={now.get(k)} (the run has {saved.get(k)})" for k in listed)
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
         raise UserError(
             f"a run cannot go on with other settings than it began with: {shown}{more}; "
@@ -129,7 +154,7 @@ def _same_settings(saved: dict[str, Any], now: dict[str, Any], ckpt: Path) -> No
         )
 
 
-def _told(data: dict[str, Any]) -> str:
+def _describe(data: dict[str, Any]) -> str:
     names = data["class_names"]
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return (

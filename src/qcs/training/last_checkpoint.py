@@ -1,43 +1,77 @@
-"""The callback that saves last.ckpt, and stops when asked to."""
+"""The callback that saves last.ckpt and stops a run when it is asked to."""
 
 import json
 import logging
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from qcs.checkpoints.files import LAST
+from qcs.checkpoints.files import LAST, last
 from qcs.config.bounds import Count, Positive
 from qcs.config.errors import UserError
-from qcs.training.distributed import NonFiniteLoss
+from qcs.training.distributed import NonFiniteLoss, StepFlags
 from qcs.training.loggers import complete
+from qcs.training.module import QCSModule
+from qcs.training.trainer_attributes import data_module, is_dry_run
 
 log = logging.getLogger(__name__)
 
-STOPPED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT  # exit statuses
+# Exit statuses of a run that SIGTERM or Ctrl-C has stopped.
+STOPPED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
+
+
+@contextmanager
+def exit_on_interrupt(folder: Path) -> Iterator[None]:
+    """End the process with status 130 and one message if Ctrl-C stops a run without saving it.
+
+    Args:
+        folder: the run's folder, which may hold an earlier checkpoint to resume from.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        if last(folder):
+            log.warning(
+                "interrupted; go on from where it was last saved with the same command and "
+                "hydra.run.dir=%s ckpt=last",
+                folder,
+            )
+        else:
+            log.warning("interrupted before anything was saved")
+        raise SystemExit(INTERRUPTED) from None
 
 
 class LastCheckpoint(Checkpoint):
     """Saves last.ckpt after every epoch, at intervals within one, and when asked to stop.
 
-    On SIGTERM, which SLURM sends before it preempts, and on Ctrl-C, the batch (and its optimiser
-    step) is finished, last.ckpt is written, and the process ends with status 143 or 130; a second
-    Ctrl-C stops at once. A loss that is not finite leaves nonfinite.ckpt and nonfinite.json behind.
-    A run that goes on within an epoch ends with
-    the same weights; that epoch's training means are over the rest of it.
+    SLURM sends SIGTERM before it preempts a job. On SIGTERM and on Ctrl-C the optimiser step is
+    finished, last.ckpt is written, and the process ends with status 143 or 130; a second Ctrl-C
+    stops at once. A loss that is not finite leaves nonfinite.ckpt and nonfinite.<rank>.json behind.
 
-    Lightning's `ModelCheckpoint` saves at one kind of interval only, and between the batches of an
-    accumulated step.
+    A run that is resumed within an epoch ends with the same weights as an uninterrupted one. The
+    logged training means of that epoch are over the rest of it alone.
+
+    Lightning's `ModelCheckpoint` supports only one kind of interval at a time, and it also saves
+    between the batches of an accumulated step.
 
     Args:
         dirpath: folder of the checkpoints.
-        every_n_steps: optimiser steps; None for none within an epoch.
-        every_n_minutes: the same by the clock.
+        every_n_steps: number of optimiser steps between two checkpoints within an epoch; None
+            saves none by steps.
+        every_n_minutes: number of minutes between two checkpoints within an epoch; None saves none
+            by the clock.
+
+    Raises:
+        UserError: an interval is not above 0.
     """
 
     def __init__(
@@ -61,7 +95,7 @@ class LastCheckpoint(Checkpoint):
 
     @property
     def best_model_path(self) -> str:
-        """For a run that selects nothing."""
+        """The path of last.ckpt, which is tested in a run that selects no checkpoint."""
         return str(self.folder / LAST)
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,14 +103,17 @@ class LastCheckpoint(Checkpoint):
         return {"metrics": self.metrics, "row": self.row, "stopped_early": self.stopped_early}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Of a checkpoint."""
+        """Take over what a checkpoint has of this callback."""
         self.metrics, self.stopped_early = state_dict["metrics"], state_dict["stopped_early"]
         self.row = state_dict.get("row", {})
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let a run whose folder was moved keep its best one, which Lightning would forget."""
+        """Correct the paths of the best checkpoints where the run's folder has been moved.
+
+        Lightning would otherwise forget the best checkpoint.
+        """
         here = self.folder.resolve()
         if Path(trainer.ckpt_path or "").resolve().parent != here:
             return
@@ -92,71 +129,76 @@ class LastCheckpoint(Checkpoint):
                     state[key] = moved(state[key])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave a run at its end that was stopped early, unless nothing would stop it now."""
+        """Do not train a run further that was stopped early, unless early stopping is now off."""
         if self.stopped_early and trainer.early_stopping_callbacks:
             trainer.should_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; listen for SIGTERM, in place of Lightning, which loses the epoch."""
+        """Start the clock and handle SIGTERM and SIGINT until training ends.
+
+        Lightning's own handlers would lose what the epoch has done.
+        """
         complete(trainer.loggers, self.row)
         self._step, self._saved = trainer.global_step, time.monotonic()
+        flags = _flags(pl_module)
 
-        def ask(number: int, _: Any) -> None:
+        def request_stop(number: int, _: Any) -> None:
             if number == signal.SIGINT and self._status == INTERRUPTED:
-                raise KeyboardInterrupt  # the second Ctrl-C
+                raise KeyboardInterrupt  # this is the second Ctrl-C
             self._status = 128 + number
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
             name = signal.Signals(number).name
             log.warning("asked to stop (%s): finishing the step, then saving%s", name, again)
-            pl_module.watch.asked_to_stop = True
+            flags.stop_requested = True
 
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                if (
-                    signal.getsignal(number) is not signal.SIG_IGN
-                ):  # as in the background of a script
-                    self._handlers[number] = signal.signal(number, ask)
+                # A shell lets the background processes of a script ignore Ctrl-C.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._handlers[number] = signal.signal(number, request_stop)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save within an epoch, where an optimiser step has just been taken."""
+        """Save within an epoch, if it is time and an optimiser step has just been taken."""
         if trainer.global_step == self._step or trainer.is_last_batch:
             return
         self._step = trainer.global_step
-        if self._due(trainer) or pl_module.watch.stopping:
+        if self._due(trainer) or _flags(pl_module).stopping:
             self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save."""
+        """Save at the end of every epoch."""
         self._step = trainer.global_step
         self.metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         means = {k: v for k, v in self.metrics.items() if k.endswith("_epoch")}
         step = trainer.fit_loop.total_batch_idx
         self.row = {**means, "epoch": trainer.current_epoch, "step": step} if means else {}
         self.stopped_early = bool(trainer.should_stop)
-        watch = pl_module.watch
-        asked = trainer.strategy.reduce_boolean_decision(watch.asked_to_stop, all=False)
-        watch.stopping = watch.stopping or asked
+        flags = _flags(pl_module)
+        requested = trainer.strategy.reduce_boolean_decision(flags.stop_requested, all=False)
+        flags.stopping = flags.stopping or requested
         self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen no longer."""
-        self._restore()
+        """Restore the signal handlers."""
+        self._restore_handlers()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Keep what shows how the loss ceased to be finite."""
-        self._restore()
-        if not isinstance(exception, NonFiniteLoss) or trainer.fast_dev_run:
+        """After a loss that is not finite, keep the weights and the names of the batch's files."""
+        self._restore_handlers()
+        if not isinstance(exception, NonFiniteLoss) or is_dry_run(trainer):
             return
         trainer.save_checkpoint(self.folder / "nonfinite.ckpt", weights_only=False)
-        files = trainer.datamodule.train.paths[exception.rows] if trainer.datamodule else []
+        data = data_module(trainer)
+        files = data.train.paths[exception.rows] if data else []
         content = {"sentence": str(exception), "files": [list(map(str, group)) for group in files]}
         path = self.folder / f"nonfinite.{trainer.global_rank}.json"
         path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         log.error("weights before the step in %s, the batch's files in %s", self.folder, path)
 
     def _due(self, trainer: Trainer) -> bool:
+        """Return whether an interval has passed; all processes agree on the answer."""
         if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             return True
         if not self.every_n_minutes:
@@ -165,10 +207,11 @@ class LastCheckpoint(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(late, all=False)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.fast_dev_run:
+        """Write last.ckpt; end the process if all processes have agreed to stop."""
+        if not is_dry_run(trainer):
             trainer.save_checkpoint(self.folder / LAST, weights_only=False)
         self._saved = time.monotonic()
-        if pl_module.watch.stopping:
+        if _flags(pl_module).stopping:
             log.warning(
                 "stopped at step %d and saved; go on with the same command and hydra.run.dir=%s "
                 "ckpt=last",
@@ -177,7 +220,12 @@ class LastCheckpoint(Checkpoint):
             )
             raise SystemExit(self._status)
 
-    def _restore(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
+
+
+def _flags(module: LightningModule) -> StepFlags:
+    assert isinstance(module, QCSModule)
+    return module.flags

@@ -1,13 +1,14 @@
-"""Loggers that go on with a resumed run, and how pictures and tables reach those that take them.
+"""Loggers that continue the files of a resumed run, and how pictures and tables reach loggers.
 
-A picture is a file in the run's folder first, and loggers are given the file: W&B, TensorBoard
-and a run without either have the same ones.
+A picture is first drawn into a file in the run's folder, and the loggers are given that file. The
+pictures are therefore the same in W&B, in TensorBoard and in a run that uses neither.
 """
 
 import csv
 import logging
 import netrc
 import os
+import pkgutil
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from PIL import Image
 
@@ -29,62 +31,69 @@ log = logging.getLogger(__name__)
 
 
 class MetricsFile(ExperimentWriter):
-    """Lightning's writer of metrics.csv, which keeps what is there, and loses nothing when killed.
+    """A writer of metrics.csv that continues the file of a resumed run and loses no rows.
 
-    Lightning's own deletes the file of an earlier part of the run, and writes it anew in place.
+    Lightning's own writer deletes the file when a run is resumed. When there is a new column, it
+    also overwrites the file in place, so that a process killed at that moment loses the rows.
     """
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
-        if file(Path(log_dir)).is_file():
-            with file(Path(log_dir)).open(newline="", encoding="utf-8") as table:
+        path = metrics_file(Path(log_dir))
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as table:
                 self.metrics_keys = next(csv.reader(table), [])
 
     def _check_log_dir_exists(self) -> None:
-        """What is there is this run's."""
+        """Accept the folder as it is: what it holds is of this run."""
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         _write(Path(self.log_dir), _rows(Path(self.log_dir)), fieldnames)
 
 
 class CSVLogger(LightningCSVLogger):
-    """Writes each row of metrics.csv at once, and goes on with the file of a resumed run."""
+    """Writes each row of metrics.csv at once, and continues the file of a resumed run."""
 
     def __init__(self, save_dir: str, name: str | None = None, version: str = "csv") -> None:
         super().__init__(save_dir, name=name, version=version, flush_logs_every_n_steps=1)
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
+    def experiment(self) -> _ExperimentWriter:
         """The writer of metrics.csv."""
         if self._experiment is None:
             self._experiment = MetricsFile(self.log_dir)
         return self._experiment
 
 
-def file(folder: Path) -> Path:
-    """The file below a logger's folder."""
+def metrics_file(folder: Path) -> Path:
+    """Return the path of metrics.csv in a logger's folder."""
     return folder / ExperimentWriter.NAME_METRICS_FILE
 
 
-def forget(folder: Path, step: int) -> None:
-    """Drop the rows from a step on: the resumed run will write them again.
+def drop_rows(folder: Path, step: int) -> None:
+    """Remove the rows of a step and all later ones, which the resumed run will write again.
 
-    A file that cannot be read is set aside as metrics.damaged.csv, with a warning.
+    A file that cannot be read is renamed to metrics.damaged.csv, and a warning is logged.
+
+    Args:
+        folder: the logger's folder.
+        step: the first step to remove.
     """
-    if not file(folder).is_file():
+    path = metrics_file(folder)
+    if not path.is_file():
         return
     try:
         rows = [row for row in _rows(folder) if int(row["step"]) < step]
     except (ValueError, KeyError, csv.Error) as error:  # UnicodeDecodeError is a ValueError
         aside = folder / "metrics.damaged.csv"
-        file(folder).replace(aside)
-        log.warning("%s is damaged (%s): it is now %s", file(folder), error, aside.name)
+        path.replace(aside)
+        log.warning("%s is damaged (%s): it is now %s", path, error, aside.name)
         return
     if rows:
         _write(folder, rows, sorted(set().union(*rows)))
     else:
-        file(folder).unlink()
+        path.unlink()
 
 
 def complete(loggers: Iterable[Logger], row: dict[str, float]) -> None:
@@ -106,19 +115,21 @@ def complete(loggers: Iterable[Logger], row: dict[str, float]) -> None:
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
-    """Rows of metrics.csv, cells of other keys absent; one that was not written to its end is not.
+    """Read the rows of metrics.csv, each without its empty cells.
+
+    A last row without its end of line is left out: the process was killed while it was written.
 
     Raises:
         ValueError, KeyError, csv.Error: the file is damaged.
     """
-    lines = file(folder).read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = metrics_file(folder).read_text(encoding="utf-8").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(lines)]
     if any(None in row for row in rows):
         raise ValueError("a row is longer than the header")
     for row in rows:
-        list(map(float, row.values()))  # nothing else is logged
+        list(map(float, row.values()))  # raises ValueError: every value is a number
     return rows
 
 
@@ -128,11 +139,11 @@ def _write(folder: Path, rows: list[dict[str, str]], header: list[str]) -> None:
         writer = csv.DictWriter(table, header)
         writer.writeheader()
         writer.writerows(rows)
-    part.replace(file(folder))
+    part.replace(metrics_file(folder))
 
 
 def tensorboard(save_dir: str, version: str = "tensorboard") -> TensorBoardLogger:
-    """Make the logger that writes into `save_dir/version`.
+    """Make a TensorBoard logger that writes into the folder `save_dir/version`.
 
     Raises:
         UserError: TensorBoard is not installed.
@@ -143,18 +154,23 @@ def tensorboard(save_dir: str, version: str = "tensorboard") -> TensorBoardLogge
 
 
 def require_login(node: dict[str, Any]) -> None:
-    """Check that a W&B logger's node can be built and may log in, before anything is trained.
+    """Check before training that a W&B logger can be built and can log in.
 
-    W&B itself would ask for a key at a terminal, and elsewhere fail once the run begins.
+    Without a key, W&B itself would ask for one at a terminal, and fail elsewhere after the run has
+    begun.
+
+    Args:
+        node: the config of a logger; one of another kind is accepted.
 
     Raises:
-        UserError: W&B is not installed, or is to be online without a key.
+        UserError: W&B is not installed, or it is online and there is no key.
     """
-    if not node["_target_"].endswith("WandbLogger"):
+    kind = pkgutil.resolve_name(node["_target_"])
+    if not (isinstance(kind, type) and issubclass(kind, WandbLogger)):
         return
     if find_spec("wandb") is None:
         raise missing_extra("wandb", "logger=wandb needs")
-    import wandb  # slow, and only some runs log there
+    import wandb  # here, because it is slow to import and few runs need it
 
     settings = wandb.setup().settings
     if node.get("offline") or settings.mode in ("offline", "dryrun", "disabled"):
@@ -168,7 +184,7 @@ def require_login(node: dict[str, Any]) -> None:
 
 
 def _in_netrc(url: str) -> bool:
-    """Whether the user's netrc file, where `wandb login` leaves the key, has one for a server."""
+    """Return whether a netrc file, where `wandb login` stores keys, has one for a server."""
     names = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
     for path in (Path(name).expanduser() for name in names if name):
         try:
@@ -179,8 +195,8 @@ def _in_netrc(url: str) -> bool:
     return False
 
 
-def show(loggers: Iterable[Logger], pictures: dict[str, Path], step: int) -> None:
-    """Give PNG files, by name, to every logger that takes images."""
+def log_pictures(loggers: Iterable[Logger], pictures: dict[str, Path], step: int) -> None:
+    """Give pictures, which are PNG files by name, to every logger that accepts images."""
     for logger in loggers:
         for name, path in pictures.items():
             if isinstance(logger, TensorBoardLogger):
@@ -191,17 +207,17 @@ def show(loggers: Iterable[Logger], pictures: dict[str, Path], step: int) -> Non
 
 
 def log_report(loggers: Iterable[Logger], folder: Path, result: dict[str, Any], step: int) -> None:
-    """Give the pictures and the table by class of a report to the loggers.
+    """Give the pictures of a report and its table of classes to the loggers.
 
     Args:
-        loggers: of the trainer.
-        folder: that `qcs.evaluation.report.write` has written.
-        result: what it returned.
-        step: the trainer's.
+        loggers: the trainer's loggers.
+        folder: the folder that `qcs.evaluation.report.write` has written.
+        result: what that function returned.
+        step: the step under which they are logged.
     """
     loggers, split = list(loggers), result["split"]
     pictures = {f"{split}/{n}": folder / f"{n}.png" for n in PICTURES}
-    show(loggers, {name: path for name, path in pictures.items() if path.exists()}, step)
+    log_pictures(loggers, {name: path for name, path in pictures.items() if path.exists()}, step)
     columns = ["class", "support", "precision", "recall", "f1"]
     rows = [[name, *(row[c] for c in columns[1:])] for name, row in result["classes"].items()]
     for logger in loggers:
@@ -214,7 +230,14 @@ def log_report(loggers: Iterable[Logger], folder: Path, result: dict[str, Any], 
 
 
 def by_epoch(table: Path) -> dict[str, list[tuple[float, float]]]:
-    """Read a run's csv/metrics.csv: (epoch, value) by name, the last of an epoch, from epoch 1."""
+    """Read the metrics of a run by name.
+
+    Args:
+        table: the run's csv/metrics.csv.
+
+    Returns:
+        Pairs of epoch, counted from 1, and the last value of that epoch.
+    """
     found: dict[str, dict[float, float]] = {}
     with table.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):

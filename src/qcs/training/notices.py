@@ -1,13 +1,13 @@
-"""Notices of libraries that tell a user of this program nothing, and are not shown.
+"""Messages of libraries that are of no use to the user of this program, and how to silence them.
 
-Each is named by its words, so that a warning of another kind, or a new one, is still seen.
+Each message is recognised by its words, so that any other message, also a new one, is still shown.
 """
 
 import logging
 import re
 import warnings
 
-# What Lightning logs. How a run ends, and which file it loads, are in our own lines.
+# Messages in Lightning's log. Our own log says how a run ends and which file it loads.
 LOGGED = re.compile(
     r"💡 Tip"
     r"|(GPU|TPU|HPU|IPU) available: "
@@ -24,27 +24,29 @@ LOGGERS = (
     "lightning.fabric.utilities.rank_zero",
     "lightning.fabric.utilities.distributed",
 )
-# What libraries warn of.
+# Warnings, each a regular expression for the beginning of the message.
 WARNED = (
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # in Lightning's own code
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # raised by Lightning's own code
     r"The number of training batches \(\d+\) is smaller than the logging interval",
-    r"Total length of `\w+` across ranks is zero",  # select_on=last validates nothing
-    r"The '\w+' does not have many workers",  # the user's choice
-    r"Checkpoint directory .* exists and is not empty",  # a run that goes on
-    r"Experiment logs directory .* exists and is not empty",  # our logger keeps what is there
-    r".*your dataloader is not resumable",  # ours is
+    r"Total length of `\w+` across ranks is zero",  # there is no validation with select_on=last
+    r"The '\w+' does not have many workers",  # the user has chosen their number
+    r"Checkpoint directory .* exists and is not empty",  # the run is resumed
+    r"Experiment logs directory .* exists and is not empty",  # our logger keeps its content
+    r".*your dataloader is not resumable",  # our loader is resumable
 )
 
 
-class _Told(logging.Filter):
+class _WithoutNotices(logging.Filter):
+    """Lets every record pass that is not one of the messages above."""
+
     def filter(self, record: logging.LogRecord) -> bool:
         return not LOGGED.match(record.getMessage())
 
 
-def leave_out() -> None:
-    """Leave these notices out from now on; a second call changes nothing."""
+def silence() -> None:
+    """Stop showing the messages above; a second call changes nothing."""
     for message in WARNED:
         warnings.filterwarnings("ignore", message)
     for logger in map(logging.getLogger, LOGGERS):
-        if not any(isinstance(f, _Told) for f in logger.filters):
-            logger.addFilter(_Told())
+        if not any(isinstance(f, _WithoutNotices) for f in logger.filters):
+            logger.addFilter(_WithoutNotices())

@@ -1,7 +1,7 @@
-"""The folder of a training run: one process at a time writes in it, and only after the checks."""
+"""The folder of a training run: only one process at a time writes there, after all checks."""
 
 import logging
-import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
@@ -10,10 +10,10 @@ from typing import IO
 
 from qcs.config.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows
+if sys.platform == "win32":
     import msvcrt
+else:
+    import fcntl
 
 log = logging.getLogger(__name__)
 
@@ -21,11 +21,15 @@ LOCK, CONFIG, LOG = ".lock", "config.yaml", "train.log"
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep every other process from training in a folder, until this one leaves it or dies.
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process from training in a folder, until the block or this process ends.
 
-    The lock is the operating system's and of this process alone: a killed process leaves none
-    behind, and loader workers do not inherit it. A network drive without locks is warned of.
+    The operating system holds the lock for this process alone. A killed process therefore leaves
+    none behind, and loader workers do not inherit it. On a network drive without locks, a warning
+    is logged instead.
+
+    Args:
+        folder: it is made if it does not exist.
 
     Raises:
         UserError: another process trains there, or nothing can be written.
@@ -41,7 +45,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     with file:
         try:
             _lock(file)
-        except (BlockingIOError, PermissionError) as error:  # the two ways to say "taken"
+        except (BlockingIOError, PermissionError) as error:  # systems report a lock in two ways
             raise UserError(
                 f"another process is training in {folder}: wait for it or stop it, or choose "
                 "another folder with hydra.run.dir=..."
@@ -54,18 +58,19 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _lock(file: IO[str]) -> None:
-    if os.name == "nt":
+    if sys.platform == "win32":
         file.seek(0)
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:  # not flock: workers would inherit it, and keep it for a while after their parent's death
+    else:
+        # Loader workers would inherit a lock of `flock`, and outlive a killed parent for a while.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def refuse_second_run(folder: Path) -> None:
-    """Keep a new run out of a folder that holds one.
+    """Check that a new run does not write over another one.
 
     Raises:
-        UserError: it does.
+        UserError: the folder holds a run already.
     """
     if (folder / CONFIG).exists() or any(folder.glob("checkpoints/*.ckpt")):
         raise UserError(
@@ -75,32 +80,37 @@ def refuse_second_run(folder: Path) -> None:
 
 
 @contextmanager
-def held_back(name: str = LOG) -> Iterator["Log"]:
-    """Hold log lines back from the run's folder until it is certain that the run will write there.
+def deferred_log(name: str = LOG) -> Iterator["DeferredLog"]:
+    """Keep the lines of the log in memory until the run is certain to write to its folder.
+
+    The lines of a run that is refused are on the screen alone.
+
+    Args:
+        name: name of the log file.
 
     Yields:
-        the log, to be opened in that folder; lines of a run that is refused are only on the screen.
+        The log, whose `open_in` writes the lines to a folder.
     """
-    root, found = logging.getLogger(), Log(name)
-    root.addHandler(found)
+    root, handler = logging.getLogger(), DeferredLog(name)
+    root.addHandler(handler)
     try:
-        yield found
+        yield handler
     finally:
-        root.removeHandler(found)
-        if found.target is not None:
-            found.target.close()
-        found.close()
+        root.removeHandler(handler)
+        if handler.target is not None:
+            handler.target.close()
+        handler.close()
 
 
-class Log(MemoryHandler):
-    """Keeps lines in memory until it is told the folder of the file, and then writes each."""
+class DeferredLog(MemoryHandler):
+    """Keeps lines in memory until the folder of the log file is known, and then writes them."""
 
     def __init__(self, name: str) -> None:
         super().__init__(capacity=100_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
         self.file_name = name
 
     def open_in(self, folder: Path) -> None:
-        """Write what was held back, and from now on every line at once."""
+        """Write the lines so far into a folder, and from now on every line at once."""
         target = logging.FileHandler(folder / self.file_name, encoding="utf-8")
         target.setFormatter(
             logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")

@@ -1,16 +1,36 @@
-"""Schedules of the learning rate for any number of steps, and how many steps a run has."""
+"""Schedules of the learning rate for any number of steps, and the number of steps of a run."""
 
 import math
 from collections.abc import Callable
 from inspect import signature
+from typing import Any, Literal
 
 from lightning import Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+from typing_extensions import TypedDict
 
 from qcs.config.errors import UserError
 
-SHORT = 1e-6  # of a step: how long a warm-up is that has no room for one
+SHORTEST_WARM_UP = 1e-6  # in steps; stands for no warm-up, because torch divides by its length
+
+
+class SchedulerOptions(TypedDict, total=False):
+    """The keys of a config's scheduler; `interval` "step" counts optimiser steps."""
+
+    interval: Literal["step", "epoch"]
+    schedule: dict | Callable | None
+
+
+class Schedule(TypedDict, total=False):
+    """A schedule for `qcs.training.module.QCSModule`.
+
+    `schedule` is a function that makes the schedule of an optimiser. With the interval "step", a
+    function that takes `total_steps` is given the number of steps of the run.
+    """
+
+    interval: Literal["step", "epoch"]
+    schedule: Callable[..., LRScheduler] | None
 
 
 def one_cycle(
@@ -22,16 +42,16 @@ def one_cycle(
 ) -> OneCycleLR:
     """Make torch's OneCycleLR for any number of steps.
 
-    Torch divides by zero where the warm-up is exactly one step long (10 steps at 0.1), and gives
-    the only step of a run the least rate. Here such a warm-up is left out: the first step has the
-    highest rate.
+    Torch divides by zero where the warm-up is exactly one step long (10 steps at 0.1), and it gives
+    a run of a single step the lowest rate. Here such a warm-up is left out, so that the first step
+    has the highest rate.
 
     Args:
-        optimizer: whose rate moves.
-        total_steps: of the run, 1 or more.
-        max_lr: the highest rate.
+        optimizer: the optimiser whose learning rate is set.
+        total_steps: number of optimiser steps of the run, 1 or more.
+        max_lr: the highest learning rate.
         pct_start: share of the steps that the warm-up takes, from 0 to below 1.
-        cycle_momentum: let the momentum move the other way.
+        cycle_momentum: whether the momentum falls while the rate rises, and rises while it falls.
 
     Raises:
         UserError: `pct_start` is out of range.
@@ -40,43 +60,65 @@ def one_cycle(
         raise UserError(f"scheduler.schedule.pct_start={pct_start} must be from 0 to below 1")
     steps = max(total_steps, 2)
     if math.isclose(pct_start * steps, 1) or total_steps == 1:
-        pct_start = (1 - SHORT) / steps
+        pct_start = (1 - SHORTEST_WARM_UP) / steps
     return OneCycleLR(
         optimizer, max_lr, steps, pct_start=float(pct_start), cycle_momentum=cycle_momentum
     )
 
 
-def steps_of(trainer: Trainer, accumulate: int) -> int | float:
-    """Optimiser steps of a whole run, infinity where only something else ends it.
+def total_steps(trainer: Trainer, accumulate: int) -> int | float:
+    """Count the optimiser steps of a whole run; infinity where neither epochs nor steps end it.
 
     Args:
-        trainer: with its loaders.
-        accumulate: batches of a step; an epoch's last step may have fewer.
+        trainer: the trainer, which knows its loaders.
+        accumulate: number of batches of a step; the last step of an epoch may have fewer.
     """
     trainer.fit_loop.setup_data()
-    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    max_epochs = trainer.max_epochs
+    epochs = math.inf if max_epochs is None or max_epochs == -1 else max_epochs
     batches = trainer.num_training_batches
-    # No batch is no step, in however many epochs.
     if batches != math.inf:
         batches = math.ceil(batches / accumulate)
-    steps = batches * epochs if batches and epochs else 0
+    steps = batches * epochs if batches and epochs else 0  # 0 times infinity would be NaN
     return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
 
-def make(
-    schedule: Callable[..., LRScheduler], optimizer: Optimizer, steps: int | float | None
-) -> LRScheduler:
-    """Make a schedule, with `total_steps` where it takes them.
+def require_long_enough(schedule: object, steps: int | float) -> None:
+    """Check a schedule that a resumed run takes from its checkpoint.
 
     Args:
-        schedule: of an optimiser.
-        optimizer: whose rate moves.
-        steps: of the run; None for a schedule of epochs.
+        schedule: the schedule; one that has no `total_steps` has any length.
+        steps: number of optimiser steps of the run as it is configured now.
 
     Raises:
-        UserError: it cannot be made, its end is not known, or it moves by a metric.
+        UserError: the schedule ends before the run does.
     """
-    options, name = {}, getattr(getattr(schedule, "func", schedule), "__name__", str(schedule))
+    total = getattr(schedule, "total_steps", None)
+    if total is not None and total < steps:
+        raise UserError(
+            f"the run that goes on was scheduled for {total} steps and now has {steps}: "
+            "keep trainer.max_epochs and the batch size, or start anew from its "
+            "backbone.weights"
+        )
+
+
+def make_schedule(
+    schedule: Callable[..., LRScheduler], optimizer: Optimizer, steps: int | float | None
+) -> LRScheduler:
+    """Make the schedule of an optimiser.
+
+    Args:
+        schedule: a function that makes the schedule; it is given `total_steps` where it has such a
+            parameter.
+        optimizer: the optimiser whose learning rate is set.
+        steps: number of steps of the run; None for a schedule that counts epochs.
+
+    Raises:
+        UserError: the schedule cannot be made, it needs to know the end of a run that has none, or
+            it depends on a metric.
+    """
+    options: dict[str, Any] = {}
+    name = getattr(getattr(schedule, "func", schedule), "__name__", str(schedule))
     if steps is not None and "total_steps" in signature(schedule).parameters:
         if steps == math.inf:
             raise UserError(

@@ -1,9 +1,11 @@
-"""What a backbone gives for an input size, found by asking it, and what of it is not needed.
+"""The maps of a backbone for an input size, found by running it, and the parts it does not need.
 
-A backbone answers like timm's `features_only`: a list of NCHW maps and `feature_info`.
+A backbone answers like timm's `features_only`: its output is a list of maps (B, C, H, W), and its
+attribute `feature_info` describes them.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,24 +13,31 @@ from torch import Tensor, nn
 from qcs.config.errors import UserError
 
 
-def map_sizes(backbone: nn.Module, size: int) -> list[tuple[int, int]]:
-    """(height, width) of each map for images of `size` pixels; parts behind the last map go.
+def map_channels(backbone: nn.Module) -> list[int]:
+    """Return the number of channels of each map."""
+    info: Any = backbone.feature_info  # torch declares every attribute as a tensor or a module
+    return list(info.channels())
 
-    Asked with one black image: paddings differ between families.
+
+def map_sizes(backbone: nn.Module, size: int) -> list[tuple[int, int]]:
+    """Return (height, width) of each map for images of `size` pixels a side.
+
+    The sizes are found by running the backbone on one black image, because families of networks
+    pad differently. Modules that lie behind the last map are replaced by `nn.Identity`.
 
     Raises:
-        UserError: it does not take that size, its maps are not NCHW, or it has parts that its
-            maps do not use and that cannot be left out.
+        UserError: the backbone does not take that size, its maps do not have four axes with the
+            channels second, or it has parts that its maps do not use and that cannot be removed.
     """
     training = backbone.training
     try:
-        with torch.enable_grad():  # wherever it is built: `_prune` follows the gradient
+        with torch.enable_grad():  # also where the caller has switched gradients off: see `_prune`
             maps = backbone.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError) as error:
         raise UserError(
             f"the backbone does not take model.input_size={size} pixels: {error}"
         ) from error
-    channels = list(backbone.feature_info.channels())
+    channels = map_channels(backbone)
     if [m.shape[1] if m.ndim == 4 else None for m in maps] != channels:
         raise UserError(
             f"the backbone's maps are {[tuple(m.shape) for m in maps]}, expected (batch, "
@@ -40,10 +49,13 @@ def map_sizes(backbone: nn.Module, size: int) -> list[tuple[int, int]]:
 
 
 def _prune(backbone: nn.Module, maps: Sequence[Tensor], size: int) -> None:
-    """Drop what lies behind the last map (timm keeps a stage more in some families)."""
+    """Remove what lies behind the last map: timm keeps one stage too many in some families.
+
+    A parameter that gets no gradient from the maps is not used by them.
+    """
     params = dict(backbone.named_parameters())
     with torch.enable_grad():
-        total = sum(m.sum() for m in maps)
+        total = torch.stack([m.sum() for m in maps]).sum()
     grads = torch.autograd.grad(total, list(params.values()), allow_unused=True)
     unused = {k for k, g in zip(params, grads, strict=True) if g is None}
     for name, _ in list(backbone.named_modules()):

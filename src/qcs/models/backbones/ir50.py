@@ -1,9 +1,9 @@
 """IR-50, the face backbone of ArcFace, cut to the maps that QCS uses.
 
 Source: Deng et al., "ArcFace", arXiv 1801.07698 (the "improved" residual unit); QCS and
-POSTER++ keep its first three stages. Other depths and widths are the same class with other
-numbers (conf/backbone/ir_small.yaml). It speaks timm's `features_only` protocol: a list of
-NCHW maps and `feature_info`.
+POSTER++ keep its first three stages. Networks of other depths and widths are the same class with
+other arguments (conf/backbone/ir_small.yaml). The class answers like timm's `features_only`: its
+output is a list of maps (B, C, H, W), and its attribute `feature_info` describes them.
 
 B batch, C channels, H and W pixels.
 """
@@ -19,29 +19,28 @@ from qcs.config.bounds import Count, Depth
 from qcs.config.errors import UserError
 
 
-class Every(nn.Module):
-    """Pick every stride-th pixel: a max-pool of one pixel in the papers."""
+class Subsample(nn.Module):
+    """Keep every stride-th pixel; the papers' code writes it as a max-pool of one pixel."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, ceil(H/stride), ceil(W/stride))."""
+        """Sub-sample a map (B, C, H, W) to (B, C, ceil(H/stride), ceil(W/stride))."""
         return F.avg_pool2d(x, 1, self.stride) if self.stride > 1 else x
 
 
 class IRUnit(nn.Module):
-    """Improved residual unit: BN, 3x3 conv, PReLU, 3x3 conv with the stride, BN.
+    """Improved residual unit: BatchNorm, convolution, PReLU, strided convolution, BatchNorm.
 
     Input (B, in_channels, H, W), output (B, out_channels, ceil(H/stride), ceil(W/stride)).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        if in_channels == out_channels:
-            self.shortcut = Every(stride)
-        else:
+        self.shortcut: nn.Module = Subsample(stride)
+        if in_channels != out_channels:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
                 nn.BatchNorm2d(out_channels),
@@ -55,7 +54,7 @@ class IRUnit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return shortcut + residual."""
+        """Return the sum of the shortcut and the residual."""
         return self.shortcut(x) + self.residual(x)
 
 
@@ -67,8 +66,9 @@ class IR(nn.Module):
 
     Args:
         units: number of residual units of each stage.
-        channels: channels of each stage; the stem has those of the first.
-        stem_stride: 1 as in ArcFace; 2 makes every map half as wide (four times cheaper).
+        channels: number of channels of each stage; the stem has as many as the first stage.
+        stem_stride: stride of the stem. It is 1 in ArcFace; 2 makes every map half as wide and
+            half as high, so that the network costs a quarter.
 
     Raises:
         UserError: `units` and `channels` differ in length, or hold a number below 1.
@@ -106,15 +106,18 @@ class IR(nn.Module):
         self.grad_checkpointing = False
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Store the input of each unit alone, and run the unit again in the backward pass.
+        """Store only the input of each unit, and run the unit again in the backward pass.
 
-        Whoever does so must keep BatchNorm's running statistics still there
-        (`qcs.training.sam.frozen_statistics`), or they move twice.
+        BatchNorm's running statistics would then be updated in both passes. The caller prevents
+        that by wrapping the backward pass in `qcs.training.sam.frozen_statistics`.
         """
         self.grad_checkpointing = enable
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images (B, 3, H, W) to one map (B, C, H/2^i, W/2^i) a stage."""
+        """Turn images (B, 3, H, W) into the map (B, C, H/2^i, W/2^i) of each stage i.
+
+        With a stem of stride 2 the maps are half as wide and half as high as that.
+        """
         x, maps = self.stem(images), []
         for name in self.feature_info.module_name():
             for unit in getattr(self, name):

@@ -1,9 +1,10 @@
 """MobileFaceNet, a light face backbone, and the landmark branch of POSTER++.
 
 Source: Chen et al., "MobileFaceNets", arXiv 1804.07573, as Xiaoccer/MobileFaceNet_Pytorch and
-POSTER++ have it, up to the last map: what makes an embedding or landmarks of it is left out. It
-speaks timm's `features_only` protocol: a list of NCHW maps and `feature_info`. Names are those of
-the published files.
+POSTER++ have it, up to the last map; the layers that turn that map into an embedding or into
+landmarks are left out. The class answers like timm's `features_only`: its output is a list of maps
+(B, C, H, W), and its attribute `feature_info` describes them. Submodules have the names of the
+published files.
 
 B batch, C channels, H and W pixels.
 """
@@ -15,18 +16,26 @@ from torch import Tensor, nn
 
 from qcs.config.errors import UserError
 
-# Inverted bottlenecks: expansion, channels, stride of the first, number.
+# Each row is a stage of inverted bottlenecks: the expansion, the channels, the stride of the first
+# bottleneck, and the number of bottlenecks.
 BOTTLENECKS = ((2, 64, 2, 5), (4, 128, 2, 1), (2, 128, 1, 6), (4, 128, 2, 1), (2, 128, 1, 2))
 
 
 class Unit(nn.Module):
-    """Convolution, BatchNorm, PReLU: (B, in, H, W) to (B, out, ceil(H/stride), ceil(W/stride))."""
+    """Convolution, BatchNorm and PReLU.
 
-    def __init__(self, i: int, o: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+    Input (B, in_channels, H, W), output (B, out_channels, ceil(H/stride), ceil(W/stride)).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(i, o, kernel, stride, kernel // 2, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(o)
-        self.prelu = nn.PReLU(o)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
+        )
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.prelu = nn.PReLU(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activated map."""
@@ -36,26 +45,27 @@ class Unit(nn.Module):
 class Bottleneck(nn.Module):
     """Inverted bottleneck: 1x1 up, 3x3 depth-wise, 1x1 down without activation.
 
-    Input (B, i, H, W), output (B, o, ceil(H/stride), ceil(W/stride)); the input is added where the
-    shape stays.
+    Input (B, in_channels, H, W), output (B, out_channels, ceil(H/stride), ceil(W/stride)). The
+    input is added to the output where both have the same shape.
     """
 
-    def __init__(self, i: int, o: int, stride: int, expansion: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
-        self.connect, wide = stride == 1 and i == o, expansion * i
+        self.connect = stride == 1 and in_channels == out_channels
+        wide = expansion * in_channels
         self.conv = nn.Sequential(
-            nn.Conv2d(i, wide, 1, bias=False),
+            nn.Conv2d(in_channels, wide, 1, bias=False),
             nn.BatchNorm2d(wide),
             nn.PReLU(wide),
             nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False),
             nn.BatchNorm2d(wide),
             nn.PReLU(wide),
-            nn.Conv2d(wide, o, 1, bias=False),
-            nn.BatchNorm2d(o),
+            nn.Conv2d(wide, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's map."""
+        """Return the bottleneck's map."""
         return x + self.conv(x) if self.connect else self.conv(x)
 
 
@@ -65,10 +75,10 @@ class MobileFaceNet(nn.Module):
     At 112 pixels the maps are 64x56x56, 64x28x28, 128x14x14 and 512x7x7 (reductions 2, 4, 8, 16).
 
     Args:
-        out_indices: which of the four maps are given.
+        out_indices: which of the four maps `forward` returns.
 
     Raises:
-        UserError: an index that is not of 0 to 3, or none.
+        UserError: `out_indices` is empty or has a number that is not 0, 1, 2 or 3.
     """
 
     def __init__(self, out_indices: Sequence[int] = (1, 2, 3)) -> None:
@@ -96,9 +106,9 @@ class MobileFaceNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images (B, 3, H, W) to the chosen maps, the largest first."""
+        """Turn images (B, 3, H, W) into the maps of `out_indices`, the largest first."""
         wanted, maps = self.feature_info.module_name(), []
-        layers = {"conv1": self.conv1, "dw_conv1": self.dw_conv1}
+        layers: dict[str, nn.Module] = {"conv1": self.conv1, "dw_conv1": self.dw_conv1}
         layers |= {f"blocks.{i}": block for i, block in enumerate(self.blocks)}
         layers["conv2"] = self.conv2
         x = images

@@ -1,14 +1,11 @@
-"""What a run prints: a line now and then, and no notices of libraries."""
+"""What a run prints: a line now and then, and a short progress bar."""
 
 import logging
-import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from qcs.config.errors import UserError
-from qcs.training import loggers, notices
 from qcs.training.callbacks import EpochLog, ProgressBar
 
 RANK_ZERO = "lightning.pytorch.utilities.rank_zero"
@@ -68,50 +65,3 @@ def test_the_bar_fits_a_terminal(monkeypatch):
     monkeypatch.setattr(ProgressBar.__mro__[1], "get_metrics", lambda *_: many | {"v_num": "csv"})
     assert bar.get_metrics(None, None) == {"loss": 1.0}
     assert bar._get_train_description(0) == "Epoch 1/4"
-
-
-def test_notices_are_left_out_and_warnings_are_not(caplog):
-    notices.leave_out()
-    notices.leave_out()
-    log = logging.getLogger(RANK_ZERO)
-    assert sum(isinstance(f, notices._Told) for f in log.filters) == 1
-    caplog.set_level(logging.INFO)
-    for text in ("💡 Tip: try installing [litlogger]", "TPU available: False, using: 0 TPU cores",
-                 "`Trainer.fit` stopped: `max_epochs=2` reached."):  # fmt: skip
-        log.info(text)
-    log.info("`Trainer.fit` stopped: No training batches.")
-    assert [record.message for record in caplog.records] == [
-        "`Trainer.fit` stopped: No training batches."
-    ]
-
-
-def test_warnings_of_these_words_alone_are_left_out():
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        notices.leave_out()
-        warnings.warn("Total length of `CombinedLoader` across ranks is zero.", stacklevel=1)
-        warnings.warn(
-            "`isinstance(treespec, LeafSpec)` is deprecated, use", FutureWarning, stacklevel=1
-        )
-        warnings.warn("the gradient is not finite", stacklevel=1)
-    assert [str(w.message) for w in seen] == ["the gradient is not finite"]
-
-
-def test_wandb_asks_for_a_login_before_anything_is_trained(monkeypatch, tmp_path):
-    wandb = pytest.importorskip("wandb")
-    settings = SimpleNamespace(
-        mode="online", api_key=None, identity_token_file=None, base_url="https://api.example.org"
-    )
-    monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=settings))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("NETRC", raising=False)
-    node = {"_target_": "lightning.pytorch.loggers.WandbLogger", "offline": False}
-    with pytest.raises(UserError, match=r"wandb login.*logger.wandb.offline=true"):
-        loggers.require_login(node)
-    loggers.require_login(node | {"offline": True})
-    loggers.require_login({"_target_": "qcs.training.loggers.CSVLogger"})
-    (tmp_path / ".netrc").write_text("machine api.example.org login user password " + "k" * 40)
-    loggers.require_login(node)
-    (tmp_path / ".netrc").unlink()
-    settings.mode = "offline"
-    loggers.require_login(node)
