@@ -125,7 +125,7 @@ def _fit(
     log.info("%.2f M parameters, run folder %s", _millions(module), folder)
     if ckpt:
         log.info("going on from %s", ckpt)
-    with workers.told():
+    with workers.translated_errors():
         trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if state and trainer.global_step == state.optimizer_steps:
@@ -136,7 +136,7 @@ def _fit(
         log.warning("no step was taken, so the network is not trained: it is not tested")
         return metrics
     if config["test"] and not trainer.fast_dev_run:
-        with workers.told():
+        with workers.translated_errors():
             metrics |= test(config, trainer, module, data, folder)
     return metrics
 

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from qcs.config.errors import UserError
-from qcs.data import images
-from qcs.data.images import ZipImages, decode, read_image, upright_rgb
+from qcs.data import containers, images
+from qcs.data.containers import ZipImages
+from qcs.data.images import decode, read_image, upright_rgb
 
 
 def encoded(image: Image.Image, kind: str, **options) -> io.BytesIO:
@@ -178,6 +179,6 @@ def test_a_zip_member_that_cannot_be_read_is_a_sentence(kind, tmp_path):
 
 
 def test_a_member_larger_than_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_BYTES", 10)
+    monkeypatch.setattr(containers, "MAX_BYTES", 10)
     with pytest.raises(UserError, match="larger than"):
         damaged_zip(tmp_path / "x.zip", "whole").open("a/x.png")
