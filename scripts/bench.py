@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from qcs.data.regrouping import regroup
+from qcs.data.regrouping import in_batch_groups
 from qcs.inference.backends import in_form
 from qcs.models import IR, QCSNetwork
 from qcs.models.cpu_kernels import keep_freed_memory, speed_up, use_cpu_kernels
@@ -95,7 +95,7 @@ def our_loss(network: QCSNetwork, images: Tensor, labels: Tensor) -> Tensor:
 def shared_loss(network: QCSNetwork, images: Tensor, labels: Tensor) -> Tensor:
     """As many quadruplets of the first half of the images: `loader.groups_per_image=2`."""
     half = labels[: len(labels) // 2].cpu().numpy()
-    places = regroup(half, np.arange(half.size).reshape(half.shape), 2)
+    places = in_batch_groups(half, np.arange(half.size).reshape(half.shape), 2)
     labels, groups = (torch.from_numpy(x).to(images.device) for x in (half.ravel()[places], places))
     return QCSLoss()(network.compare(images[: len(half)], groups), labels)["loss"]
 

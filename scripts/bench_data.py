@@ -23,7 +23,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from qcs.config.errors import UserError
-from qcs.data import prepared, store_writer, transforms
+from qcs.data import prepared, transforms
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.manifest import Manifest
 from qcs.data.sampling import AnchorSampler, QuadrupletDraw, draw_generator
@@ -131,9 +131,7 @@ def bench_loading(table: Path, batches: int) -> Table:
     """Quadruplets a second with and without the store, by worker count."""
     plain = Manifest.from_csv(table, class_names=NAMES)
     start = time.perf_counter()
-    folder = store_writer.prepare(
-        plain, SIZE, table.parent / "prepared", num_workers=os.cpu_count()
-    )
+    folder = prepared.prepare(plain, SIZE, table.parent / "prepared", num_workers=os.cpu_count())
     seconds = time.perf_counter() - start
     size = sum(f.stat().st_size for f in folder.iterdir()) / 1e9
     found = prepared.find(plain, SIZE, table.parent / "prepared")

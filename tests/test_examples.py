@@ -6,6 +6,9 @@ import importlib
 import pytest
 
 MODULES = [
+    "qcs.data.datamodule",
+    "qcs.data.manifest",
+    "qcs.data.sampling",
     "qcs.evaluation.metrics",
     "qcs.models.cross_similarity",
     "qcs.models.network",

@@ -19,9 +19,10 @@ from qcs import plots
 from qcs.config.bounds import Natural, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError
+from qcs.config.escape import terminal
 from qcs.config.hints import command_line
 from qcs.config.options import instantiate, plain
-from qcs.data.image_files import is_text, printable
+from qcs.data.folders import is_text
 from qcs.data.inspection import Inspection, inspect
 from qcs.data.manifest import SPLITS
 
@@ -37,14 +38,14 @@ class Settings(TypedDict):
     run_dir: str
 
 
-SHOWN = 5  # examples of a fault on the screen; check.json has all
+SHOWN = 5  # examples of a fault that are printed; check.json has all of them
 
 
 def check(config: dict[str, Any]) -> Inspection:
     """Print the report and write check.json and faces.png into the run's folder.
 
     Args:
-        config: plain and checked, of conf/check.yaml.
+        config: of conf/check.yaml, as plain data that was checked.
     """
     if config["sheet_faces"] < 0:
         raise UserError(f"sheet_faces must be 0 or more, got {config['sheet_faces']}")
@@ -63,7 +64,7 @@ def check(config: dict[str, Any]) -> Inspection:
 
 
 def _clean(found: Inspection, path: Path) -> None:
-    """Write the manifest without what val or test also hold, and say how to train on it."""
+    """Write the manifest without the images that are in val or test too; say how to train on it."""
     manifest, keep = found.manifest, np.ones(len(found.manifest), dtype=bool)
     keep[[*found.leaked(), *found.unreadable]] = False
     if manifest.boxes is not None or manifest.targets is not None:
@@ -71,8 +72,8 @@ def _clean(found: Inspection, path: Path) -> None:
         return
     for row in np.flatnonzero(keep):
         if not is_text(manifest.paths[row]):
-            log.warning("left out of clean.csv, as its name is not UTF-8: %s",
-                        printable(manifest.paths[row]))  # fmt: skip
+            name = terminal(manifest.paths[row])
+            log.warning("left out of clean.csv, as its name is not UTF-8: %s", name)
             keep[row] = False
     manifest.select(keep).to_csv(path)
     options = {
@@ -84,15 +85,18 @@ def _clean(found: Inspection, path: Path) -> None:
     log.info(
         "%d images left out in %s; train on the rest with: %s",
         int((~keep).sum()),
-        printable(path),
-        printable(command_line("qcs.train", options)),
+        terminal(path),
+        terminal(command_line("qcs.train", options)),
     )
 
 
 def _content(found: Inspection) -> dict[str, Any]:
     manifest = found.manifest
-    rows = {"duplicates_across_splits": found.across, "duplicates_with_other_labels":
-            found.contradicting, "duplicates": found.groups}  # fmt: skip
+    duplicates = {
+        "duplicates_across_splits": found.across,
+        "duplicates_with_other_labels": found.contradicting,
+        "duplicates": found.groups,
+    }
     return {
         "images": len(manifest),
         "counts": {
@@ -103,7 +107,10 @@ def _content(found: Inspection) -> dict[str, Any]:
         "unreadable": list(found.unreadable.values()),
         "small_classes": found.small_classes,
         "problems": found.problems(),
-        **{name: [[_named(found, r) for r in g] for g in groups] for name, groups in rows.items()},
+        **{
+            name: [[_named(found, row) for row in group] for group in groups]
+            for name, groups in duplicates.items()
+        },
     }
 
 
@@ -114,14 +121,14 @@ def _named(found: Inspection, row: int) -> str:
 
 
 def _print(found: Inspection) -> None:
-    """Print the report; names of the user's are shown as they are, never read as markup."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # letters that the terminal lacks
+    """Print the report; names are the user's, and never read as markup."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # for letters that the terminal does not have
         sys.stdout.reconfigure(errors="backslashreplace")
     console, manifest = Console(markup=False, highlight=False), found.manifest
-    title = Text(printable(f"{manifest.root.name}: {len(manifest)} images"))
+    title = Text(terminal(f"{manifest.root.name}: {len(manifest)} images"))
     table = Table("class", *SPLITS, title=title)
     for name, row in zip(manifest.class_names, found.counts.T, strict=True):
-        table.add_row(Text(printable(name)), *map(str, row))
+        table.add_row(Text(terminal(name)), *map(str, row))
     table.add_section()
     table.add_row("all", *map(str, found.counts.sum(1)))
     console.print(table)
@@ -130,29 +137,29 @@ def _print(found: Inspection) -> None:
     within = len(found.groups) - len(found.across)
     console.print(f"{within} images appear more than once in one split")
     for sentence in found.unreadable.values():
-        console.print(printable(sentence), style="red", soft_wrap=True)
+        console.print(terminal(sentence), style="red", soft_wrap=True)
     for group in found.across[:SHOWN]:
         equal = ", ".join(_named(found, row) for row in group)
-        console.print(printable(f"equal: {equal}"), soft_wrap=True)
+        console.print(terminal(f"equal: {equal}"), soft_wrap=True)
     for sentence in found.problems() or ["no faults found"]:
-        console.print(printable(sentence), style="bold", soft_wrap=True)
+        console.print(terminal(sentence), style="bold", soft_wrap=True)
 
 
 def _sheet(found: Inspection, path: Path, number: int) -> None:
-    """Random images (seeded) of each class, a row a class."""
+    """Draw a sheet of random images, always the same ones: a row for each class."""
     manifest, rng = found.manifest, np.random.default_rng(0)
     images, names = [], []
     for label, name in enumerate(manifest.class_names):
-        candidates = [r for r in np.flatnonzero(manifest.labels == label) if r not in
-                      found.unreadable]  # fmt: skip
+        rows = np.flatnonzero(manifest.labels == label)
+        candidates = [row for row in rows if row not in found.unreadable]
         for row in rng.permutation(candidates)[:number].astype(int).tolist():
             try:
                 images.append(plots.to_pixels(manifest.image(row).resize((128, 128))))
             except UserError as error:  # it has gone since it was read
                 log.warning("left out of %s: %s", path.name, error)
                 continue
-            names.append(f"{printable(name)}\n{manifest.splits[row]}")
-    heading = printable(f"{manifest.root.name}: random images of each class")
+            names.append(f"{terminal(name)}\n{manifest.splits[row]}")
+    heading = terminal(f"{manifest.root.name}: random images of each class")
     if images:
         plots.face_sheet(torch.stack(images), names, path, [True] * len(images), heading)
 

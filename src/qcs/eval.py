@@ -17,7 +17,7 @@ from qcs.config.bounds import Count, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError
 from qcs.config.options import plain
-from qcs.data.class_names import Mapped, canonical, mapped
+from qcs.data.class_names import ClassMatch, canonical, match_classes
 from qcs.data.manifest import Manifest
 from qcs.evaluation import compare, report
 from qcs.evaluation.apply import apply, pick_device
@@ -64,7 +64,7 @@ def evaluate(config: dict[str, Any]) -> list[dict[str, Any]]:
     single = sum(map(len, groups.values())) == 1
     members: dict[str, list[compare.Member]] = {name: [] for name in groups}
     dataset, tables = config.get("dataset"), {}  # tables by size of prepared images
-    common: Mapped | None = None
+    common: ClassMatch | None = None
     for name, paths in groups.items():
         for number, path in enumerate(paths):
             checkpoint = load_classifier(path, config.get("trust"))
@@ -88,17 +88,17 @@ def _data(
     dataset: dict[str, Any],
     checkpoint: Checkpoint,
     tables: dict[int | None, Manifest],
-) -> Mapped:
+) -> ClassMatch:
     """The images in the checkpoint's classes; a data set is opened once for all of its size."""
     transform = checkpoint.recipe["transform"]
     size = transform.get("resize") or transform.get("size")  # a transform of the user's has none
     if size not in tables:
         whole = build.manifest(dataset, [transform], config["store"], config.get("trust"))
         tables[size] = whole.split(config["split"])
-    return mapped(tables[size], checkpoint.class_names)
+    return match_classes(tables[size], checkpoint.class_names)
 
 
-def _announce(found: Mapped, restrict: bool) -> None:
+def _announce(found: ClassMatch, restrict: bool) -> None:
     """Say what does not fit between data set and checkpoint."""
     for name, number in found.left_out.items():
         log.warning("left out %d images of %s, which the checkpoint does not know", number, name)
@@ -108,7 +108,7 @@ def _announce(found: Mapped, restrict: bool) -> None:
         log.warning("the data set has no %s: %s", " and no ".join(found.lacking), what)
 
 
-def _same(found: Mapped, first: Mapped) -> None:
+def _same(found: ClassMatch, first: ClassMatch) -> None:
     """Raise UserError where two checkpoints do not see the same images of the same classes."""
     theirs, ours = (sorted(map(canonical, f.data.class_names)) for f in (first, found))
     if theirs != ours:
@@ -126,7 +126,7 @@ def _report(
     config: dict[str, Any],
     path: str,
     checkpoint: Checkpoint,
-    found: Mapped,
+    found: ClassMatch,
     folder: Path,
 ) -> compare.Member:
     """Evaluate one checkpoint and write its report."""
@@ -156,7 +156,7 @@ def _report(
     return compare.Member(path, result, logits.argmax(1) == labels)
 
 
-def _restricted(logits: Tensor, found: Mapped) -> Tensor:
+def _restricted(logits: Tensor, found: ClassMatch) -> Tensor:
     """Rule out the classes that the data set does not have."""
     lacking = {canonical(name) for name in found.lacking}
     out = [k for k, name in enumerate(found.data.class_names) if canonical(name) in lacking]

@@ -18,7 +18,7 @@ from qcs.config.bounds import Count, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError
 from qcs.config.options import plain
-from qcs.data.class_names import mapped
+from qcs.data.class_names import match_classes
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import pixels
 from qcs.training import build
@@ -174,7 +174,8 @@ def _quantise(
     small = path.with_suffix(".int8.onnx")
     try:
         to_int8(path, small, batches)
-        tested = mapped(data.split(config["split"]), checkpoint.class_names).data  # as qcs.eval
+        split = data.split(config["split"])
+        tested = match_classes(split, checkpoint.class_names).data  # as qcs.eval
         result = {"images": len(tested)}
         for name, file in (("before", path), ("after", small)):
             network, hits = open_onnx(file)[0], 0

@@ -21,8 +21,8 @@ from qcs.checkpoints.load import load_classifier
 from qcs.config.bounds import Count, Probability
 from qcs.config.command import command
 from qcs.config.errors import UserError
+from qcs.config.escape import terminal
 from qcs.config.options import plain
-from qcs.data.image_files import printable
 from qcs.evaluation.apply import pick_device
 from qcs.inference.backends import Form
 from qcs.inference.detector import Detector
@@ -90,8 +90,8 @@ def predict(config: dict[str, Any]) -> Counter:
     log.info(
         "%d images or frames, %d faces (%s), %d without a face, %d that could not be read: %s",
         *(counts[key] for key in ("images", "faces")),
-        ", ".join(f"{printable(name)} {number}" for name, number in labels if number) or "none",
-        *(counts["empty"], counts["errors"], printable(out)),
+        ", ".join(f"{terminal(name)} {number}" for name, number in labels if number) or "none",
+        *(counts["empty"], counts["errors"], terminal(out)),
     )
     return counts
 
@@ -110,7 +110,7 @@ def _place(config: dict[str, Any], files: Sequence[Source]) -> Path:
             if os.path.exists(file) and os.path.samefile(file, out):
                 raise UserError(f"out={out} would overwrite {file}, which is to be read")
         if out.is_file():
-            log.warning("%s is overwritten", printable(out))
+            log.warning("%s is overwritten", terminal(out))
     return out
 
 
@@ -123,7 +123,7 @@ def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
     if config["detect"] == "auto" or config["crop"]:
         detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
-    log.info("faces are cut %s", printable(why))
+    log.info("faces are cut %s", terminal(why))
     batch_size = 1 if webcam else config["batch_size"]  # a webcam is answered at once
     predictor = Predictor(checkpoint, detector, crop, batch_size, device, config["form"])
     if predictor.caution:
@@ -146,7 +146,7 @@ def _count(counts: Counter, result: Result) -> None:
     counts.update(("label", p.label) for p in result.predictions)
     if result.error is not None:
         counts["errors"] += 1
-        log.warning("%s", printable(result.error))
+        log.warning("%s", terminal(result.error))
 
 
 @command("predict")

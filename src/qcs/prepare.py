@@ -11,9 +11,9 @@ from typing_extensions import TypedDict
 from qcs.config.bounds import Pixels, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError
+from qcs.config.escape import terminal
 from qcs.config.options import instantiate, plain
-from qcs.data import prepared, store_writer
-from qcs.data.image_files import printable
+from qcs.data import prepared
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +34,20 @@ def prepare(config: dict[str, Any]) -> Path:
     """Make the store that training looks for, or go on making it; return its folder.
 
     Args:
-        config: plain and checked, of conf/prepare.yaml.
+        config: of conf/prepare.yaml, as plain data that was checked.
     """
     if config["store"] is None:
         raise UserError("store=null has no place to write to: store=auto, or a folder")
     manifest, base = instantiate(config["dataset"]), prepared.base(config["store"])
     options = {"on_error": config["on_error"], "num_workers": config["num_workers"]}
     try:
-        folder = store_writer.prepare(manifest, config["size"], base, **options)
+        folder = prepared.prepare(manifest, config["size"], base, **options)
     except KeyboardInterrupt:
         print("interrupted: what is done is kept, the same command goes on", file=sys.stderr)
         sys.exit(130)
     skipped = prepared.skipped_images(folder)
     for image in skipped:
-        log.warning("left out: %s", printable(image["error"]))
+        log.warning("left out: %s", terminal(image["error"]))
     number, total = len(manifest) - len(skipped), len(manifest)
     log.info("%d of %d images of %d pixels in %s", number, total, config["size"], folder)
     return folder

@@ -145,7 +145,7 @@ def _fit(
     log.info("%.2f M parameters, run folder %s", millions, folder)
     if ckpt:
         log.info("going on from %s", ckpt)
-    with workers.told():
+    with workers.translated_errors():
         trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if state and trainer.global_step == state.optimizer_steps:
@@ -156,7 +156,7 @@ def _fit(
         log.warning("no step was taken, so the network is not trained: it is not tested")
         return metrics
     if config["test"] and not is_dry_run(trainer):
-        with workers.told():
+        with workers.translated_errors():
             metrics |= test_selected(trainer, module, data, folder, config["select_on"])
     return metrics
 

@@ -14,7 +14,7 @@ import torch
 
 from conftest import three_colours
 from qcs.config.errors import UserError
-from qcs.data import prepared, store_writer, transforms
+from qcs.data import prepared, store, transforms
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import pixels, resized
@@ -22,8 +22,8 @@ from qcs.data.transforms import pixels, resized
 OPTIONS = {"num_workers": 0, "progress": False}
 
 
-def make_store(faces: Manifest, tmp_path: Path, **options) -> prepared.Store:
-    store_writer.prepare(faces, 16, tmp_path / "stores", **OPTIONS | options)
+def make_store(faces: Manifest, tmp_path: Path, **options) -> store.Store:
+    prepared.prepare(faces, 16, tmp_path / "stores", **OPTIONS | options)
     return prepared.find(faces, 16, tmp_path / "stores")
 
 
@@ -84,7 +84,7 @@ def test_an_undecodable_image_fails_or_is_left_out_and_listed(faces, tmp_path, c
     bad = str(faces.paths[7])
     (faces.root / bad).write_bytes(b"nothing")
     with pytest.raises(UserError, match=f"cannot read image {bad} .* on_error=skip"):
-        store_writer.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
+        prepared.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
     assert prepared.find(faces, 16, tmp_path / "stores") is None
     found = make_store(faces, tmp_path, on_error="skip")
     listed = prepared.skipped_images(found.folder)
@@ -94,29 +94,29 @@ def test_an_undecodable_image_fails_or_is_left_out_and_listed(faces, tmp_path, c
     assert len(rest) == len(faces) - 1 and bad not in rest.paths
     torch.testing.assert_close(pixels(rest, 7), resized(faces.image(8), 16))
     with pytest.raises(UserError, match="cannot read image"):  # asked to fail, it does
-        store_writer.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
+        prepared.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
 
 
 def test_nothing_but_broken_images_is_an_error(faces, tmp_path):
     for path in faces.paths:
         (faces.root / path).write_bytes(b"")
     with pytest.raises(UserError, match="no image of .* can be decoded"):
-        store_writer.prepare(faces, 16, tmp_path / "stores", on_error="skip", **OPTIONS)
+        prepared.prepare(faces, 16, tmp_path / "stores", on_error="skip", **OPTIONS)
 
 
 SLOW = """
 import sys, time
 from pathlib import Path
-from qcs.data import decoding, store_writer
+from qcs.data import decoding, prepared, store
 from qcs.data.manifest import Manifest
-write = store_writer._write
+write = store.StoreWriter.write
 def slow(*arguments):
     write(*arguments)
     print("chunk", flush=True)
     time.sleep(0.3)
-store_writer._write, decoding.CHUNK = slow, 6
+store.StoreWriter.write, decoding.CHUNK = slow, 6
 faces = Manifest.from_csv(sys.argv[1], class_names=("red", "green", "blue"))
-store_writer.prepare(faces, 16, Path(sys.argv[2]), num_workers=0, progress=False)
+prepared.prepare(faces, 16, Path(sys.argv[2]), num_workers=0, progress=False)
 """
 
 
@@ -150,30 +150,28 @@ def test_two_preparations_of_the_same_images_are_kept_apart(faces, tmp_path):
     base.mkdir()
     lock = prepared.folder_of(faces, 16, base)
     with (
-        store_writer._locked(lock.with_name(lock.name + ".lock")),
+        prepared._locked(lock.with_name(lock.name + ".lock")),
         pytest.raises(UserError, match="another process is preparing these images"),
     ):
-        store_writer.prepare(faces, 16, base, **OPTIONS)
+        prepared.prepare(faces, 16, base, **OPTIONS)
     assert len(make_store(faces, tmp_path).images) == len(faces)
 
 
 def test_too_little_space_is_said_before_anything_is_written(faces, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        store_writer.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10})
-    )
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10}))
     with pytest.raises(UserError, match="0.0 GB are needed and 0.0 GB are free"):
-        store_writer.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
+        prepared.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
 
 
 def test_a_size_beyond_every_disk_is_said(faces, tmp_path):
     with pytest.raises(UserError, match="GB are needed"):
-        store_writer.prepare(faces, 10**9, tmp_path / "stores", **OPTIONS)
+        prepared.prepare(faces, 10**9, tmp_path / "stores", **OPTIONS)
 
 
 def test_index_json_says_what_was_made(faces, tmp_path):
     index = json.loads((make_store(faces, tmp_path).folder / "index.json").read_text())
     assert isinstance(index.pop("checksum"), int)
-    assert index == {"version": prepared.VERSION, "size": 16, "images": len(faces), "skipped": []}
+    assert index == {"version": store.VERSION, "size": 16, "images": len(faces), "skipped": []}
 
 
 def flip(path: Path, place: int) -> None:
@@ -214,13 +212,13 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_store_is_not_used_and_made_again(kind, faces, tmp_path, caplog):
-    store = make_store(faces, tmp_path)
-    expected, (name, damage) = np.array(store.images), DAMAGE[kind]
-    damage(store.folder / name)
+    found = make_store(faces, tmp_path)
+    expected, (name, damage) = np.array(found.images), DAMAGE[kind]
+    damage(found.folder / name)
     assert prepared.find(faces, 16, tmp_path / "stores", "the command") is None
     sentence = caplog.records[-1].getMessage()
     assert sentence.startswith("prepared images are not used") and "`the command`" in sentence
-    assert str(store.folder) in sentence
+    assert str(found.folder) in sentence
     assert np.array_equal(make_store(faces, tmp_path).images, expected)
 
 
@@ -229,7 +227,7 @@ def test_what_a_stopped_preparation_left_damaged_is_decoded_again(faces, tmp_pat
     whole = bad.read_bytes()
     bad.write_bytes(b"nothing")
     with pytest.raises(UserError):
-        store_writer.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
+        prepared.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
     (part,) = (tmp_path / "stores").glob("*.part")
     flip(part / "images.u8", 100)
     bad.write_bytes(whole)
@@ -238,7 +236,7 @@ def test_what_a_stopped_preparation_left_damaged_is_decoded_again(faces, tmp_pat
 
 
 def test_a_disk_that_fills_up_is_a_sentence_and_what_is_done_stays(faces, tmp_path, monkeypatch):
-    write, calls = store_writer._write, []
+    write, calls = store.StoreWriter.write, []
 
     def full(*arguments):
         calls.append(1)
@@ -246,10 +244,10 @@ def test_a_disk_that_fills_up_is_a_sentence_and_what_is_done_stays(faces, tmp_pa
             raise OSError(28, "No space left on device")
         write(*arguments)
 
-    monkeypatch.setattr(store_writer, "_write", full)
+    monkeypatch.setattr(store.StoreWriter, "write", full)
     monkeypatch.setattr("qcs.data.decoding.CHUNK", 6)
     with pytest.raises(UserError, match=r"\(No space left on device\); what is done is kept"):
-        store_writer.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
+        prepared.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
     monkeypatch.undo()
     decoded, image = [], Manifest.image
     monkeypatch.setattr(
@@ -262,7 +260,7 @@ def test_a_disk_that_fills_up_is_a_sentence_and_what_is_done_stays(faces, tmp_pa
 def test_a_folder_that_cannot_be_written_is_a_sentence(faces, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot write prepared images into .*Not a directory"):
-        store_writer.prepare(faces, 16, tmp_path / "file/stores", **OPTIONS)
+        prepared.prepare(faces, 16, tmp_path / "file/stores", **OPTIONS)
 
 
 def test_names_that_are_not_utf8_are_prepared(tmp_path):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from qcs.config.errors import UserError
-from qcs.data.regrouping import regroup
 from qcs.data.sampling import AnchorSampler, QuadrupletDraw, draw_generator
 
 LABELS = np.array([0] * 6 + [1] * 3 + [2] * 11)[np.random.default_rng(0).permutation(20)]
@@ -86,32 +85,3 @@ def test_balanced_anchors_are_uniform_over_classes():
 def test_more_shuffled_anchors_than_images_are_refused():
     with pytest.raises(UserError, match="loader.samples_per_epoch=21"):
         AnchorSampler(LABELS, samples_per_epoch=21)
-
-
-@pytest.mark.parametrize("roles", [2, 4])
-@pytest.mark.parametrize("size", [1, 2, 9, 32])
-def test_regrouped_images_are_valid_groups_and_used_alike(roles, size):
-    draw = QuadrupletDraw(LABELS, roles)
-    for seed in range(10):
-        anchors = np.random.default_rng(seed).integers(20, size=size)
-        rows = np.array([draw(a, draw_generator(seed, 0, i)) for i, a in enumerate(anchors)])
-        groups = regroup(LABELS[rows], rows, 3)
-        assert groups[:size].ravel().tolist() == list(range(size * roles))
-        assert np.bincount(groups.ravel()).tolist() == [3] * (size * roles)
-        found = rows.ravel()[groups]
-        label = LABELS[found]
-        for i in range(0, roles, 2):
-            assert (label[:, i] == label[:, i + 1]).all()
-            assert (found[:, i] != found[:, i + 1]).all()
-        assert roles == 2 or (label[:, 0] != label[:, 2]).all()
-
-
-def test_regrouped_images_meet_new_partners_where_there_are_any():
-    """Anchors of classes 0 0 1 1, negatives of 2 2 0 2: all may change their partners."""
-    labels = np.array([[0, 0, 2, 2], [0, 0, 2, 2], [1, 1, 0, 0], [1, 1, 2, 2]])
-    rows = np.arange(16).reshape(4, 4)
-    first, again = np.split(regroup(labels, rows, 2), 2)
-    assert (again[:, 1] == first[[1, 0, 3, 2], 1]).all()
-    assert (again[:, 2] != first[:, 2]).all()
-    only = regroup(np.array([[0, 0, 1, 1], [1, 1, 0, 0]]), rows[:2], 2)
-    assert (only[2:] == only[:2]).all()  # no other pair of negatives fits, nor has any a partner

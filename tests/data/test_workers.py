@@ -82,12 +82,12 @@ def test_the_run_still_hears_sigterm():
     ],
 )
 def test_what_ends_a_process_is_one_sentence(how, sentence):
-    with pytest.raises(UserError, match=sentence), workers.told():
+    with pytest.raises(UserError, match=sentence), workers.translated_errors():
         list(loader(how, timeout=2 if how == "slow" else 60))
 
 
 def test_a_bug_stays_a_bug():
-    with pytest.raises(RuntimeError, match="a bug") as found, workers.told():
+    with pytest.raises(RuntimeError, match="a bug") as found, workers.translated_errors():
         list(loader("bug"))
     assert not isinstance(found.value, UserError)
 

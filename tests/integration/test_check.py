@@ -16,8 +16,9 @@ from PIL import Image
 from conftest import three_colours
 from qcs.check import check
 from qcs.config.errors import UserError
-from qcs.data import decoding, inspection, store_writer
+from qcs.data import decoding, inspection
 from qcs.data.manifest import Manifest
+from qcs.data.store import StoreWriter
 from qcs.prepare import prepare
 
 CLASSES = ["[/]=cmd|calc", "$\\frac", "<script>\x1b[31m|\n", "笑 ü"]
@@ -95,7 +96,7 @@ def preparing(tmp_path: Path, **more) -> dict:
 
 
 def test_ctrl_c_while_preparing_is_a_sentence_and_it_goes_on(tmp_path, monkeypatch, capsys):
-    settings, write, calls = preparing(tmp_path), store_writer._write, []
+    settings, write, calls = preparing(tmp_path), StoreWriter.write, []
 
     def interrupted(*arguments):
         write(*arguments)
@@ -103,7 +104,7 @@ def test_ctrl_c_while_preparing_is_a_sentence_and_it_goes_on(tmp_path, monkeypat
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(store_writer, "_write", interrupted)
+    monkeypatch.setattr(StoreWriter, "write", interrupted)
     monkeypatch.setattr(decoding, "CHUNK", 10)
     with pytest.raises(SystemExit) as left:
         prepare(settings)
@@ -118,7 +119,7 @@ def test_ctrl_c_while_preparing_is_a_sentence_and_it_goes_on(tmp_path, monkeypat
 def test_a_killed_loader_process_is_a_sentence(tmp_path):
     faces = three_colours(tmp_path)
     with pytest.raises(UserError, match="was killed .* smaller num_workers"):
-        list(decoding.decoded(faces, killed, range(54), 1, None))
+        list(decoding.decode_all(faces, killed, range(54), 1, None))
 
 
 def killed(image: Image.Image) -> None:

@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from conftest import tiny_checkpoint, tiny_network
 from qcs import eval as entry
 from qcs.config.errors import UserError
-from qcs.data.class_names import canonical, mapped
+from qcs.data.class_names import canonical, match_classes
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import evaluation
 from qcs.evaluation import report
@@ -126,7 +126,7 @@ def faces_of(names: list[str], labels: list[int], **columns) -> Manifest:
 
 def test_classes_are_matched_by_name():
     data = faces_of(["Sad", "happy ", "NEUTRAL"], [0, 1, 2, 1])
-    found = mapped(data, ("Neutral", "Happiness", "Sadness", "Contempt"))
+    found = match_classes(data, ("Neutral", "Happiness", "Sadness", "Contempt"))
     assert found.data.labels.tolist() == [2, 1, 0, 1] and found.lacking == ["Contempt"]
     assert found.names == {"Sad": "Sadness", "happy ": "Happiness", "NEUTRAL": "Neutral"}
     assert canonical("Very_Angry") != canonical("Angry") == "anger"
@@ -135,16 +135,16 @@ def test_classes_are_matched_by_name():
 def test_images_of_unknown_classes_are_left_out():
     targets = np.eye(3, dtype=np.float32)[[0, 1, 2, 1]]
     data = faces_of(["contempt", "anger", "fear"], [0, 1, 2, 1], targets=targets)
-    found = mapped(data, ("Fear", "Anger"))
+    found = match_classes(data, ("Fear", "Anger"))
     assert found.left_out == {"contempt": 1} and found.data.labels.tolist() == [1, 0, 1]
     assert found.data.paths.tolist() == ["1.png", "2.png", "3.png"] and found.data.targets is None
 
 
 def test_too_few_common_classes_are_refused():
     with pytest.raises(UserError, match="fewer than two classes in common by name"):
-        mapped(faces_of(["anger", "boredom"], [0, 1]), ("Fear", "Anger"))
+        match_classes(faces_of(["anger", "boredom"], [0, 1]), ("Fear", "Anger"))
     with pytest.raises(UserError, match="two classes have one name"):
-        mapped(faces_of(["happy", "Happiness"], [0, 1]), ("Fear", "Anger"))
+        match_classes(faces_of(["happy", "Happiness"], [0, 1]), ("Fear", "Anger"))
 
 
 # -- reports -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from test_train import SMALL, qcs
 
 import two_processes
-from qcs.data.sampling import AnchorBatches, AnchorSampler
+from qcs.data.sampling import AnchorBatchSampler, AnchorSampler
 from qcs.data.sources import synthetic
 from qcs.training import build
 
@@ -20,9 +20,9 @@ from qcs.training import build
 def test_processes_share_an_epoch_without_loss_or_repetition(anchors, number):
     labels = torch.arange(90).numpy() % 3
     sampler = AnchorSampler(labels, anchors, number, seed=3)
-    whole = [[a[:3] for a in batch] for batch in AnchorBatches(sampler, 8)]
-    parts = [list(AnchorBatches(sampler, 4, rank, 2)) for rank in (0, 1)]
-    assert len(parts[0]) == len(parts[1]) == len(AnchorBatches(sampler, 4, 0, 2)) == len(whole)
+    whole = [[a[:3] for a in batch] for batch in AnchorBatchSampler(sampler, 8)]
+    parts = [list(AnchorBatchSampler(sampler, 4, rank, 2)) for rank in (0, 1)]
+    assert len(parts[0]) == len(parts[1]) == len(AnchorBatchSampler(sampler, 4, 0, 2)) == len(whole)
     for together, *batches in zip(whole, *parts, strict=True):
         counted = [a[:3] for batch in batches for a in batch if a.share]
         assert sorted(counted) == sorted(together)
@@ -33,7 +33,7 @@ def test_processes_share_an_epoch_without_loss_or_repetition(anchors, number):
 
 def test_a_resumed_epoch_begins_behind_what_is_done():
     sampler = AnchorSampler(torch.zeros(40, dtype=torch.long).numpy(), seed=3)
-    batches = AnchorBatches(sampler, 4, 1, 2)
+    batches = AnchorBatchSampler(sampler, 4, 1, 2)
     whole = list(batches)
     batches.skip = 2
     assert list(batches) == whole[2:]

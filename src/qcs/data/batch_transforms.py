@@ -1,15 +1,15 @@
 """Training augmentation of many images at once, each with its own random numbers.
 
-The distribution is that of `transforms.training` (torchvision v2): the same steps, ranges, random
-order of the colour changes and clamps; only its rounding to whole levels after each step is done
-once, at the end. On the CPU the work goes image by image through the processor's cache, on a
-device as one.
+The distribution is that of `transforms.training` (torchvision v2): the steps, their ranges, the
+random order of the colour changes, and the clamping are the same. The one difference is that values
+are rounded to whole levels once, at the end, and not after each step. The CPU takes one image after
+the other, so that each stays in the processor's cache; a device takes all of them at once.
 
-N images, S pixels as they come, P pixels of the result.
+N images, S pixels a side before, P pixels a side of the result.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from qcs.config.errors import UserError
 from qcs.data.colours import brightness, contrast, hue, saturation
 
-ERASE_TRIES, ERASE_RATIO = 10, (0.3, 3.3)  # torchvision's
+ERASE_TRIES, ERASE_RATIO = 10, (0.3, 3.3)  # those of torchvision
 
 
 class Parameters(NamedTuple):
@@ -28,12 +28,12 @@ class Parameters(NamedTuple):
     flip: Tensor  # (N,) bool
     angle: Tensor  # (N,) degrees, counter-clockwise
     corner: Tensor  # (N, 2) top and left of the crop
-    factors: Tensor  # (N, 4) brightness, contrast, saturation, turns of hue
-    order: Tensor  # (N, 4) of these
+    factors: Tensor  # (N, 4) of brightness, contrast, saturation, and hue, in turns
+    order: Tensor  # (N, 4) in which these four are applied
     rectangle: Tensor  # (N, 4) top, left, bottom, right of what is erased; 0 for nothing
 
     def rows(self, rows: slice) -> "Parameters":
-        """Those of some of the images."""
+        """The random numbers of some of the images."""
         return Parameters(*(column[rows] for column in self))
 
 
@@ -42,7 +42,7 @@ class BatchAugmentation:
 
     Args:
         resize: S.
-        size: P; the crop is random where they differ.
+        size: P; the crop is random where it is smaller than S.
         flip: probability of a horizontal flip.
         rotation: degrees to either side.
         jitter: brightness, contrast, saturation, hue; 0 switches one off.
@@ -73,7 +73,7 @@ class BatchAugmentation:
         self.side = size
 
     def sub_sample(self, size: int | None) -> None:
-        """Make results of `side` = `size` pixels, if less, as `transforms.sub_sampled` does."""
+        """Sub-sample the results to `size` pixels a side, as `transforms.sub_sampled` does."""
         self.side = min(self.size, size or self.size)
 
     def parameters(self, number: int, generator: torch.Generator) -> Parameters:
@@ -91,7 +91,7 @@ class BatchAugmentation:
             rectangle=self._rectangles(number, uniform),
         )
 
-    def _rectangles(self, number: int, uniform) -> Tensor:
+    def _rectangles(self, number: int, uniform: Callable[..., Tensor]) -> Tensor:
         low, high = self.erase_area
         area = (low + uniform(number, ERASE_TRIES) * (high - low)) * self.size**2
         low, high = (math.log(ratio) for ratio in ERASE_RATIO)
@@ -106,16 +106,18 @@ class BatchAugmentation:
     def __call__(
         self, images: Tensor, seed: int, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Everything but erasing and normalising; depends on the images and the seed alone.
+        """Do every step but erasing and normalising, which `finish` does.
+
+        The result depends on the images and the seed alone. As it is uint8, workers have to hand
+        over a quarter of the bytes that float32 would take.
 
         Args:
             images: (N, 3, S, S) uint8.
             seed: of the random numbers.
-            out: (N, 3, side, side) uint8 to write to.
+            out: (N, 3, side, side) uint8, which the result is written to.
 
         Returns:
-            Images (N, 3, side, side) uint8, a quarter of the bytes that workers would otherwise
-            hand over, and rectangles (N, 4) for `finish`.
+            Images (N, 3, side, side) uint8, and rectangles (N, 4) for `finish`.
         """
         if images.shape[-2:] != (self.resize, self.resize):
             raise UserError(f"expected images of {self.resize} pixels, got {tuple(images.shape)}")
@@ -138,13 +140,13 @@ class BatchAugmentation:
         faces = zip(out.flatten(0, -4), images.flatten(0, -4), strict=True)
         corners = rectangle.flatten(0, -2).tolist()
         for (face, levels), (top, left, bottom, right) in zip(faces, corners, strict=True):
-            if images.device.type == "cpu":  # in the cache
+            if images.device.type == "cpu":  # one by one, each in the processor's cache
                 face.copy_(levels).mul_(scale).add_(shift)
             face[:, top:bottom, left:right] = 0
         return out
 
     def _sub_sampled_edges(self, rectangle: Tensor) -> Tensor:
-        """Move edges to where they are among the pixels that are kept."""
+        """The edges of rectangles (N, 4) among those pixels that sub-sampling keeps."""
         if self.side == self.size:
             return rectangle
         places = torch.arange(self.size, dtype=torch.float32).view(1, 1, -1)
@@ -159,7 +161,7 @@ class BatchAugmentation:
         if self.side < self.size:
             cut = F.interpolate(cut, size=self.side, mode="nearest")
         if cut.is_floating_point():
-            cut = cut.round_().short()  # from float to uint8 at once is slower
+            cut = cut.round_().short()  # straight from float to uint8 is slower
         out.copy_(cut)
 
     def _cropped(self, images: Tensor, p: Parameters) -> Tensor:
@@ -170,7 +172,7 @@ class BatchAugmentation:
         return torch.stack(cuts) if len(cuts) > 1 else cuts[0][None]
 
     def _rotated(self, images: Tensor, p: Parameters) -> Tensor:
-        """Flip, rotate about the centre and crop in one sampling, black outside."""
+        """Flip, rotate about the centre and crop, sampling once; what lies outside is black."""
         device, half = images.device, self.resize / 2
         corner = p.corner.to(device)
         line = torch.arange(self.size, device=device) + 0.5 - half
@@ -181,12 +183,12 @@ class BatchAugmentation:
         source_x = (angle.cos() * x - angle.sin() * y) * mirror
         source_y = angle.sin() * x + angle.cos() * y
         grid = torch.stack([source_x, source_y], -1) / half  # (N, P, P, 2)
-        planes = F.pad(images.float(), (0, 0, 0, 0, 0, 1), value=1.0)  # a fourth: inside or not
+        planes = F.pad(images.float(), (0, 0, 0, 0, 0, 1), value=1.0)  # the fourth is 1 inside
         sampled = F.grid_sample(planes, grid, align_corners=False)
         return sampled[:, :3].mul_(sampled[:, 3:])
 
     def _colours(self, x: Tensor, p: Parameters) -> None:
-        """The four changes, in each image's own order; in place, levels 0 to 255."""
+        """Apply the four changes in each image's own order; in place, on levels from 0 to 255."""
         changes = (brightness, contrast, saturation, self._hue)
         factors = p.factors.to(x.device)
         for place in zip(*p.order.tolist(), strict=True):
@@ -202,7 +204,7 @@ class BatchAugmentation:
                 x[rows] = some
 
     def _hue(self, x: Tensor, turns: Tensor) -> None:
-        """Turn the hue, by a sixth of a turn at a time at most."""
+        """Turn the hue, in steps of a sixth of a turn at most, see `colours.hue`."""
         steps = max(1, math.ceil(6 * self.jitter[3]))
         for _ in range(steps):
             hue(x, turns / steps)

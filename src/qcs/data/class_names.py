@@ -9,7 +9,7 @@ import numpy as np
 from qcs.config.errors import UserError
 from qcs.data.manifest import Manifest
 
-# Other spellings -> ours.
+# Other spellings of a class, and the one that they are compared by.
 ALIASES = {
     "happy": "happiness",
     "sad": "sadness",
@@ -23,30 +23,36 @@ ALIASES = {
 }
 
 
-class Mapped(NamedTuple):
+class ClassMatch(NamedTuple):
     """A data set in the classes of a network."""
 
-    data: Manifest
-    names: dict[str, str]  # the data set's name -> the network's
-    left_out: dict[str, int]  # names that the network does not know -> their images
-    lacking: list[str]  # the network's names that the data set does not have
+    data: Manifest  # the images of the classes that both have
+    names: dict[str, str]  # the data set's name of a class -> the network's
+    left_out: dict[str, int]  # a class that the network does not know -> the number of its images
+    lacking: list[str]  # the network's classes that the data set does not have
 
 
 def canonical(name: str) -> str:
-    """A class name without case, blanks, underscores, hyphens and other spellings."""
+    """What all spellings of a class have in common: "Happy", "happiness" -> "happiness".
+
+    Capitals, blanks, underscores and hyphens do not count.
+    """
     plain = "".join(c for c in name.lower() if c not in " _-")
     return ALIASES.get(plain, plain)
 
 
-def mapped(data: Manifest, class_names: Sequence[str]) -> Mapped:
-    """Put a data set into the classes of a network, by name; other images are left out.
+def match_classes(data: Manifest, class_names: Sequence[str]) -> ClassMatch:
+    """Give the images of a data set the labels of a network, by the names of their classes.
+
+    Images of a class that the network does not know are left out.
 
     Args:
         data: the images.
         class_names: of the network, in its order.
 
     Raises:
-        UserError: fewer than two classes in common, or one name twice.
+        UserError: the two have fewer than two classes in common, or one of them has two classes
+            of the same name.
     """
     ours = {canonical(name): index for index, name in enumerate(class_names)}
     theirs = [canonical(name) for name in data.class_names]
@@ -67,8 +73,8 @@ def mapped(data: Manifest, class_names: Sequence[str]) -> Mapped:
     if left:
         data, labels = data.select(labels >= 0), labels[labels >= 0]
     known = set(theirs)
-    return Mapped(
-        # Soft labels are in the data set's order, and evaluation looks at the labels.
+    return ClassMatch(
+        # Soft labels are left out: they are in the data set's order, and evaluation needs none.
         replace(data, labels=labels, class_names=tuple(class_names), targets=None),
         {n: class_names[k] for n, k in zip(data.class_names, index, strict=True) if k >= 0},
         left,

@@ -1,16 +1,17 @@
 """Colour changes of many images at once, in place.
 
-Hue is turned without the way to HSV and back: with M, m and c the largest and smallest channel
-and their difference, the hue in sixths of a turn, times c, is copysign(M + g + b - r - 2 m, g - b),
-and a channel is M + c - d, kept between m and M, d its distance from that hue, times c.
+The hue is turned without a conversion to HSV and back. Let M and m be the largest and the smallest
+of a pixel's channels r, g and b, and c = M - m. Its hue in sixths of a turn, times c, is then
+copysign(M + g + b - r - 2 m, g - b). After the turn a channel is M + c - d, clamped to m and M,
+where d is the distance of the new hue from that of the channel, in sixths of a turn, times c.
 
-N images, P pixels; levels are 0 to 255, factors (N, 1, 1, 1).
+N images, P pixels a side; levels run from 0 to 255, factors are (N, 1, 1, 1).
 """
 
 import torch
 from torch import Tensor
 
-GREY = (0.2989, 0.587, 0.114)  # torchvision's
+GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue, those of torchvision
 
 
 def brightness(x: Tensor, factor: Tensor) -> None:
@@ -36,7 +37,8 @@ def hue(x: Tensor, turns: Tensor) -> None:
 
     Args:
         x: contiguous, of any range.
-        turns: (N, 1, 1, 1), from -1/6 to 1/6: no channel's hue then comes round the circle.
+        turns: (N, 1, 1, 1), from -1/6 to 1/6; beyond, red as well would need the distance both
+            ways round the circle.
     """
     red, green, blue = x.unbind(1)  # each (N, P, P)
     shape = (7, *red.shape)

@@ -1,71 +1,69 @@
-"""The LightningDataModule: groups of faces for training, single faces for evaluation.
+"""The LightningDataModule: batches of groups of faces for training, of single faces for evaluation.
 
 B batch, R roles [a, p, n, n2], H and W pixels.
 """
 
 import logging
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
-import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from qcs.config.bounds import Count, Fraction, Natural, Pixels, Seed, Workers
 from qcs.config.errors import UserError
 from qcs.data import workers
 from qcs.data.batch_transforms import BatchAugmentation
-from qcs.data.datasets import (
-    Collate,
-    Faces,
-    GroupBatches,
-    GroupLoader,
-    Groups,
-    Transform,
-)
+from qcs.data.datasets import Collate, Faces, GroupBatches, GroupLoader, Groups, Transform
 from qcs.data.manifest import SPLITS, Manifest
-from qcs.data.sampling import (
-    Anchor,
-    AnchorBatches,
-    Anchors,
-    AnchorSampler,
-    Negatives,
-    QuadrupletDraw,
-)
+from qcs.data.sampling import AnchorBatchSampler, Anchors, AnchorSampler, Negatives, QuadrupletDraw
+from qcs.data.workers import Loader
 
 log = logging.getLogger(__name__)
-AMPLE = 4 << 30  # bytes of shared memory, of which no more is asked
+AMPLE = 4 << 30  # bytes of shared memory that are enough for any batches, and need no closer look
 
 Selection = Literal["val", "test", "last"]
+AnyLoader = TypeVar("AnyLoader", bound=Loader)
 
 
 class FaceDataModule(LightningDataModule):
-    """Loaders over a manifest.
+    """The loaders of a data set for training, validation and test.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from qcs.data import transforms
+    >>> from qcs.data.sources import synthetic
+    >>> folder = TemporaryDirectory()
+    >>> manifest = synthetic.read(folder.name, size=32, train=4, val=1, test=1)
+    >>> views = transforms.training(32), transforms.evaluation(32)
+    >>> data = FaceDataModule(manifest, *views, batch_size=8, num_workers=0)
+    >>> batch = next(iter(data.train_dataloader()))
+    >>> tuple(batch["images"].shape), tuple(batch["labels"].shape)
+    ((8, 4, 3, 32, 32), (8, 4))
 
     Args:
         manifest: the data set.
-        train_transform, eval_transform: an image to (3, H, W) float32; or, to train, a
+        train_transform, eval_transform: from an image to (3, H, W) float32; for training also a
             `BatchAugmentation`.
-        roles: images of a group: 1, 2 or 4.
-        batch_size: groups of a training batch whose images are read.
-        groups_per_image: groups that each image of a batch is in; those above 1 share the
-            backbone's work, see `regroup`.
-        eval_batch_size: images of an evaluation batch.
+        roles: images in a group: 1, 2 or 4.
+        batch_size: groups in a training batch whose images are read.
+        groups_per_image: groups that each image of a batch is in; above 1 they share the
+            backbone's work, see `in_batch_groups`.
+        eval_batch_size: images in an evaluation batch.
         num_workers: loader processes; the batches are the same for any number.
-        timeout: seconds to wait for a batch of theirs; 0 for ever.
-        negatives: "by_sample" or "by_class", see `QuadrupletDraw`.
+        timeout: seconds to wait for a batch of theirs; 0 waits for ever.
+        negatives: "by_sample" or "by_class", see `qcs.data.sampling`.
         anchors: "shuffle" or "balanced", see `AnchorSampler`.
-        samples_per_epoch: anchors an epoch; None for all.
-        val_fraction: seeded share of each class's training images that becomes the validation
-            set, where the data set has none and `select_on` needs one.
+        samples_per_epoch: anchors in an epoch; None for all.
+        val_fraction: share of each class's training images that becomes the validation set, where
+            the data set has none and `select_on` needs one.
         select_on: what validation runs on: "val", "test" (the papers' habit; biased), or "last"
-            (nothing is selected, so nothing is held out).
-        seed: of the held-out share, the anchors and every draw.
-        input_size: pixels that the network looks at; larger images are sub-sampled by the
-            workers as it would do itself.
+            (the last epoch is taken, so nothing is held out).
+        seed: of the held-out images, the anchors and every draw.
+        input_size: pixels that the network looks at; the workers sub-sample larger images as the
+            network itself would.
 
     Raises:
-        UserError: no training or test images, or none to select on.
+        UserError: there are no training images, or none to select on, or a number is out of range.
     """
 
     def __init__(
@@ -88,69 +86,46 @@ class FaceDataModule(LightningDataModule):
         input_size: Pixels | None = None,
     ) -> None:
         super().__init__()
-        if min(batch_size, eval_batch_size) < 1 or min(num_workers, timeout) < 0:
-            raise UserError(
-                "loader.batch_size and loader.eval_batch_size must be 1 or more and "
-                "loader.num_workers and loader.timeout 0 or more, got "
-                f"{batch_size}, {eval_batch_size}, {num_workers}, {timeout}"
-            )
-        if groups_per_image < 1 or (groups_per_image > 1 and roles == 1):
-            raise UserError(
-                f"loader.groups_per_image={groups_per_image} must be 1 or more, and 1 where "
-                "nothing is compared (model.roles=1)"
-            )
-        if select_on == "val" and not manifest.has("val"):
-            manifest = _held_out(manifest, val_fraction, seed)
-        if select_on == "test" and not manifest.has("test"):
-            raise UserError(
-                f"data set {manifest.root} has no test images to select on: write select_on=val"
-            )
-        self.manifest, self.select_on, self.seed = manifest, select_on, seed
+        _require_sizes(batch_size, eval_batch_size, num_workers, timeout, groups_per_image, roles)
+        self.manifest = manifest = _with_selection(manifest, select_on, val_fraction, seed)
+        self.select_on, self.seed, self.input_size = select_on, seed, input_size
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.timeout = num_workers, timeout
-        self.collate = Collate(groups_per_image)
-        self.eval_transform = eval_transform
+        self.collate, self.eval_transform = Collate(groups_per_image), eval_transform
         self.train = manifest.split("train")
         _warn_of_missing_classes(self.train)
         draw = QuadrupletDraw(self.train.labels, roles, negatives, manifest.class_names)
-        self.whole = train_transform if isinstance(train_transform, BatchAugmentation) else None
-        self.input_size = input_size
-        if self.whole:
-            self.whole.sub_sample(input_size)
-        groups = GroupBatches if self.whole else Groups
-        self.groups = groups(self.train, draw, train_transform, seed, input_size)
+        self.augmentation: BatchAugmentation | None = None  # of whole batches
+        self.groups: Groups | GroupBatches
+        if isinstance(train_transform, BatchAugmentation):
+            train_transform.sub_sample(input_size)
+            self.augmentation = train_transform
+            self.groups = GroupBatches(self.train, draw, train_transform, seed)
+        else:
+            self.groups = Groups(self.train, draw, train_transform, seed, input_size)
         self.sampler = AnchorSampler(self.train.labels, anchors, samples_per_epoch, seed)
         self.loader: GroupLoader | None = None
-        self.done = 0
+        self.done = 0  # the batches of a resumed epoch that were trained on before
         sizes = {s: int((manifest.splits == s).sum()) for s in SPLITS}
         log.info("%s: %s; classes %s", manifest.root, sizes, ", ".join(manifest.class_names))
 
     def _loader(
-        self, dataset: Dataset, kind: type[workers.Loader] = workers.Loader, **options: object
-    ) -> DataLoader:
-        loader = kind(
-            dataset,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            timeout=self.timeout if self.num_workers else 0,
-            # Workers share the tables instead of being sent copies.
-            multiprocessing_context="fork" if self.num_workers and workers.LINUX else None,
-            worker_init_fn=workers.start,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(self.seed),  # not the loop's
-            **options,
-        )
+        self, kind: type[AnyLoader], dataset: Groups | GroupBatches | Faces, **options: Any
+    ) -> AnyLoader:
+        options |= workers.loader_options(self.num_workers, self.timeout, self.seed)
+        loader = kind(dataset, **options)
         free = workers.free_shared_memory()
         if self.num_workers and free is not None and free < AMPLE:
             size = self.eval_batch_size if isinstance(dataset, Faces) else self.batch_size
-            workers.require_shared_memory(size * _bytes(dataset), self.num_workers, len(loader))
+            batch = size * dataset.item_bytes()
+            workers.require_shared_memory(batch, self.num_workers, len(loader))
         return loader
 
     def setup(self, stage: str) -> None:
-        """Refuse to begin with more processes than there are images to evaluate on.
+        """Check that there are as many images to evaluate on as there are processes.
 
         Raises:
-            UserError: a process would be left without one, and the others would wait for it.
+            UserError: a process would get no image, and the others would wait for it.
         """
         world = self._process()[1]
         for split in sorted({self.select_on, "test"} & set(SPLITS)):
@@ -166,37 +141,40 @@ class FaceDataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> GroupLoader:
-        """Batches of images (B, R, 3, H, W) and labels (B, R); the last partial one is kept.
+        """Batches of images (B, R, 3, H, W) and labels (B, R); the last one may be smaller.
 
-        With several groups an image also "groups", see `Collate`.
+        With several groups for each image a batch also has "groups", see `Collate`.
         """
-        batches = AnchorBatches(self.sampler, self.batch_size, *self._process())
+        batches = AnchorBatchSampler(self.sampler, self.batch_size, *self._process())
         batches.skip, self.done = self.done, 0
-        options = {"batch_sampler": batches, "collate_fn": self.collate}
-        self.loader = self._loader(self.groups, GroupLoader, **options)
+        self.loader = self._loader(
+            GroupLoader, self.groups, batch_sampler=batches, collate_fn=self.collate
+        )
         return self.loader
 
     def state_dict(self) -> dict[str, int]:
-        """For a checkpoint: the batches of the epoch that are done; none once all are."""
+        """For a checkpoint: how many batches of the epoch are done; 0 when all of them are."""
         return {"done": self.loader.taken % len(self.loader) if self.loader else 0}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next epoch begin behind them.
+        """Let the next epoch begin behind the batches that are done.
 
-        Not left to Lightning's own resumption of loaders, which passes over one that was made
-        before, for `estimated_stepping_batches`.
+        Lightning's own way to resume a loader is not used: it misses a loader that was made before
+        the checkpoint is read, as happens for `estimated_stepping_batches`.
         """
         self.done = state["done"]
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int = 0) -> dict:
-        """Finish a training batch of `GroupBatches`, on the device: images float32."""
+        """Turn the images of a batch of `GroupBatches` into float32, on the device."""
+        if self.augmentation is None:
+            return batch
         if "seed" in batch:
             images, shape = batch["images"], batch["images"].shape[:2]
-            images, rectangle = self.whole(images.flatten(0, 1), int(batch.pop("seed")))
+            images, rectangle = self.augmentation(images.flatten(0, 1), int(batch.pop("seed")))
             batch |= {"images": images.unflatten(0, shape), "erase": rectangle.unflatten(0, shape)}
         if "erase" in batch:
-            batch["images"] = self.whole.finish(batch["images"], batch.pop("erase"))
-            if self.trainer:  # which converted the batch to 64-true or bf16-true before
+            batch["images"] = self.augmentation.finish(batch["images"], batch.pop("erase"))
+            if self.trainer:  # with 64-true or bf16-true it converted the batch before this
                 images = batch["images"]
                 batch["images"] = self.trainer.precision_plugin.convert_input(images)
         return batch
@@ -204,24 +182,48 @@ class FaceDataModule(LightningDataModule):
     def eval_dataloader(self, split: str) -> DataLoader:
         """Batches of images (B, 3, H, W) and labels (B,) of one split, in its order.
 
-        Of several processes each has its share of the images, none of them twice.
+        Where there are several processes, each image is in a batch of one of them.
         """
         faces = Faces(self.manifest.split(split), self.eval_transform, self.input_size)
         rank, world = self._process()
         rows = range(rank, len(faces), world)
-        return self._loader(faces, batch_size=self.eval_batch_size, sampler=rows)
+        return self._loader(Loader, faces, batch_size=self.eval_batch_size, sampler=rows)
 
     def val_dataloader(self) -> DataLoader | list:
-        """The split that `select_on` names; nothing for "last"."""
+        """Batches of the split that `select_on` names; none for "last"."""
         return [] if self.select_on == "last" else self.eval_dataloader(self.select_on)
 
     def test_dataloader(self) -> DataLoader:
-        """The test split."""
+        """Batches of the test split."""
         return self.eval_dataloader("test")
 
 
-def _held_out(manifest: Manifest, fraction: float, seed: int) -> Manifest:
-    """Make a validation set of training images, for a data set without one."""
+def _require_sizes(
+    batch_size: int, eval_batch_size: int, num_workers: int, timeout: int, groups: int, roles: int
+) -> None:
+    if min(batch_size, eval_batch_size) < 1 or min(num_workers, timeout) < 0:
+        raise UserError(
+            "loader.batch_size and loader.eval_batch_size must be 1 or more and "
+            "loader.num_workers and loader.timeout 0 or more, got "
+            f"{batch_size}, {eval_batch_size}, {num_workers}, {timeout}"
+        )
+    if groups < 1 or (groups > 1 and roles == 1):
+        raise UserError(
+            f"loader.groups_per_image={groups} must be 1 or more, and 1 where "
+            "nothing is compared (model.roles=1)"
+        )
+
+
+def _with_selection(
+    manifest: Manifest, select_on: Selection, fraction: float, seed: int
+) -> Manifest:
+    """The manifest with images to select on, held out of the training images where need be."""
+    if select_on == "test" and not manifest.has("test"):
+        raise UserError(
+            f"data set {manifest.root} has no test images to select on: write select_on=val"
+        )
+    if select_on != "val" or manifest.has("val"):
+        return manifest
     manifest = manifest.hold_out(fraction, seed)
     if not manifest.has("val"):
         raise UserError(
@@ -236,10 +238,3 @@ def _warn_of_missing_classes(train: Manifest) -> None:
     names = train.class_names
     if missing := [name for name, n in zip(names, train.counts(), strict=True) if not n]:
         log.warning("no training image of %s: the network cannot learn it", ", ".join(missing))
-
-
-def _bytes(dataset: Dataset) -> int:
-    """Bytes of an item's images, in a batch."""
-    if isinstance(dataset, GroupBatches):
-        return dataset.__getitems__([Anchor(0, 0, 0)])["images"].nbytes
-    return dataset[Anchor(0, 0, 0) if isinstance(dataset, Groups) else 0]["images"].nbytes

@@ -37,7 +37,7 @@ class _Images(Dataset):
         return Decoded(row, self.work(image))
 
 
-def decoded(
+def decode_all(
     manifest: Manifest,
     work: Callable[[Image.Image], Any],
     rows: Sequence[int],
@@ -48,27 +48,28 @@ def decoded(
 
     Args:
         manifest: the data set.
-        work: the function, of an upright RGB image; it can be pickled and returns no tensors.
+        work: the function, which takes an upright RGB image; it can be pickled and returns no
+            tensors.
         rows: of the images.
         num_workers: processes; 0 decodes in this one.
-        title: of the bar; None shows none.
+        title: of the progress bar; None shows none.
 
     Raises:
-        UserError: a negative number of processes, or one of them was killed.
+        UserError: the number of processes is negative, or one of them was killed.
     """
     if num_workers < 0:
         raise UserError(f"num_workers must be 0 or more, got {num_workers}")
-    chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
+    chunks = [list(rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)]
     loader = DataLoader(
         _Images(manifest, work),
         batch_sampler=chunks,
         num_workers=num_workers,
-        collate_fn=_same,
-        worker_init_fn=_quiet,
+        collate_fn=_as_list,
+        worker_init_fn=_ignore_interrupts,
     )
-    shown = {"total": len(chunks), "disable": title is None, "transient": True}
+    hidden = title is None
     try:
-        yield from track(loader, title or "", **shown)
+        yield from track(loader, title or "", len(chunks), disable=hidden, transient=True)
     except RuntimeError as error:
         if "killed by signal" not in str(error) and "exited unexpectedly" not in str(error):
             raise
@@ -78,10 +79,11 @@ def decoded(
         ) from error
 
 
-def _same(batch: list) -> list:
-    return batch
+def _as_list(chunk: list[Decoded]) -> list[Decoded]:
+    """The chunk as it is, where PyTorch would stack it into tensors."""
+    return chunk
 
 
-def _quiet(worker: int) -> None:
+def _ignore_interrupts(worker: int) -> None:
     """Leave Ctrl-C to the parent, which ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -7,24 +7,25 @@ from hashlib import blake2b
 import numpy as np
 from PIL import Image
 
-from qcs.data.decoding import decoded
+from qcs.data.decoding import decode_all
 from qcs.data.manifest import SPLITS, Manifest
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
+    """What was found in a data set.
 
     Args:
+        manifest: the data set.
         counts: (3, K) images by split (train, val, test) and class.
         sizes: how often each (width, height) occurs.
-        unreadable: the sentence of each image that cannot be decoded, by row.
-        groups: rows of equal pixels, two or more each.
+        unreadable: row of an image that cannot be decoded -> the sentence that says why.
+        groups: rows of images with equal pixels, two or more in each group.
     """
 
     manifest: Manifest
     counts: np.ndarray
-    sizes: Counter
+    sizes: Counter[tuple[int, int]]
     unreadable: dict[int, str]
     groups: list[list[int]]
 
@@ -35,7 +36,10 @@ class Inspection:
         return [g for g in self.groups if len({str(splits[row]) for row in g}) > 1]
 
     def leaked(self) -> list[int]:
-        """Rows to drop for honest results: of train where val or test, of val where test has it."""
+        """Rows to drop for honest results, as an equal image is in a later split.
+
+        They are rows of train whose image is in val or test too, and of val where it is in test.
+        """
         splits = self.manifest.splits
         rank = {split: i for i, split in enumerate(SPLITS)}
         rows = []
@@ -83,12 +87,13 @@ def inspect(manifest: Manifest, num_workers: int = 2, progress: bool = True) -> 
     Args:
         manifest: all splits.
         num_workers: processes that decode; 0 decodes in this one.
-        progress: whether to show a bar.
+        progress: whether to show a progress bar.
     """
     counts = np.stack([_counts(manifest, split) for split in SPLITS])
-    sizes, unreadable, rows_of = Counter(), {}, defaultdict(list)
+    sizes: Counter[tuple[int, int]] = Counter()
+    unreadable, rows_of = {}, defaultdict(list)
     title = "reading" if progress else None
-    for chunk in decoded(manifest, _hashed, range(len(manifest)), num_workers, title):
+    for chunk in decode_all(manifest, _hashed, range(len(manifest)), num_workers, title):
         for row, found, error in chunk:
             if error is not None:
                 unreadable[row] = error

@@ -1,38 +1,22 @@
-"""What a data set is: images, labels, splits, class names; checked on opening."""
+"""What a data set is: images with their labels, splits and class names, checked when it is made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from qcs.config.errors import UserError
-from qcs.data import manifest_csv
-from qcs.data.image_files import SPLITS, expanded, printable, same_name
-from qcs.data.images import BROKEN, Images, decode, images_of
-from qcs.data.tables import collector_paused, readable
-
-if TYPE_CHECKING:
-    from qcs.data.prepared import Store
-
-
-def require(path: str | None, name: str, hint: str, files: Sequence[str] = ()) -> Path:
-    """Return the path of a data set that the user holds: a folder, or a file of these suffixes.
-
-    Raises:
-        UserError: it was not given, or nothing is there; says what is expected.
-    """
-    if path is None:
-        raise UserError(f"dataset.path is not set: {name} is read from {hint}")
-    found = expanded(path)
-    with readable(found):
-        if found.is_dir() or (found.is_file() and found.suffix.lower() in files):
-            return found
-    raise UserError(f"nothing to read at dataset.path={path}: {name} is {hint}")
+from qcs.config.escape import terminal
+from qcs.data import csv_format
+from qcs.data.containers import BROKEN, Container, container
+from qcs.data.folders import SPLITS, same_name
+from qcs.data.images import decode
+from qcs.data.store import Store
+from qcs.data.tables import garbage_collection_paused
 
 
 @dataclass(frozen=True)
@@ -63,7 +47,7 @@ class Manifest:
     class_names: tuple[str, ...]
     boxes: np.ndarray | None = None
     targets: np.ndarray | None = None
-    store: "Store | None" = None
+    store: Store | None = None
     stored: np.ndarray | None = None
 
     def __post_init__(self) -> None:
@@ -118,9 +102,10 @@ class Manifest:
         return np.bincount(self.labels, minlength=len(self.class_names))
 
     def hold_out(self, fraction: float, seed: int, key: str = "loader.val_fraction") -> "Manifest":
-        """Move a seeded share of each class's training images to val (at least one of two).
+        """Move a random share of each class's training images to val.
 
-        `key` is the configuration key that an error names.
+        A class with two images or more gives one at least. `key` is the configuration key that an
+        error names.
 
         Raises:
             UserError: a fraction outside (0, 1).
@@ -135,10 +120,11 @@ class Manifest:
         return replace(self, splits=splits)
 
     def fingerprint(self) -> str:
-        """Return a hex digest that tells data sets apart without reading a pixel.
+        """Return a hex digest that differs between data sets; no pixel is read for it.
 
-        Class names, and the paths, labels, splits, boxes and targets of all rows, in their order,
-        go into it. Where the files lie does not, so that a moved data set stays the same one.
+        It depends on the class names, and on the paths, labels, splits, boxes and targets of all
+        rows in their order. It does not depend on where the files lie, so that a data set that was
+        moved stays the same one.
         """
         digest = blake2b(digest_size=16)
         names = "\0".join([*self.class_names, "", *self.paths.tolist()])
@@ -151,9 +137,9 @@ class Manifest:
         return digest.hexdigest()
 
     @cached_property
-    def images(self) -> Images:
-        """The reader of the files."""
-        return images_of(self.root)
+    def images(self) -> Container:
+        """The folder, zip file or table of pixels that the images are read from."""
+        return container(self.root)
 
     def image(self, row: int) -> Image.Image:
         """Decode one image as upright RGB, cut to its box.
@@ -167,12 +153,12 @@ class Manifest:
                 image = decode(file)
             return image if self.boxes is None else _cut(image, self.boxes[row].tolist())
         except BROKEN as error:
-            where = printable(f"{path} of {self.root}")
+            where = terminal(f"{path} of {self.root}")
             raise UserError(
                 f"cannot read image {where} ({error}); repair or remove the file"
             ) from error
 
-    def with_store(self, store: "Store") -> "Manifest":
+    def with_store(self, store: Store) -> "Manifest":
         """This whole manifest with prepared images, less those that could not be prepared."""
         return replace(self.select(store.kept), store=store, stored=store.kept)
 
@@ -185,7 +171,13 @@ class Manifest:
         boxes: np.ndarray | None = None,
         targets: np.ndarray | None = None,
     ) -> "Manifest":
-        """Make a manifest from rows of (path, label index, split, ...)."""
+        """Make a manifest from rows of (path, label index, split, ...).
+
+        >>> rows = [("a.png", 0, "train"), ("b.png", 1, "train"), ("c.png", 0, "test")]
+        >>> manifest = Manifest.build(Path("faces"), rows, ("happy", "sad"))
+        >>> len(manifest), manifest.counts().tolist(), manifest.split("test").paths.tolist()
+        (3, [2, 1], ['c.png'])
+        """
         paths, labels, splits = ([row[i] for row in rows] for i in range(3))
         return cls(
             root,
@@ -198,7 +190,7 @@ class Manifest:
         )
 
     @classmethod
-    @collector_paused()
+    @garbage_collection_paused()
     def from_csv(
         cls,
         path: str | Path | None,
@@ -218,7 +210,7 @@ class Manifest:
             UserError: a missing column, an unknown split, a label that is not among
                 `class_names` or is spelt in two ways, or an image listed twice with different ones.
         """
-        return cls.build(*manifest_csv.read(path, root, class_names))
+        return cls.build(*csv_format.read(path, root, class_names))
 
     def to_csv(self, path: Path) -> None:
         """Write what `from_csv` reads: paths, class names and splits.
@@ -227,15 +219,15 @@ class Manifest:
             UserError: a name cannot be written as UTF-8.
         """
         labels = np.array(self.class_names)[self.labels].tolist()
-        manifest_csv.write(path, self.paths.tolist(), labels, self.splits.tolist())
+        csv_format.write(path, self.paths.tolist(), labels, self.splits.tolist())
 
 
 def _cut(image: Image.Image, box: list[int]) -> Image.Image:
     left, top, right, bottom = box
-    box = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
-    if box[0] >= box[2] or box[1] >= box[3]:
+    inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
         raise UserError(
             f"its face box {left},{top},{right},{bottom} lies outside its "
             f"{image.width}x{image.height} pixels"
         )
-    return image.crop(box)
+    return image.crop(inside)

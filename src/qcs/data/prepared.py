@@ -1,57 +1,38 @@
-"""Prepared images: every image decoded, upright, RGB and resized once, in one file on disk.
+"""Prepared images of a data set: each is decoded, upright, RGB and resized once, into a store.
 
-A store is a folder of three files. `images.u8` (N, 3, S, S) uint8 is mapped into memory, and so
-shared, by all workers and processes. `rows.i8` (N, 3) int64 holds what tells that a source file
-has changed (its bytes, and its time or checksum) and the CRC-32 of the prepared pixels, or -1
-where the image could not be decoded. `index.json` says what was made and carries a checksum of
-itself and of `rows.i8`. All of it is verified whenever a store is opened.
-
-A store is filled in a `.part` folder that is renamed at the end, so that it is whole or absent. A
-preparation that was stopped goes on where it was, after what it finds has been verified.
+`python -m qcs.prepare` makes the store, and training looks for it. A preparation that was stopped
+goes on where it was, after what it finds has been verified; a store that is damaged or out of date
+is made again.
 """
 
 import json
 import logging
-import math
 import os
-import zlib
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from qcs.config.errors import UserError
 from qcs.data.cache import cache_folder
-from qcs.data.image_files import expanded, printable
+from qcs.data.decoding import Decoded, decode_all
+from qcs.data.folders import expanded
 from qcs.data.manifest import Manifest
+from qcs.data.store import ABSENT, VERSION, Store, StoreWriter, open_store
+from qcs.data.transforms import resized
+
+if sys.platform != "win32":  # there, two preparations of the same images are not kept apart
+    import fcntl
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raise it whenever the prepared pixels change
-ABSENT = -1
-
-
-@dataclass(frozen=True)
-class Store:
-    """Prepared images (N, 3, S, S); `kept` are the manifest's rows that could be decoded."""
-
-    folder: Path
-    images: np.ndarray
-    kept: np.ndarray
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        """A copy of one image, (3, S, S) uint8."""
-        return np.array(self.images[row])
-
-    def __reduce__(self) -> tuple:  # a spawned worker maps the file again
-        return _mapped, (self.folder, self.images.shape, self.kept)
-
-
-def _mapped(folder: Path, shape: tuple[int, ...], kept: np.ndarray) -> Store:
-    return Store(folder, np.memmap(folder / "images.u8", np.uint8, "r", shape=shape), kept)
+OnError = Literal["fail", "skip"]
 
 
 def base(folder: str | Path) -> Path:
@@ -60,7 +41,7 @@ def base(folder: str | Path) -> Path:
 
 
 def folder_of(manifest: Manifest, size: int, base: Path) -> Path:
-    """The folder of a manifest's images at S = size; other files or boxes have another one."""
+    """The folder of a manifest's images of S = size; other files or boxes have another one."""
     text = f"{VERSION} {size} {manifest.root.resolve()}"
     key = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
     key.update("\n".join(manifest.paths.tolist()).encode("utf-8", "surrogatepass"))
@@ -69,23 +50,34 @@ def folder_of(manifest: Manifest, size: int, base: Path) -> Path:
     return base / f"{manifest.root.stem[:50]}-{size}px-{key.hexdigest()}"
 
 
+def signatures(manifest: Manifest) -> np.ndarray:
+    """The signature of each image's file, (N, 2) int64; -1 where there is no such file."""
+    read, found = manifest.images.signature, []
+    for path in manifest.paths.tolist():
+        try:
+            found.append(read(path))
+        except (OSError, KeyError):
+            found.append((ABSENT, ABSENT))
+    return np.array(found, dtype=np.int64)
+
+
 def find(
     manifest: Manifest, size: int, base: Path, command: str = "python -m qcs.prepare"
 ) -> Store | None:
-    """Open the store of a whole manifest, or say why it is not used.
+    """Open the store of a whole manifest; where it cannot be used, say why and return None.
 
     Args:
         manifest: as its source reads it, all splits.
         size: S, the pixels of both sides.
         base: folder of the stores.
-        command: the whole command that prepares these images, for the sentence.
+        command: the whole command that prepares these images, for the message.
     """
     folder = folder_of(manifest, size, base)
     if not os.path.isfile(folder / "index.json"):
         log.info("no prepared images, each is decoded anew: `%s` is faster", command)
         return None
     try:
-        store = opened(folder, manifest, size, stamps_of(manifest))
+        store = open_store(folder, manifest.paths, size, signatures(manifest))
     except UserError as error:
         sentence = "prepared images are not used and each is decoded anew: %s; run `%s` again"
         log.warning(sentence, error, command)
@@ -98,64 +90,103 @@ def find(
     return store
 
 
-def skipped_images(folder: Path) -> list[dict]:
+def skipped_images(folder: Path) -> list[dict[str, Any]]:
     """The images that a store left out: row, path and error of each."""
     return json.loads((folder / "index.json").read_bytes())["skipped"]
 
 
-def stamps_of(manifest: Manifest) -> np.ndarray:
-    """What changes with a file, (N, 2) int64; -1 where it cannot be found."""
-    read, stamps = manifest.images.stamp, []
-    for path in manifest.paths.tolist():
-        try:
-            stamps.append(read(path))
-        except (OSError, KeyError):
-            stamps.append((ABSENT, ABSENT))
-    return np.array(stamps, dtype=np.int64)
+def prepare(
+    manifest: Manifest,
+    size: int,
+    base: Path,
+    on_error: OnError = "fail",
+    num_workers: int = 2,
+    progress: bool = True,
+) -> Path:
+    """Make the store of a manifest, go on making it, or repair it; return its folder.
 
-
-def checksums(images: np.ndarray) -> np.ndarray:
-    """CRC-32 of each of the images (N, 3, S, S), (N,) int64; about 1 GB a second and core."""
-    parts = np.array_split(images, max(len(images) // 512, 1))
-    with ThreadPoolExecutor() as pool:  # zlib lets go of Python's lock
-        sums = pool.map(lambda part: [zlib.crc32(image) for image in part], parts)
-        return np.array([crc for part in sums for crc in part], dtype=np.int64)
-
-
-def seal(index: dict[str, Any], rows: np.ndarray) -> int:
-    """Checksum of a store's index, without its own, and of its rows."""
-    content = {name: value for name, value in index.items() if name != "checksum"}
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode(), zlib.crc32(rows.tobytes()))
-
-
-def opened(folder: Path, manifest: Manifest, size: int, stamps: np.ndarray) -> Store:
-    """Open a store, all of whose bytes are checked.
+    Args:
+        manifest: as its source reads it, all splits.
+        size: S, the pixels of both sides.
+        base: folder of the stores.
+        on_error: "fail" at the first image that cannot be decoded, or "skip" and list them.
+        num_workers: processes that decode; 0 decodes in this one.
+        progress: whether to show a progress bar.
 
     Raises:
-        UserError: it is damaged, of another version or size, or out of date; says which.
+        UserError: an image cannot be decoded (what was done is kept), or none can.
+        UserError: not enough space, or another process is preparing the same images.
     """
-    shape = (len(manifest), 3, size, size)
+    if size < 1 or num_workers < 0:
+        raise UserError(f"size must be 1 or more, num_workers 0 or more: {size}, {num_workers}")
+    folder, found = folder_of(manifest, size, base), signatures(manifest)
+    title = "preparing" if progress else None
     try:
-        index = json.loads((folder / "index.json").read_bytes())
-        if "checksum" not in index or index["version"] != VERSION:
-            raise UserError(f"{folder} was made by another version of qcs")
-        rows = np.fromfile(folder / "rows.i8", "<i8").reshape(-1, 3)
-        if seal(index, rows) != index["checksum"] or len(rows) != len(manifest):
-            raise UserError(f"index.json or rows.i8 of {folder} is damaged")
-        if (folder / "images.u8").stat().st_size != math.prod(shape):
-            raise UserError(f"images.u8 of {folder} has not the size that {shape} images have")
-        store = _mapped(folder, shape, np.flatnonzero(rows[:, 2] != ABSENT))
-    except UserError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{folder} cannot be read ({error})") from error
-    changed = np.flatnonzero((rows[:, :2] != stamps).any(1))
-    if len(changed):
+        base.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_name(folder.name + ".lock")):
+            if not _is_current(folder, manifest, size, found, on_error):
+                writer = StoreWriter(folder, found, size)
+                work = partial(_prepared, size=size)
+                images = decode_all(manifest, work, writer.missing(), num_workers, title)
+                writer.finish(_write(writer, images, manifest, on_error))
+    except OSError as error:
         raise UserError(
-            f"{len(changed)} of {len(rows)} files changed, the first is "
-            f"{printable(manifest.paths[changed[0]])}"
-        )
-    wrong = (checksums(store.images) != rows[:, 2])[store.kept]
-    if wrong.any():
-        raise UserError(f"{wrong.sum()} of {len(wrong)} images in {folder} are damaged")
-    return store
+            f"cannot write prepared images into {base} ({error.strerror or error}); what is done "
+            "is kept, so make room or allow it and give the command again, or another store=..."
+        ) from error
+    return folder
+
+
+def _prepared(image: Image.Image, size: int) -> np.ndarray:
+    return resized(image, size).numpy()
+
+
+def _is_current(
+    folder: Path, manifest: Manifest, size: int, signatures: np.ndarray, on_error: OnError
+) -> bool:
+    """Whether there is nothing to do."""
+    if not (folder / "index.json").is_file():
+        return False
+    try:
+        store = open_store(folder, manifest.paths, size, signatures)
+    except UserError as error:
+        log.warning("prepared anew: %s", error)
+        return False
+    return on_error == "skip" or len(store.kept) == len(manifest)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file; the system frees it when the process ends, killed or not."""
+    with path.open("w") as file:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"another process is preparing these images ({path})") from error
+        yield
+
+
+def _write(
+    writer: StoreWriter, images: Iterator[list[Decoded]], manifest: Manifest, on_error: OnError
+) -> list[dict[str, Any]]:
+    """Write the images as they come; return the row, path and error of those that are skipped.
+
+    Raises:
+        UserError: an image cannot be decoded and may not be skipped, or none can be decoded.
+    """
+    skipped = []
+    for chunk in images:
+        writer.write([(found.row, found.value) for found in chunk if found.error is None])
+        for found in chunk:
+            if found.error is None:
+                continue
+            if on_error == "fail":
+                raise UserError(
+                    f"{found.error}, or leave such images out: on_error=skip (what is done is kept)"
+                )
+            path = str(manifest.paths[found.row])
+            skipped.append({"row": found.row, "error": found.error, "path": path})
+    if len(skipped) == len(manifest):
+        raise UserError(f"no image of {manifest.root} can be decoded: {skipped[0]['error']}")
+    return skipped

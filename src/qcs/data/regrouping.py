@@ -1,80 +1,93 @@
 """Further groups from the images of a batch, for `loader.groups_per_image`.
 
+The backbone's work on an image is then shared by several groups, as with the in-batch negatives of
+other metric learning.
+
 B batch, R roles [a, p, n, n2].
 """
 
 import numpy as np
 
 
-def regroup(labels: np.ndarray, rows: np.ndarray, times: int) -> np.ndarray:
-    """Further groups of the images of a batch, so that the backbone's work on them is shared.
+def in_batch_groups(labels: np.ndarray, rows: np.ndarray, groups_per_image: int) -> np.ndarray:
+    """Form further groups from the images of a batch of groups.
 
-    Each image is in `times` groups and always in the same role: anchors exchange their positives,
-    and pairs of the other class, which exchange their second images, move from anchor to anchor.
-    Groups are as valid as those drawn, and new where the batch holds what they need.
+    Each image is in `groups_per_image` groups, and always in the same role. The anchors exchange
+    their positives; the pairs of another class exchange their second images, and move from anchor
+    to anchor. The groups are as valid as those that were drawn, and they are new wherever the batch
+    holds the images for it.
 
     Args:
-        labels: (B, R), R 2 or 4.
+        labels: (B, R) of the groups as drawn, R 2 or 4.
         rows: (B, R), which images they are.
-        times: 1 or more.
+        groups_per_image: 1 or more.
 
     Returns:
-        (times * B, R) positions in the flattened (B, R); the first B groups are as drawn.
+        (groups_per_image * B, R) positions in the flattened (B, R); the first B groups are those
+        that were drawn.
     """
     place = np.arange(labels.size).reshape(labels.shape)
     pairs = [slice(0, 2), slice(2, 4)][: labels.shape[1] // 2]
-    partners = [_Exchange(_fit(labels[:, pair], rows[:, pair])) for pair in pairs]
-    others = _Exchange(labels[:, :1] != labels[:, 2].T) if len(pairs) == 2 else None
+    partners = [_Permutations(_may_pair(labels[:, pair], rows[:, pair])) for pair in pairs]
+    others = _Permutations(labels[:, :1] != labels[:, 2].T) if len(pairs) == 2 else None
     groups = [place]
-    for _ in range(times - 1):
+    for _ in range(groups_per_image - 1):
         made = [
-            np.stack([place[:, pair.start], place[exchange(), pair.start + 1]], axis=1)
-            for pair, exchange in zip(pairs, partners, strict=True)
+            np.stack([place[:, pair.start], place[permutation.next(), pair.start + 1]], axis=1)
+            for pair, permutation in zip(pairs, partners, strict=True)
         ]
         if others:
-            made[1] = made[1][others()]
+            made[1] = made[1][others.next()]
         groups.append(np.concatenate(made, axis=1))
     return np.concatenate(groups)
 
 
-def _fit(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Whether (B, B) the second image of a pair (B, 2) may be the partner of another's first."""
-    fit = (labels[:, :1] == labels[:, 1]) & (rows[:, :1] != rows[:, 1])
-    return fit | np.eye(len(fit), dtype=bool)  # as drawn
+def _may_pair(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Whether (B, B) the first image of a pair (B, 2) may be paired with the second of another."""
+    allowed = (labels[:, :1] == labels[:, 1]) & (rows[:, :1] != rows[:, 1])
+    return allowed | np.eye(len(allowed), dtype=bool)  # the pairs as drawn are valid in any case
 
 
-class _Exchange:
-    """Permutations of B things over B places that fit (B, B); the diagonal is as drawn."""
+class _Permutations:
+    """Permutations of B items over B places, one after the other, each as new as possible.
 
-    def __init__(self, fit: np.ndarray) -> None:
-        size = len(fit)
+    Args:
+        allowed: (B, B), whether an item (column) may be at a place (row); the diagonal is how they
+            lie at first, and always allowed.
+    """
+
+    def __init__(self, allowed: np.ndarray) -> None:
+        size = len(allowed)
         turns = [[(i + step) % size for step in range(1, size)] for i in range(size)]
-        self.fresh = [[j for j in turn if fit[i, j]] for i, turn in enumerate(turns)]
+        self.fresh = [[j for j in turn if allowed[i, j]] for i, turn in enumerate(turns)]
         self.used = [[i] for i in range(size)]
 
-    def __call__(self) -> list[int]:
-        """The thing of each place: one that it has not had yet, wherever all fit in that way.
+    def next(self) -> list[int]:
+        """The item at each place: one that was not there before, for as many places as possible.
 
-        Augmenting paths (Kuhn's algorithm), first over what is fresh alone.
+        This is Kuhn's algorithm with augmenting paths, first for the fresh items alone and then
+        for all of them. SciPy's `linear_sum_assignment` finds such permutations too. It is not
+        used, as training does not depend on SciPy, and as it picks others among those that are
+        equally good, which would change the groups that belong to a seed.
         """
-        owner: dict[int, int] = {}
+        owner: dict[int, int] = {}  # item -> place
         for options in (self.fresh, [f + u for f, u in zip(self.fresh, self.used, strict=True)]):
             for place in set(range(len(options))) - set(owner.values()):
                 _augment(place, options, owner, set())
-        found = [thing for thing, _ in sorted(owner.items(), key=lambda pair: pair[1])]
-        for place, thing in enumerate(found):
-            if thing in self.fresh[place]:
-                self.fresh[place].remove(thing)
-                self.used[place].append(thing)
+        found = [item for item, _ in sorted(owner.items(), key=lambda pair: pair[1])]
+        for place, item in enumerate(found):
+            if item in self.fresh[place]:
+                self.fresh[place].remove(item)
+                self.used[place].append(item)
         return found
 
 
 def _augment(place: int, options: list[list[int]], owner: dict[int, int], tried: set[int]) -> bool:
-    """Find a thing for the place, moving others on where needed; whether there was one."""
-    for thing in options[place]:
-        if thing not in tried:
-            tried.add(thing)
-            if thing not in owner or _augment(owner[thing], options, owner, tried):
-                owner[thing] = place
+    """Find an item for a place, moving others to other places; return whether there was one."""
+    for item in options[place]:
+        if item not in tried:
+            tried.add(item)
+            if item not in owner or _augment(owner[item], options, owner, tried):
+                owner[item] = place
                 return True
     return False

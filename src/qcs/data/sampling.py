@@ -1,10 +1,12 @@
-"""The draw of anchors, positives and negatives: O(1) a draw, no table scan.
+"""The draw of anchors, positives and negatives, in constant time for each of them.
 
-Source: Wang et al., "QCS", arXiv 2411.01988, section 3.1, and the authors' data sets: negatives
-"by_sample" (any image of another class; RAF-DB, FERPlus) or "by_class" (first a class,
-uniformly, then an image; AffectNet), anchors shuffled or balanced by class (AffectNet).
+A draw depends on the seed, the epoch and the position in the epoch alone, so it is the same for any
+number of workers.
 
-A draw depends on (seed, epoch, index) alone, so it is the same for any number of workers.
+Source: Wang et al., "QCS", arXiv 2411.01988, section 3.1, and the code of the authors' data sets.
+For RAF-DB and FERPlus it draws a negative "by_sample" (any image of another class) and shuffles the
+anchors; for AffectNet it draws a negative "by_class" (first a class, all being equally likely, and
+then one of its images) and balances the classes of the anchors.
 """
 
 import logging
@@ -26,17 +28,22 @@ Anchors = Literal["shuffle", "balanced"]
 class QuadrupletDraw:
     """Draws the rows of a group [a], [a, p] or [a, p, n, n2] for an anchor.
 
-    Rows are sorted by class once; then a class is a range, and an image of it, or of any other
-    class, is one random number.
+    The rows are sorted by class once. The images of a class are then a range of positions, and to
+    draw one of them, or one of any other class, takes a single random number.
+
+    >>> draw = QuadrupletDraw(np.array([0, 0, 0, 1, 1]), roles=4)
+    >>> group = draw(0, draw_generator(seed=0, epoch=0, position=0))
+    >>> draw.labels[group].tolist()
+    [0, 0, 1, 1]
 
     Args:
         labels: (N,) class indices.
         roles: 1, 2 or 4.
         negatives: "by_sample" or "by_class".
-        class_names: for messages.
+        class_names: K names, for messages.
 
     Raises:
-        UserError: negatives are asked for, but all images are of one class.
+        UserError: there are to be negatives, but all images are of one class.
     """
 
     def __init__(
@@ -50,7 +57,7 @@ class QuadrupletDraw:
         self.order = np.argsort(labels, kind="stable")  # position -> row
         self.position = np.empty_like(self.order)  # row -> position
         self.position[self.order] = np.arange(len(labels))
-        self.label = labels
+        self.labels = labels
         count = np.bincount(labels)
         self.stop = np.cumsum(count).tolist()
         self.start = [stop - n for stop, n in zip(self.stop, count.tolist(), strict=True)]
@@ -81,29 +88,29 @@ class QuadrupletDraw:
 
     def __call__(self, anchor: int, rng: Random) -> list[int]:
         """Return the rows of the group of this anchor row, `roles` of them."""
-        label, position = int(self.label[anchor]), int(self.position[anchor])
+        label, position = int(self.labels[anchor]), int(self.position[anchor])
         positions = [position]
         if self.roles > 1:
             positions.append(self._partner(position, label, rng))
         if self.roles == 4:
             negative = self._negative(label, rng)
-            other = int(self.label[self.order[negative]])
+            other = int(self.labels[self.order[negative]])
             positions += [negative, self._partner(negative, other, rng)]
         return [int(self.order[p]) for p in positions]
 
 
-def draw_generator(seed: int, epoch: int, index: int) -> Random:
-    """The random numbers of one item: a pure function of its three arguments."""
-    return Random(f"{seed}/{epoch}/{index}")
+def draw_generator(seed: int, epoch: int, position: int) -> Random:
+    """The generator of one group's random numbers; it depends on its three arguments alone."""
+    return Random(f"{seed}/{epoch}/{position}")
 
 
 class Anchor(NamedTuple):
-    """An anchor of an epoch; the data set draws the rest of its group from it."""
+    """An anchor of an epoch; the data set draws the rest of its group."""
 
     epoch: int
-    index: int
+    position: int  # in the epoch, over all processes
     row: int
-    share: float = 1.0  # factor of its batch's loss, see `AnchorBatches`
+    share: float = 1.0  # a factor of its batch's loss, see `AnchorBatchSampler`
 
 
 class AnchorSampler(Sampler[Anchor]):
@@ -111,10 +118,10 @@ class AnchorSampler(Sampler[Anchor]):
 
     Args:
         labels: (N,) class indices.
-        anchors: "shuffle" visits each image once an epoch; "balanced" draws with replacement, a
-            class first, uniformly over the classes that have images.
-        samples_per_epoch: anchors an epoch; None for N. A shuffled epoch takes the first of its
-            order.
+        anchors: "shuffle" takes each image once an epoch; "balanced" draws with replacement, and
+            each class that has images equally often.
+        samples_per_epoch: number of anchors in an epoch; None for N. Of shuffled anchors the first
+            ones are taken.
         seed: of the order.
 
     Raises:
@@ -152,20 +159,21 @@ class AnchorSampler(Sampler[Anchor]):
             rows = np.searchsorted(cumulative, draws, side="right").clip(max=len(self.labels) - 1)
         else:
             rows = rng.permutation(len(self.labels))[: self.number]
-        for index, row in enumerate(rows.tolist()):
-            yield Anchor(self.epoch, index, row)
+        for position, row in enumerate(rows.tolist()):
+            yield Anchor(self.epoch, position, row)
 
 
-class AnchorBatches(Sampler[list[Anchor]]):
-    """Cuts an epoch into the batches of one of `world` processes; nothing is lost or doubled.
+class AnchorBatchSampler(Sampler[list[Anchor]]):
+    """Cuts an epoch into the batches of one of `world` processes; each anchor is in one of them.
 
-    All processes together see what one would with batches of `batch_size * world`. Where the last
-    one does not divide, `share` weighs the losses, so that the mean over the processes is the mean
-    over the batch. A process left without an anchor sees one with a share of 0.
+    All processes together see the batches that a single one would see with batches of
+    `batch_size * world`. The last batch may not divide evenly. The losses are then weighted by
+    `share`, so that their mean over the processes is the mean over the whole batch. A process that
+    no anchor is left for gets one with a share of 0.
 
     Args:
         sampler: of the whole epoch, the same in every process.
-        batch_size: anchors of a process's batch.
+        batch_size: anchors in a batch of one process.
         rank: which process.
         world: number of processes.
     """
@@ -174,7 +182,7 @@ class AnchorBatches(Sampler[list[Anchor]]):
         self, sampler: AnchorSampler, batch_size: int, rank: int = 0, world: int = 1
     ) -> None:
         self.sampler, self.batch_size, self.rank, self.world = sampler, batch_size, rank, world
-        self.skip = 0  # batches that a resumed epoch has behind it; forgotten after one epoch
+        self.skip = 0  # batches that a resumed epoch has done already; 0 again after that epoch
 
     def __len__(self) -> int:
         return -(-len(self.sampler) // (self.batch_size * self.world))

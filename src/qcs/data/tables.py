@@ -1,4 +1,4 @@
-"""Reading the label tables that come with data sets: every fault names its file and line.
+"""Reading the label tables that come with data sets; every error names its file and line.
 
 Tables may begin with a byte order mark, end lines with CR LF, and write paths with backslashes.
 """
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qcs.config.errors import UserError
-from qcs.data.image_files import same_name
+from qcs.data.folders import readable, same_name
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def collector_paused() -> Iterator[None]:
-    """Pause Python's garbage collector, which takes longer than reading a long table itself."""
+def garbage_collection_paused() -> Iterator[None]:
+    """Pause Python's garbage collector, which would take longer than reading a long table does."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -32,24 +32,11 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to read a table into a sentence.
-
-    Raises:
-        UserError: it is missing, or may not be read.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
-
-
 def read_text(path: Path) -> str:
-    """Read a text file as `as_text` does.
+    """Read a text file, see `as_text`.
 
     Raises:
-        UserError: no such file, it may not be read, or as `as_text`.
+        UserError: there is no such file, it may not be read, or `as_text` refuses it.
     """
     with readable(path):
         if not path.is_file():
@@ -76,19 +63,19 @@ def as_text(data: bytes, path: Path) -> str:
 def read_csv(
     path: Path, columns: Sequence[str], text: str | None = None
 ) -> tuple[list[int], dict[str, Sequence[str]]]:
-    """Read columns of a CSV with a header, whose cells are parted by commas, semicolons or tabs.
+    """Read a CSV with a header, whose cells are separated by commas, semicolons or tabs.
 
     Args:
-        path: the file; for messages alone where `text` is given.
-        columns: names that must be there, in capitals or not.
-        text: the content, where it lies in an archive.
+        path: the file; where `text` is given, it is used for messages alone.
+        columns: names of the columns that must be there, in capitals or not.
+        text: the content, where it was read before.
 
     Returns:
         Line numbers, and every column by its name; blank lines are left out.
 
     Raises:
-        UserError: as `read_text`; a column that is missing or there twice; a row with more or
-            fewer cells than the header.
+        UserError: `read_text` refuses the file, a column is missing or there twice, or a row has
+            more or fewer cells than the header.
     """
     text = read_text(path) if text is None else text
     first = text.lstrip().partition("\n")[0]
@@ -114,7 +101,7 @@ def read_csv(
 
 
 def _header(path: Path, written: Sequence[str], columns: Sequence[str]) -> list[str]:
-    """The names of all columns, those that are needed as they are spelt here."""
+    """The names of all columns; those in `columns` are spelt as they are there."""
     spelt = {same_name(name): name for name in columns}
     header = [spelt.get(same_name(name), name.strip()) for name in written]
     for name in columns:
@@ -134,7 +121,7 @@ def read_pairs(path: Path) -> tuple[list[int], list[str], list[str]]:
         Line numbers, names with forward slashes, and labels as they are written.
 
     Raises:
-        UserError: as `read_text`; a line without a label.
+        UserError: `read_text` refuses the file, or a line has no label.
     """
     lines, names, labels = [], [], []
     for number, line in enumerate(io.StringIO(read_text(path), newline=None), 1):
@@ -157,10 +144,10 @@ def slashes(path: str) -> str:
 
 
 def as_index(text: str, base: int, number: int, where: str) -> int:
-    """Turn a written label that starts at `base` into an index from 0.
+    """Turn a label as it is written, a number from `base` on, into an index from 0.
 
     Raises:
-        UserError: not one of the `number` labels; `where` is the file and line.
+        UserError: it is not one of the `number` labels; `where`, the file and line, is named.
     """
     try:
         index = int(text) - base
@@ -175,7 +162,7 @@ def as_index(text: str, base: int, number: int, where: str) -> int:
 
 
 class Row(NamedTuple):
-    """An image in a table; `line` is where, for messages."""
+    """An image in a table, and the line on which it stands, for messages."""
 
     path: str
     label: int
@@ -184,7 +171,7 @@ class Row(NamedTuple):
 
 
 def unique(rows: Sequence[Row], table: Path) -> list[Row]:
-    """Drop repeated rows of a table, and say how many.
+    """Drop the repeated rows of a table, and warn of how many there are.
 
     Raises:
         UserError: an image is listed twice with different labels or splits.
@@ -204,7 +191,7 @@ def unique(rows: Sequence[Row], table: Path) -> list[Row]:
 
 
 def present(root: Path, rows: Sequence[Row], table: Path) -> None:
-    """Check that a table's images are below a folder, with one listing a directory.
+    """Check that a table's images are below a folder; each directory is listed once.
 
     Raises:
         UserError: some are missing; names the first and its line.

@@ -30,24 +30,24 @@ def resized(image: Image, size: int) -> Tensor:
 
 
 def pixels(manifest: Manifest, row: int, size: int | None = None) -> Tensor:
-    """One image of a manifest, (3, H, W) uint8, prepared where it has a store.
+    """One image of a manifest, (3, H, W) uint8; the prepared one where the manifest has a store.
 
     Args:
         manifest: of the image.
         row: its row.
-        size: H and W, where it is not prepared; None for the file's own.
+        size: H and W of an image that is not prepared; None for those of its file.
     """
-    if manifest.store is not None:
+    if manifest.store is not None and manifest.stored is not None:
         return torch.from_numpy(manifest.store[manifest.stored[row]])
     image = manifest.image(row)
     return v2.functional.pil_to_tensor(image) if size is None else resized(image, size)
 
 
 def sub_sampled(images: Tensor, size: int | None) -> Tensor:
-    """Images (..., 3, H, W) as the network would sub-sample them, to `size` pixels by nearest.
+    """Images (..., 3, H, W) of `size` pixels a side at most, as the network would sub-sample them.
 
-    Done where images are read, what is handed over is a quarter (224 to 112 pixels). Images that
-    are not larger stay as they are.
+    Every pixel is the nearest one of the larger image. It is done where the images are read, so
+    that less has to be handed over: a quarter, from 224 to 112 pixels.
     """
     if size is None or min(images.shape[-2:]) <= size:
         return images
@@ -88,7 +88,7 @@ def training(
     std: Annotated[Sequence[Positive], Len(3, 3)] = IMAGENET_STD,
     by: Literal["image", "batch", "device"] = "image",
 ) -> v2.Compose | BatchAugmentation:
-    """As `evaluation`, with random flip, rotation, crop, colour jitter and erasing.
+    """The steps of `evaluation`, with random flip, rotation, crop, colour jitter and erasing.
 
     Args:
         size: pixels of the result.
@@ -99,13 +99,13 @@ def training(
         erase: probability of erasing a rectangle.
         erase_area: its share of the image, from and to.
         mean, std: of the normalisation, for pixels in [0, 1].
-        by: "image" with torchvision v2; "batch" takes whole batches in the workers, with the
-            same distribution, faster where there is colour jitter or rotation; "device" takes
-            them on the training device.
+        by: "image" uses torchvision v2 on each image. "batch" works on whole batches in the
+            workers, with the same distribution, and is faster where there is colour jitter or
+            rotation. "device" works on whole batches on the training device.
 
     Raises:
-        UserError: `resize` is smaller than `size`, `jitter` has not four numbers, or `mean` and
-            `std` not three.
+        UserError: `resize` is smaller than `size`, `jitter` does not have four numbers, or `mean`
+            and `std` do not have three.
     """
     resize = _checked(size, resize, mean, std)
     if len(jitter) != 4:
@@ -113,6 +113,17 @@ def training(
     if by != "image":
         options = (resize, size, flip, rotation, jitter, erase, erase_area, mean, std)
         return BatchAugmentation(*options, on_device=by == "device")
+    steps = _random_steps(size, resize, flip, rotation, jitter)
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    if erase:
+        steps.append(v2.RandomErasing(erase, scale=tuple(erase_area)))
+    return v2.Compose(steps)
+
+
+def _random_steps(
+    size: int, resize: int, flip: float, rotation: float, jitter: Sequence[float]
+) -> list[Callable]:
+    """From an image to its random view of `size` pixels, uint8."""
     steps = [v2.PILToTensor(), v2.Resize([resize, resize], antialias=True)]
     steps.append(v2.RandomHorizontalFlip(flip))
     if rotation:
@@ -121,14 +132,11 @@ def training(
         steps.append(v2.RandomCrop(size))
     if any(jitter):
         steps.append(v2.ColorJitter(*jitter))
-    steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-    if erase:
-        steps.append(v2.RandomErasing(erase, scale=tuple(erase_area)))
-    return v2.Compose(steps)
+    return steps
 
 
 def unnormalised(images: Tensor, transform: Callable) -> Tensor:
-    """Undo the normalisation of `evaluation`, to look at images (..., 3, H, W): into [0, 1]."""
+    """Images (..., 3, H, W) to look at, in [0, 1]: the normalisation of a transform is undone."""
     for step in reversed(getattr(transform, "transforms", [])):
         if isinstance(step, v2.Normalize):
             mean, std = (torch.tensor(x).view(3, 1, 1) for x in (step.mean, step.std))
@@ -137,6 +145,11 @@ def unnormalised(images: Tensor, transform: Callable) -> Tensor:
 
 
 def _checked(size: int, resize: int | None, mean: Sequence[float], std: Sequence[float]) -> int:
+    """The side before the crop.
+
+    Raises:
+        UserError: it is smaller than `size`, or `mean` and `std` are not of three channels.
+    """
     if resize is not None and resize < size:
         raise UserError(f"augment: resize={resize} is smaller than size={size}")
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:

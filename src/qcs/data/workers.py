@@ -1,7 +1,8 @@
-"""Loader processes: how they start, how they end, and what their end means.
+"""The processes that load batches: how they start, how they end, and what their errors mean.
 
-A process that loads images lives as long as the run wants it to. Signals that the system or SLURM
-sends to all processes are the run's to answer; a signal from the run itself ends the loader.
+Such a process lives as long as the run that started it wants. The system or SLURM may send SIGTERM
+to all processes at once; the run alone answers it, and the loader processes go on. A SIGTERM from
+the run itself ends them.
 """
 
 import gc
@@ -18,21 +19,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from qcs.config.errors import UserError
 
 SHARED = Path("/dev/shm")  # where loader processes put their batches
-PREFETCHED = 2  # batches of each loader process that wait there, torch's default
+PREFETCHED = 2  # the batches of each loader process that wait there; torch's default
 LINUX = sys.platform == "linux"
-_FULL = re.compile(r"unable to \w+ .*shared memory")  # torch's words
+_FULL = re.compile(r"unable to \w+ .*shared memory")  # as torch words it
 
 
 class Loader(DataLoader):
-    """A DataLoader whose processes are deaf to SIGTERM in all their threads, see `start`."""
+    """A DataLoader whose processes block SIGTERM in all their threads, see `start`.
 
-    def __iter__(self) -> Iterator[Any]:
-        """Begin an epoch; the processes inherit what is blocked here."""
+    `__iter__` returns any iterator, where DataLoader promises one of a private class.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Begin an epoch; processes that are started now inherit the signals that are blocked."""
         if not LINUX:
             return super().__iter__()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -42,21 +47,43 @@ class Loader(DataLoader):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start(worker: int) -> None:
-    """Begin a loader process.
+def loader_options(num_workers: int, timeout: int, seed: int) -> dict[str, Any]:
+    """The arguments of a `Loader` that have to do with its processes.
 
-    A forked one keeps its garbage collector off the objects, so the pages, of its parent. It ends
-    as soon as a batch cannot be sent, of which torch would only print a traceback and wait.
+    Args:
+        num_workers: number of processes; 0 loads in this one.
+        timeout: seconds to wait for a batch of theirs; 0 waits for ever.
+        seed: of the loader's own random numbers.
+    """
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "timeout": timeout if num_workers else 0,
+        # A forked process shares the memory of the data set; otherwise it would be sent a copy.
+        "multiprocessing_context": "fork" if num_workers and LINUX else None,
+        "worker_init_fn": start,
+        "pin_memory": torch.cuda.is_available(),
+        # A generator of its own, so that starting a loader leaves those of the training alone.
+        "generator": torch.Generator().manual_seed(seed),
+    }
+
+
+def start(worker: int) -> None:
+    """Set up a loader process, as DataLoader's `worker_init_fn`.
+
+    The garbage collector of a forked process leaves the objects of its parent alone, so that their
+    memory stays shared. Ctrl-C is left to the parent. When a batch cannot be sent, the process
+    ends; torch would print a traceback and let the run wait for the batch.
     """
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
     if LINUX:
         threading.Thread(target=_end_with_the_run, daemon=True).start()
 
 
 def _end_with_the_run() -> None:
-    """End this process when its parent asks; other processes' SIGTERM is the parent's to answer."""
+    """End this process at a SIGTERM from its parent; ignore one from any other process."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
@@ -73,12 +100,12 @@ def free_shared_memory() -> int | None:
 
 
 def require_shared_memory(batch: int, workers: int, batches: int) -> None:
-    """Check that the batches of the loader processes have room.
+    """Check that the batches of the loader processes have room in shared memory.
 
     Args:
-        batch: bytes of one.
+        batch: bytes of a batch.
         workers: number of loader processes.
-        batches: of an epoch.
+        batches: number of batches in an epoch.
 
     Raises:
         UserError: they do not fit into /dev/shm.
@@ -93,12 +120,12 @@ def require_shared_memory(batch: int, workers: int, batches: int) -> None:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Say in one sentence what a loader process found, or why it is gone.
+def translated_errors() -> Iterator[None]:
+    """Turn torch's errors about loader processes into one sentence.
 
     Raises:
-        UserError: in place of torch's error of a process that was killed or is too slow, and of a
-            user's mistake that comes with the traceback of the process.
+        UserError: a process was killed or is too slow, or it met a mistake of the user's, which
+            torch wraps into the traceback of the process.
     """
     try:
         yield
@@ -115,10 +142,10 @@ def told() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str | None:
-    """What torch's error says of the loader processes; None of one that is about something else."""
+    """What an error of torch's means for the user; None where it is about something else."""
     text, free = str(error), free_shared_memory()
     room = "" if free is None else f" ({SHARED} has {free / 2**20:.0f} MiB free)"
-    if not isinstance(error, RuntimeError):  # a batch was to come from a process that is gone
+    if not isinstance(error, RuntimeError):  # a process is gone from which a batch was being read
         files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
         if not any(file.endswith("resource_sharer.py") for file in files):
             return None

@@ -9,11 +9,11 @@ from torch.utils.data import DataLoader
 from qcs.config.errors import UserError
 from qcs.data.datasets import Faces, Transform
 from qcs.data.manifest import Manifest
-from qcs.data.workers import told
+from qcs.data.workers import translated_errors
 from qcs.evaluation.metrics import check_finite
 
 
-@told()
+@translated_errors()
 @torch.no_grad()
 def apply(
     function: Callable[[Tensor], Tensor],

@@ -1,39 +1,25 @@
 """Faces cut out of photos as the training crops of a data set were."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from qcs.config.errors import UserError
+from qcs.data.crop import Crop
+from qcs.data.sources import affectnet, fer2013, ferplus, rafdb
 from qcs.inference.detector import Detector
 
 TILT = 30  # degrees; data sets that are not levelled hold hardly any face beyond
 
 
-class Crop(NamedTuple):
-    """How a data set's faces are cut: where the landmarks lie in the square crop."""
-
-    landmarks: tuple[tuple[float, float], ...]  # five points in units of the crop's side
-    level: bool = False  # turned until they fit; else tilted as in the photo, up to TILT
-    size: int | None = None  # pixels of the crop's side; None for what the photo gives
-    grey: bool = False
-
-
-# FERPlus: medians over 367 of 400 training images in which the detector finds the face
-# (`measure`); 16 % of its faces are tilted by more than ten degrees, so they were not levelled.
-_FER = ((0.313, 0.402), (0.687, 0.402), (0.5, 0.603), (0.35, 0.753), (0.65, 0.753))
-# RAF-DB's aligned faces fill their crop and are level. An estimate: no copy was at hand;
-# crop=.../Image/aligned measures yours.
-_RAF = ((0.29, 0.37), (0.71, 0.37), (0.5, 0.58), (0.335, 0.79), (0.665, 0.79))
-LOOSE = Crop(_FER)
 CROPS = {
-    "ferplus": Crop(_FER, size=48, grey=True),
-    "fer2013": Crop(_FER, size=48, grey=True),
-    "rafdb": Crop(_RAF, level=True, size=100),
-    "affectnet": LOOSE,  # its owners' boxes; an estimate as well
+    "ferplus": ferplus.CROP,
+    "fer2013": fer2013.CROP,
+    "rafdb": rafdb.CROP,
+    "affectnet": affectnet.CROP,
 }
+LOOSE = Crop(ferplus.CROP.landmarks)  # for data sets that are not among them
 
 
 def fit(landmarks: np.ndarray, crop: Crop) -> tuple[complex, complex]:

@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from qcs.config.errors import UserError
-from qcs.data.image_files import is_image, is_junk, printable, warn_left_out
-from qcs.data.images import read_image, upright_rgb
+from qcs.config.escape import terminal
+from qcs.data.folders import is_junk, warn_left_out
+from qcs.data.images import is_image, read_image, upright_rgb
 from qcs.inference import video
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def _walk(top: Path) -> Iterator[Source]:
         try:
             status = os.stat(path)
             if (status.st_dev, status.st_ino) in seen:
-                log.warning("%s leads to a folder that is read already", printable(path))
+                log.warning("%s leads to a folder that is read already", terminal(path))
                 continue
             seen.add((status.st_dev, status.st_ino))
             names = sorted(filter(lambda name: not is_junk(name), os.listdir(path)), reverse=True)

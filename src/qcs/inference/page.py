@@ -17,7 +17,8 @@ from torch import Tensor
 
 from qcs import plots
 from qcs.config.errors import UserError
-from qcs.data.image_files import FORMATS, open_file, printable
+from qcs.config.escape import terminal
+from qcs.data.images import FORMATS, open_file
 from qcs.data.sources import synthetic
 from qcs.data.transforms import unnormalised
 from qcs.inference.inputs import Item, as_image
@@ -227,7 +228,7 @@ def page(predictor: Predictor, folder: Path, about: str) -> "gradio.Blocks":
             try:
                 return action(*arguments)
             except UserError as error:
-                raise gr.Error(printable(error), title="", print_exception=False) from error
+                raise gr.Error(terminal(error), title="", print_exception=False) from error
 
         return wrapper
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from qcs.config.errors import UserError
-from qcs.data.image_files import printable
+from qcs.config.escape import terminal
 from qcs.inference.inputs import reason
 from qcs.inference.predictor import Prediction, Result
 from qcs.inference.video import FilmWriter
@@ -133,7 +133,7 @@ class Pictures:
                 film.close()
         except UserError as error:
             self.failed += 1
-            log.warning("%s", printable(error))
+            log.warning("%s", terminal(error))
 
 
 def _shortened(name: str) -> str:

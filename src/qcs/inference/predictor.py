@@ -21,7 +21,8 @@ from qcs.checkpoints import zoo
 from qcs.checkpoints.load import Checkpoint, load_classifier
 from qcs.checkpoints.names import Trust
 from qcs.config.errors import UserError
-from qcs.data.image_files import images_below, printable
+from qcs.config.escape import terminal
+from qcs.data.folders import images_below
 from qcs.evaluation.apply import pick_device
 from qcs.inference.backends import Form, in_form
 from qcs.inference.crops import CROPS, LOOSE, Crop, as_trained, cut, measure
@@ -248,7 +249,7 @@ def _readable(files: Sequence[Path]) -> Iterator[Image.Image]:
         try:
             yield as_image(file)
         except UserError as error:
-            log.warning("left out: %s", printable(error))
+            log.warning("left out: %s", terminal(error))
 
 
 def load(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from PIL import Image
 
 from qcs.config.errors import UserError, missing_extra
-from qcs.data.image_files import open_file
+from qcs.data.images import open_file
 
 if TYPE_CHECKING:
     import av

@@ -105,10 +105,16 @@ def complete(loggers: Iterable[Logger], row: dict[str, float]) -> None:
     """
     loggers = list(loggers)
     folders = [Path(logger.log_dir) for logger in loggers if isinstance(logger, CSVLogger)]
-    if not row or not any(file(folder).is_file() for folder in folders):
+    if not row or not any(metrics_file(folder).is_file() for folder in folders):
         return
     values = {name: value for name, value in row.items() if name != "step"}
-    there = [r for f in folders if file(f).is_file() for r in _rows(f) if r.keys() >= values.keys()]
+    there = [
+        r
+        for f in folders
+        if metrics_file(f).is_file()
+        for r in _rows(f)
+        if r.keys() >= values.keys()
+    ]
     if not any(int(r["step"]) == row["step"] for r in there):
         for logger in loggers:
             logger.log_metrics(values, step=int(row["step"]))

@@ -13,12 +13,14 @@ from typing import Literal
 import numpy as np
 
 from qcs.config.errors import UserError
-from qcs.data.image_files import images_below
-from qcs.data.manifest import Manifest, require
+from qcs.data.crop import Crop
+from qcs.data.folders import images_below, require_path
+from qcs.data.manifest import Manifest
+from qcs.data.sources import fer2013
 from qcs.data.tables import (
     Row,
     as_index,
-    collector_paused,
+    garbage_collection_paused,
     present,
     read_csv,
     read_text,
@@ -38,6 +40,8 @@ CLASS_NAMES = (
     "Contempt",
 )
 LABELS = 11
+# Its owners' boxes are about as wide around the face. An estimate, as no copy was at hand.
+CROP = Crop(fer2013.CROP.landmarks)
 BOX = ("face_x", "face_y", "face_width", "face_height")
 COLUMNS = ("subDirectory_filePath", *BOX, "facial_landmarks", "expression", "valence", "arousal")
 TABLES = {"training.csv": "train", "validation.csv": "test"}
@@ -49,24 +53,24 @@ HINT = (
 )
 
 
-@collector_paused()
+@garbage_collection_paused()
 def read(path: str | None = None, classes: Literal[7, 8] = 7, crop: bool = True) -> Manifest:
     """Read AffectNet with 7 (283,901 train, 3,500 test) or 8 classes (287,651 and 4,000).
 
     Args:
         path: the folder.
         classes: 8 with contempt, 7 without.
-        crop: cut the CSV release's photographs to its face boxes; false where they are cut
-            already. The numpy release holds cut faces.
+        crop: whether to cut the photographs of the CSV release to its face boxes; false where they
+            are cut already. The numpy release holds cut faces.
 
     Raises:
         UserError: no path given, nothing there, or images or annotations are missing.
         UserError: a line of a table or an annotation is wrong; names it.
     """
-    root, names = require(path, "AffectNet", HINT), CLASS_NAMES[:classes]
+    root, names = require_path(path, "AffectNet", HINT), CLASS_NAMES[:classes]
     if (root / "train_set").is_dir():
-        rows = [row for folder, split in FOLDERS.items() for row in _numpy(root, folder, split)]
-        return Manifest.build(root, [row for row in rows if row[1] < classes], names)
+        found = [row for folder, split in FOLDERS.items() for row in _numpy(root, folder, split)]
+        return Manifest.build(root, [row for row in found if row[1] < classes], names)
     lists = root / "Manually_Annotated_file_lists"
     lists = lists if lists.is_dir() else root
     if not (lists / "training.csv").is_file():
@@ -97,7 +101,8 @@ def _table(root: Path, table: Path, split: str, classes: int) -> tuple[list[Row]
     lines, columns = read_csv(table, (COLUMNS[0], *BOX, "expression"), text)
     names, labels = columns[COLUMNS[0]], columns["expression"]
     corners = list(zip(*(columns[name] for name in BOX), strict=True))
-    folder, rows, boxes = _image_folder(root), [], {}
+    folder, rows = _image_folder(root), []
+    boxes: dict[str, tuple[int, int, int, int]] = {}
     for line, name, label, box in zip(lines, names, labels, corners, strict=True):
         where = f"{table} line {line - first}"
         index = as_index(label, 0, LABELS, where)

@@ -7,16 +7,25 @@ of that name (fer2013.csv, icml_face_data.csv).
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from qcs.config.errors import UserError
-from qcs.data.image_files import same_name
-from qcs.data.manifest import Manifest, require
-from qcs.data.sources.image_folder import place
-from qcs.data.tables import as_index, readable
+from qcs.data.crop import Crop
+from qcs.data.folders import readable, require_path, same_name
+from qcs.data.manifest import Manifest
+from qcs.data.sources.image_folder import find_images
+from qcs.data.tables import as_index
 
 # Labels 0 to 6.
 CLASS_NAMES = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
+# Measured on FERPlus, which has the same images, by `inference.crops.measure`: medians over 367 of
+# 400 training images, those in which the detector finds the face. As 16 % of them are tilted by
+# more than ten degrees, they were not turned upright.
+CROP = Crop(
+    ((0.313, 0.402), (0.687, 0.402), (0.5, 0.603), (0.35, 0.753), (0.65, 0.753)),
+    size=48,
+    grey=True,
+)
 USAGES = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
 TABLES = ("fer2013.csv", "icml_face_data.csv")
 HINT = (
@@ -34,7 +43,7 @@ class Face(NamedTuple):
 
 
 def find_table(path: Path) -> Path | None:
-    """Kaggle's table at a path: the file itself, or in this folder or in fer2013/ below it."""
+    """Kaggle's table: the path itself, or a file in this folder or in fer2013/ below it."""
     if path.is_file():
         return path
     places = [d / name for d in (path, path / "fer2013") for name in TABLES]
@@ -48,9 +57,8 @@ def read_table(table: Path) -> list[Face]:
         UserError: it is not Kaggle's table; names the line.
     """
     with readable(table), table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.reader(file)
-        rows = _whole(reader, table)
-        header = [name.strip().lower() for name in next(rows, [])]
+        lines = _lines(file, table)
+        header = [name.strip().lower() for name in next(lines, (1, []))[1]]
         if sorted(header) != ["emotion", "pixels", "usage"]:
             raise UserError(
                 f"{table} line 1 is {','.join(header)[:80]!r}, expected emotion,pixels,Usage; "
@@ -58,22 +66,24 @@ def read_table(table: Path) -> list[Face]:
             )
         emotion, usage = header.index("emotion"), header.index("usage")
         faces = []
-        for row in rows:
+        for line, row in lines:
             if not row:
                 continue
             if len(row) != 3 or row[usage].strip() not in USAGES:
                 raise UserError(
-                    f"{table} line {reader.line_num} is cut short or has no Usage of "
-                    f"{', '.join(USAGES)}; copy the file again"
+                    f"{table} line {line} is cut short or has no Usage of {', '.join(USAGES)}; "
+                    "copy the file again"
                 )
-            faces.append(Face(reader.line_num, row[emotion], row[usage].strip()))
+            faces.append(Face(line, row[emotion], row[usage].strip()))
     return faces
 
 
-def _whole(reader, table: Path) -> Iterator[list[str]]:
-    """The rows, or one sentence for what csv refuses."""
+def _lines(file: TextIO, table: Path) -> Iterator[tuple[int, list[str]]]:
+    """The number and the cells of each line; what csv refuses is a UserError."""
+    reader = csv.reader(file)
     try:
-        yield from reader
+        for row in reader:
+            yield reader.line_num, row
     except csv.Error as error:
         raise UserError(f"{table} line {reader.line_num}: {error}; copy the file again") from error
 
@@ -82,14 +92,14 @@ def read(path: str | None = None) -> Manifest:
     """Read FER2013: 28,709 train, 3,589 val (PublicTest) and 3,589 test (PrivateTest) images.
 
     Args:
-        path: the table or the folder. In the re-packaging a file's name says its part where it
-            begins with one (PublicTest_*); its folder does otherwise.
+        path: the table or the folder. In the re-packaging a file's name may begin with the split
+            (PublicTest_*); where it does not, the folder's name decides.
 
     Raises:
         UserError: no path given, nothing there, or no images.
         UserError: a line of the table is wrong, or a folder is not one of the seven classes.
     """
-    root = require(path, "FER2013", HINT, (".csv",))
+    root = require_path(path, "FER2013", HINT, (".csv",))
     if table := find_table(root):
         rows = []
         for face in read_table(table):
@@ -102,17 +112,17 @@ def read(path: str | None = None) -> Manifest:
 def _folders(root: Path) -> list[tuple[str, int, str]]:
     index = {same_name(name): i for i, name in enumerate(CLASS_NAMES)}
     rows = []
-    for image in place(root):
+    for image in find_images(root):
         if image.split is None:
             continue
-        label = index.get(same_name(image.name))
+        label = index.get(same_name(image.class_name))
         if label is None:
             raise UserError(
-                f"{root / image.path} is in a folder {image.name!r}, which is not one of the "
+                f"{root / image.path} is in a folder {image.class_name!r}, which is not one of the "
                 f"classes {', '.join(index)}; for classes of your own use dataset=image_folder"
             )
-        part = image.path.rpartition("/")[2].split("_")[0]
-        rows.append((image.path, label, USAGES.get(part, image.split)))
+        usage = image.path.rpartition("/")[2].split("_")[0]
+        rows.append((image.path, label, USAGES.get(usage, image.split)))
     if not rows:
         raise UserError(f"no images in {root}; FER2013 is expected as {HINT}")
     return rows

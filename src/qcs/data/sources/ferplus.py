@@ -1,9 +1,9 @@
 """FERPlus: the owners' `data/FER2013{Train,Valid,Test}/` with votes and PNGs, or Kaggle's pixels.
 
 In the first layout the votes are read from each folder's `label.csv`, as the owners' own reader
-does; `fer2013new.csv` beside `data/` holds other votes for some images and gives 25,060 / 3,199 /
-3,153 images by the same rule, not the published 25,045 / 3,191 / 3,137. Kaggle's table of pixels
-can only be joined with `fer2013new.csv`, line by line.
+does. The file `fer2013new.csv` beside `data/` holds other votes for some images: with it, the same
+rule gives 25,060 / 3,199 / 3,153 images, not the published 25,045 / 3,191 / 3,137. Kaggle's table
+of pixels can only be joined with `fer2013new.csv`, line by line.
 
 Source: Barsoum et al., "Training Deep Networks for Facial Expression Recognition with
 Crowd-Sourced Label Distribution", ICMI 2016; github.com/microsoft/FERPlus.
@@ -17,11 +17,11 @@ from typing import Literal
 import numpy as np
 
 from qcs.config.errors import UserError
-from qcs.data.image_files import is_junk, list_files
-from qcs.data.images import ZipImages, images_of
-from qcs.data.manifest import Manifest, require
+from qcs.data.containers import ZipImages, container
+from qcs.data.folders import is_junk, list_files, readable, require_path
+from qcs.data.manifest import Manifest
 from qcs.data.sources import fer2013
-from qcs.data.tables import as_text, read_csv, readable
+from qcs.data.tables import as_text, read_csv
 
 Rule = Literal["majority", "argmax", "probability", "soft"]
 
@@ -36,6 +36,7 @@ CLASS_NAMES = (
     "Fear",
     "Contempt",
 )
+CROP = fer2013.CROP  # of the same images
 VOTED = len(CLASS_NAMES) + 2  # unknown, not a face
 TABLE = "label.csv"
 VOTES = "fer2013new.csv"
@@ -54,8 +55,8 @@ def majority(votes: np.ndarray) -> np.ndarray:
         votes: (N, 10) counts: eight classes, unknown, not a face.
 
     Returns:
-        (N,) class index, or -1 where none wins: single votes are dropped, the winner needs more
-        than half of the rest and must be one of the eight classes.
+        (N,) class index, or -1 where no class wins. Single votes are dropped; the winner needs
+        more than half of the others, and must be one of the eight classes.
     """
     votes = np.where(votes > 1, votes, 0)
     winner = votes.argmax(axis=1)
@@ -64,7 +65,7 @@ def majority(votes: np.ndarray) -> np.ndarray:
 
 
 def argmax(votes: np.ndarray) -> np.ndarray:
-    """The class with most votes, (N,): as `majority`, but without a share that it must reach."""
+    """The class with most votes, (N,): the rule of `majority`, without the need for a half."""
     votes = np.where(votes > 1, votes, 0)
     winner = votes.argmax(axis=1)
     return np.where((votes.max(axis=1) > 0) & (winner < len(CLASS_NAMES)), winner, -1)
@@ -73,9 +74,9 @@ def argmax(votes: np.ndarray) -> np.ndarray:
 def probability(votes: np.ndarray) -> np.ndarray:
     """The owners' soft labels.
 
-    Single votes are dropped; classes are taken by their votes until three, or three quarters of
-    the rest, are reached, or unknown or not-a-face comes. What took half or less, or more than
-    three classes at a tie, is no face to learn from.
+    Single votes are dropped. Classes are then taken in the order of their votes, until there are
+    three, or they have three quarters of the votes, or "unknown" or "not a face" comes. An image is
+    not used where the classes have half of the votes or less, or where a tie gives more than three.
 
     Args:
         votes: (N, 10) counts.
@@ -112,37 +113,53 @@ def read(
         path: the folder or .zip that holds it, directly or in one folder (images in a zip are
             read in place), or a folder with Kaggle's table and fer2013new.csv.
         train_on_val: count the validation images as training ones (28,236), as papers do.
-        labels: "majority" (papers), "argmax", "probability" (soft targets to train on), or "soft":
-            these for what is trained on, and the papers' majority, so their 3,137 test images,
-            for the rest.
+        labels: "majority" (as papers do), "argmax", "probability" (soft targets to train on), or
+            "soft", which takes soft targets for the training images and the majority for the
+            others, so that the test set has the papers' 3,137 images.
 
     Raises:
         UserError: no path given, nothing there, or the table or images are missing.
         UserError: a table is not FERPlus's, or the two tables do not belong together.
     """
-    root = require(path, "FERPlus", HINT, (".zip",))
+    root = require_path(path, "FERPlus", HINT, (".zip",))
     if root.is_dir() and (table := fer2013.find_table(root)):
-        root, files, (names, splits, votes) = table, None, _kaggle(table)
+        root, files = table, None
+        names, splits, votes = _kaggle(table)
     else:
         files = _files(root)
         names, splits, votes = _owners(root, files)
     splits = ["train" if s == "val" and train_on_val else s for s in splits]
-    soft = probability(votes) if labels in ("probability", "soft") else None
-    if labels == "soft":
-        measured = np.array(splits) != "train"
-        won = majority(votes)[measured]
-        soft[measured] = np.eye(len(CLASS_NAMES))[won] * (won >= 0)[:, None]
-    rules = {"majority": majority, "argmax": argmax}
-    index = rules[labels](votes) if soft is None else np.where(soft.any(1), soft.argmax(1), -1)
+    soft, index = _labels(votes, labels, np.array(splits) == "train")
     keep = np.flatnonzero((index >= 0) & (np.array(names) != ""))
     rows = [(names[i], int(index[i]), splits[i]) for i in keep.tolist()]
-    if missing := files and [name for name, *_ in rows if name not in files]:
+    if missing := [name for name, *_ in rows if files is not None and name not in files]:
         raise UserError(
             f"{len(missing)} of {len(rows)} images are not in {root}, the first is {missing[0]}; "
             f"FERPlus is expected as {HINT}"
         )
     targets = None if soft is None else soft[keep].astype(np.float32)
     return Manifest.build(root, rows, CLASS_NAMES, targets=targets)
+
+
+def _labels(
+    votes: np.ndarray, rule: Rule, training: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Soft targets (N, 8), or None where the rule gives none, and class indices (N,), -1 for none.
+
+    Args:
+        votes: (N, 10) counts.
+        rule: see `read`.
+        training: (N,), whether an image is trained on.
+    """
+    if rule == "majority":
+        return None, majority(votes)
+    if rule == "argmax":
+        return None, argmax(votes)
+    soft = probability(votes)
+    if rule == "soft":
+        won = majority(votes)[~training]
+        soft[~training] = np.eye(len(CLASS_NAMES))[won] * (won >= 0)[:, None]
+    return soft, np.where(soft.any(1), soft.argmax(1), -1)
 
 
 def _owners(root: Path, files: set[str]) -> tuple[list[str], list[str], np.ndarray]:
@@ -166,7 +183,7 @@ def _owners(root: Path, files: set[str]) -> tuple[list[str], list[str], np.ndarr
 
 def _content(root: Path, table: str) -> bytes:
     try:
-        with images_of(root).open(table) as file:
+        with container(root).open(table) as file:
             return file.read()
     except (OSError, UserError) as error:
         raise UserError(f"{table} of {root} cannot be read ({error})") from error
@@ -199,7 +216,7 @@ def _files(root: Path) -> set[str]:
         with readable(root):
             names = ZipImages(root).names()
     else:
-        names = (file.relative_to(root).as_posix() for file in list_files(root).files)
+        names = [file.relative_to(root).as_posix() for file in list_files(root).files]
     return {name for name in names if not any(map(is_junk, name.split("/")[:-1]))}
 
 

@@ -1,11 +1,11 @@
 """A folder of class folders: `train/<class>/*`, `test/<class>/*` (`val/` if any), or one level.
 
-The layout of torchvision's ImageFolder and of most re-packagings. Split folders may be called as
-in `qcs.data.image_files.SPLIT_FOLDERS`, in capitals or not. A class folder is one that holds an
-image, at any depth; in two splits a class may be written with other capitals or blanks.
+The layout of torchvision's ImageFolder and of most re-packagings. A split folder has one of the
+names of `qcs.data.folders.SPLIT_FOLDERS`, in capitals or not. A class folder holds an image, at any
+depth. The name of a class may differ in capitals and blanks between the splits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,25 +13,19 @@ import numpy as np
 
 from qcs.config.bounds import Fraction, Seed
 from qcs.config.errors import UserError
-from qcs.data.image_files import (
-    images_below,
-    is_junk,
-    printable,
-    same_name,
-    split_of,
-    warn_left_out,
-)
-from qcs.data.manifest import Manifest, require
+from qcs.config.escape import terminal
+from qcs.data.folders import images_below, is_junk, require_path, same_name, split_of, warn_left_out
+from qcs.data.manifest import Manifest
 
 HINT = "a folder with train/<class>/* and test/<class>/*, or with <class>/* alone"
 
 
-class Placed(NamedTuple):
+class ClassImage(NamedTuple):
     """An image in a class folder; `split` is None where the folder has no splits."""
 
     path: str
     split: str | None
-    name: str
+    class_name: str
 
 
 def read(path: str | None = None, test_fraction: Fraction = 0.2, seed: Seed = 0) -> Manifest:
@@ -39,34 +33,34 @@ def read(path: str | None = None, test_fraction: Fraction = 0.2, seed: Seed = 0)
 
     Args:
         path: the folder.
-        test_fraction: seeded share of each class that becomes the test set where the folder has
-            no split of its own.
-        seed: of that share.
+        test_fraction: random share of each class that becomes the test set, where the folder has
+            no splits.
+        seed: of that choice.
 
     Raises:
         UserError: no path given, nothing there, or no images in it.
         UserError: a class of val or test that train lacks, two classes of train whose names
-            differ by capitals or blanks only, or a fraction outside (0, 1).
+            differ by capitals or blanks only, or the fraction is not between 0 and 1.
     """
-    root = require(path, "the image folder", HINT)
-    placed = place(root)
-    if not placed:
+    root = require_path(path, "the image folder", HINT)
+    images = find_images(root)
+    if not images:
         raise UserError(f"no images in {root}; expected {HINT}")
-    names = _class_names(root, placed)
+    names = _class_names(root, images)
     index = {same_name(name): i for i, name in enumerate(names)}
     rows = []
-    for image in placed:
-        if (label := index.get(same_name(image.name))) is None:
+    for image in images:
+        if (label := index.get(same_name(image.class_name))) is None:
             raise UserError(
-                f"{root / image.path} is of the class {image.name!r}, which the training folder "
-                f"of {root} does not have: it has {', '.join(names)}"
+                f"{root / image.path} is of the class {image.class_name!r}, which the training "
+                f"folder of {root} does not have: it has {', '.join(names)}"
             )
         rows.append((image.path, label, image.split or "train"))
     manifest = Manifest.build(root, rows, names)
-    return manifest if placed[0].split else _cut_test(manifest, test_fraction, seed)
+    return manifest if images[0].split else _cut_test(manifest, test_fraction, seed)
 
 
-def place(root: Path) -> list[Placed]:
+def find_images(root: Path) -> list[ClassImage]:
     """Find the images in class folders, sorted by path; images elsewhere are left out and named.
 
     Raises:
@@ -79,20 +73,21 @@ def place(root: Path) -> list[Placed]:
         raise UserError(
             f"{root} has images in {', '.join(sorted(splits))} and none in train; expected {HINT}"
         )
-    depth, placed, outside = bool(splits), [], []
+    depth, images, outside = int(bool(splits)), [], []
     for file, p in zip(files, parts, strict=True):
         if len(p) < depth + 2 or (splits and p[0] not in splits):
             outside.append(file)
         else:
-            placed.append(Placed("/".join(p), splits.get(p[0]), p[depth]))
+            images.append(ClassImage("/".join(p), splits.get(p[0]), p[depth]))
     warn_left_out(f"{root}, outside of its class folders", outside, kind="images")
     _warn_empty(root, splits, {p[: depth + 1] for p in parts})
-    return placed
+    return images
 
 
-def _warn_empty(root: Path, splits: Sequence[str], used: set[tuple[str, ...]]) -> None:
+def _warn_empty(root: Path, splits: Iterable[str], used: set[tuple[str, ...]]) -> None:
     """Name the folders that would be classes if they held an image."""
-    for top in [(name,) for name in splits] or [()]:
+    tops: list[tuple[str, ...]] = [(name,) for name in splits] or [()]
+    for top in tops:
         folder = root.joinpath(*top)
         empty = sorted(
             d for d in folder.iterdir()
@@ -101,15 +96,15 @@ def _warn_empty(root: Path, splits: Sequence[str], used: set[tuple[str, ...]]) -
         warn_left_out(f"{folder}, without an image", empty, kind="folders")
 
 
-def _class_names(root: Path, placed: Sequence[Placed]) -> list[str]:
-    """The class folders' names of train, or of a folder without splits."""
-    names = sorted({image.name for image in placed if image.split in (None, "train")})
+def _class_names(root: Path, images: Sequence[ClassImage]) -> list[str]:
+    """The names of the class folders in train, or of all where there are no splits."""
+    names = sorted({image.class_name for image in images if image.split in (None, "train")})
     spellings: dict[str, str] = {}
     for name in names:
         other = spellings.setdefault(same_name(name), name)
         if other != name:
             raise UserError(
-                f"{root} has the class folders {printable(other)!r} and {printable(name)!r}, "
+                f"{root} has the class folders {terminal(other)!r} and {terminal(name)!r}, "
                 "which differ by capitals or blanks only; put their images into one folder"
             )
     return names

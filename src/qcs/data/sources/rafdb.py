@@ -11,11 +11,18 @@ from typing import Literal
 import numpy as np
 
 from qcs.config.errors import UserError
-from qcs.data.manifest import Manifest, require
+from qcs.data.crop import Crop
+from qcs.data.folders import require_path
+from qcs.data.manifest import Manifest
 from qcs.data.tables import Row, as_index, present, read_csv, read_pairs, read_text, unique
 
 # Labels 1 to 7.
 CLASS_NAMES = ("Surprise", "Fear", "Disgust", "Happiness", "Sadness", "Anger", "Neutral")
+# The aligned faces fill their crop and are upright. An estimate, as no copy was at hand;
+# `crop=.../Image/aligned` measures yours.
+CROP = Crop(
+    ((0.29, 0.37), (0.71, 0.37), (0.5, 0.58), (0.335, 0.79), (0.665, 0.79)), level=True, size=100
+)
 LIST = "EmoLabel/list_patition_label.txt"  # spelt as its owner spells it
 HINT = (
     f"the official folder with {LIST} and Image/aligned/*_aligned.jpg, or a re-packaging with "
@@ -35,7 +42,7 @@ def read(path: str | None = None, images: Literal["aligned", "original"] = "alig
         UserError: no path given, nothing there, or images or boxes are missing.
         UserError: a line of a table is wrong; names it.
     """
-    top = require(path, "RAF-DB", HINT)
+    top = require_path(path, "RAF-DB", HINT)
     for root in (top, top / "basic", top / "DATASET"):
         if (root / LIST).is_file():
             return _official(root, images)

@@ -23,7 +23,7 @@ from PIL import Image
 from qcs.config.bounds import Pixels, Seed
 from qcs.config.errors import UserError
 from qcs.data.cache import cache_folder
-from qcs.data.image_files import expanded
+from qcs.data.folders import expanded
 from qcs.data.manifest import Manifest
 from qcs.data.synthetic import EXPRESSIONS, draw_face
 

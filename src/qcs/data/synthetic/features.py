@@ -42,7 +42,8 @@ def draw_eyes(s: Scene) -> None:
         pen.polygon(s.at(shade), fill=ink(mix((178, 172, 172), p.skin, 0.2)))
         look = (side * p.eye_gap + 0.05 * shot.gaze, -0.027 + 0.045 * min(1.0, a["gaze"]))
         ((x, y),) = s.at([look], 0.02)
-        for radius, colour in ((0.077, p.iris * 0.45), (0.068, p.iris), (0.034, (12, 10, 10))):
+        pupil = np.array((12, 10, 10))
+        for radius, colour in ((0.077, p.iris * 0.45), (0.068, p.iris), (0.034, pupil)):
             r = radius * p.eye_size**0.5 * s.unit
             pen.ellipse((x - r, y - r, x + r, y + r), fill=ink(colour))
         gx, gy, r = x + 0.025 * s.unit * np.sign(shot.light[0]), y - 0.026 * s.unit, 0.015 * s.unit
@@ -98,7 +99,9 @@ def draw_brows(s: Scene, rng: np.random.Generator) -> None:
     s.image.paste(ink(mix(p.hair, p.skin * 0.4, 0.2), 0.8), mask=sheet)
 
 
-def _hairs(s: Scene, pen: ImageDraw.ImageDraw, brow: tuple, root: np.ndarray, jitter: np.ndarray):
+def _hairs(
+    s: Scene, pen: ImageDraw.ImageDraw, brow: tuple, root: np.ndarray, jitter: np.ndarray
+) -> None:
     """Short strokes along a brow, given as its middle line and its widths."""
     line, width = brow
     t = np.linspace(0, 1, len(line))

@@ -16,12 +16,10 @@ def draw_beard(s: Scene, rng: np.random.Generator) -> None:
     sheet, pen = s.sheet()
     ratio = sheet.width / s.side
     w, m = p.half_width, p.mouth_height
-    half = [
-        *((0.99 * w, -0.05), (0.985 * w, 0.2), (p.jaw * w, 0.6 + 0.3 * d)),
-        *((p.chin * 1.3, 0.88 + 0.8 * d), (p.chin * 0.6, 1.06 + d)),
-    ]
-    inner = [(0.1, m + 0.19 + d), (0.3, m + 0.12), (0.40, m - 0.08), (0.72 * w, 0.35)]
-    outer, inner = spline(half), spline([*inner, (0.9 * w, -0.02)])
+    cheek = [(0.99 * w, -0.05), (0.985 * w, 0.2), (p.jaw * w, 0.6 + 0.3 * d)]
+    chin = [(p.chin * 1.3, 0.88 + 0.8 * d), (p.chin * 0.6, 1.06 + d)]
+    lips = [(0.1, m + 0.19 + d), (0.3, m + 0.12), (0.40, m - 0.08)]
+    outer, inner = spline(cheek + chin), spline([*lips, (0.72 * w, 0.35), (0.9 * w, -0.02)])
     ring = s.at(np.concatenate((outer, outer[::-1] * (-1, 1))), rim=True)
     hole = s.at(np.concatenate((inner, inner[::-1] * (-1, 1))), -0.04)
     pen.polygon([(x * ratio, y * ratio) for x, y in ring], fill=int(225 * p.beard))
@@ -79,24 +77,16 @@ def _hairline(p: Person) -> list[tuple]:
     """The lower edge of the front hair, from the right temple to the left one."""
     w, h = p.half_width, p.hairline
     if p.style == "fringe":
-        return [(0.8 * w, -0.38), (0.5, -0.40), (0.22, -0.37), (0, -0.40), (-0.25, -0.36)] + [
-            (-0.5, -0.40),
-            (-0.8 * w, -0.36),
-        ]
+        edge = [(0.8 * w, -0.38), (0.5, -0.40), (0.22, -0.37), (0, -0.40), (-0.25, -0.36)]
+        return [*edge, (-0.5, -0.40), (-0.8 * w, -0.36)]
     if p.style == "part":
-        return [(0.86 * w, -0.42), (0.5 * w, h - 0.06), (0.32 * w, h - 0.1), (0, h + 0.02)] + [
-            (-0.5 * w, -0.5),
-            (-0.88 * w, -0.34),
-        ]
+        edge = [(0.86 * w, -0.42), (0.5 * w, h - 0.06), (0.32 * w, h - 0.1), (0, h + 0.02)]
+        return [*edge, (-0.5 * w, -0.5), (-0.88 * w, -0.34)]
     if p.style == "receding":
-        return [(0.9 * w, -0.5), (0.62 * w, -0.86), (0.2, h - 0.12), (-0.2, h - 0.12)] + [
-            (-0.62 * w, -0.86),
-            (-0.9 * w, -0.5),
-        ]
-    return [(0.88 * w, -0.42), (0.6 * w, h + 0.06), (0.2, h), (-0.2, h)] + [
-        (-0.6 * w, h + 0.06),
-        (-0.88 * w, -0.42),
-    ]
+        edge = [(0.9 * w, -0.5), (0.62 * w, -0.86), (0.2, h - 0.12), (-0.2, h - 0.12)]
+        return [*edge, (-0.62 * w, -0.86), (-0.9 * w, -0.5)]
+    edge = [(0.88 * w, -0.42), (0.6 * w, h + 0.06), (0.2, h), (-0.2, h)]
+    return [*edge, (-0.6 * w, h + 0.06), (-0.88 * w, -0.42)]
 
 
 def draw_hair(s: Scene, rng: np.random.Generator) -> None:
@@ -107,11 +97,10 @@ def draw_hair(s: Scene, rng: np.random.Generator) -> None:
         return
     volume, end = _HAIR_SHAPES[p.style]
     w = p.half_width
-    half = [
-        *((0.25 * w, -1.09 - volume), (0.68 * w, -0.98 - volume * 0.8)),
-        *((0.93 * w + volume * 0.7, -0.66), (w + volume * 0.6, -0.25), (w + volume * 0.3, end)),
-    ]
-    outer = np.array(s.at(spline((np.array(half) * (-1, 1))[::-1].tolist() + half), rim=True))
+    top = [(0.25 * w, -1.09 - volume), (0.68 * w, -0.98 - volume * 0.8)]
+    side = [(0.93 * w + volume * 0.7, -0.66), (w + volume * 0.6, -0.25), (w + volume * 0.3, end)]
+    half = np.array(top + side)
+    outer = np.array(s.at(spline(np.concatenate(((half * (-1, 1))[::-1], half))), rim=True))
     right = s.at([(0.96 * w, end), (0.95 * w, -0.15)], rim=True)
     left = s.at([(-0.95 * w, -0.15), (-0.96 * w, end)], rim=True)
     inner = spline(right + s.at(_hairline(p), -0.02) + left)

@@ -18,13 +18,29 @@ EXPRESSIONS: tuple[str, ...] = (
     "Neutral",
 )
 
-# brow_in AU1, brow_out AU2, knit AU4, lid AU5, cheek AU6, tight AU7, wrinkle AU9, upper AU10,
-# smile AU12, frown AU15, chin AU17, stretch AU20, press AU24, part AU25, jaw AU26;
-# droop, gaze and round (a round mouth) complete them. Each expression has some variants.
-ACTIONS = (
-    *("brow_in", "brow_out", "knit", "lid", "cheek", "tight", "wrinkle", "upper", "smile"),
-    *("frown", "chin", "stretch", "press", "part", "jaw", "droop", "gaze", "round"),
-)
+# The facial actions and the action units that they stand for; the last three have none.
+_ACTION_UNITS = {
+    "brow_in": 1,
+    "brow_out": 2,
+    "knit": 4,
+    "lid": 5,
+    "cheek": 6,
+    "tight": 7,
+    "wrinkle": 9,
+    "upper": 10,
+    "smile": 12,
+    "frown": 15,
+    "chin": 17,
+    "stretch": 20,
+    "press": 24,
+    "part": 25,
+    "jaw": 26,
+    "droop": None,
+    "gaze": None,
+    "round": None,  # of the mouth
+}
+ACTIONS = tuple(_ACTION_UNITS)
+# The strength of the actions in each expression, which has some variants.
 _VARIANTS: dict[str, tuple[dict[str, float], ...]] = {
     "Surprise": (
         {"brow_in": 1.0, "brow_out": 1.0, "lid": 0.9, "jaw": 1.1, "round": 0.8},
@@ -97,7 +113,7 @@ class Person:
 
 
 def make_person(seed: int, identity: int) -> Person:
-    """Draws lots for everything that belongs to an identity."""
+    """Draws at random everything that belongs to an identity."""
     rng = np.random.default_rng([seed, identity])
     tone = rng.uniform(0, len(_SKINS) - 1)
     low = int(min(tone, len(_SKINS) - 2))
@@ -164,7 +180,7 @@ class Shot:
 
 
 def make_shot(entropy: list[int], person: Person) -> Shot:
-    """Draws lots for everything that changes between images and is not expression."""
+    """Draws at random everything that changes between images and is not expression."""
     rng = np.random.default_rng([*entropy, 1])
     roll, yaw, pitch = np.clip(rng.normal(0, 1, 3), -2, 2) * np.radians((6.0, 9.0, 5.0))
     light = np.array((rng.normal(0, 0.45), rng.uniform(-0.75, 0.1), 0.85))
@@ -194,7 +210,10 @@ def make_shot(entropy: list[int], person: Person) -> Shot:
 
 
 def make_actions(entropy: list[int], expression: str) -> dict[str, float]:
-    """Strength of every action on the left and right side: AU name with suffix l or r."""
+    """Draws at random how strong every action is: of the whole face, and of each side.
+
+    The key of a side is the action's name with the suffix l or r.
+    """
     rng = np.random.default_rng([*entropy, 2])
     pick, intensity = rng.random(), rng.uniform(0.6, 1.0)
     variants = _VARIANTS[expression]

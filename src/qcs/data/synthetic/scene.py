@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from qcs.data.synthetic.people import Person, Shot
@@ -13,7 +14,7 @@ _SHADE_SIDE = 56  # soft shading is computed on a grid of this side and enlarged
 class Scene:
     """A canvas with the map from head units to its pixels."""
 
-    def __init__(self, side: int, person: Person, shot: Shot, actions: dict[str, float]):
+    def __init__(self, side: int, person: Person, shot: Shot, actions: dict[str, float]) -> None:
         self.side, self.person, self.shot, self.act = side, person, shot, actions
         self.image = Image.new("RGB", (side, side))
         self.pen = ImageDraw.Draw(self.image)
@@ -21,8 +22,14 @@ class Scene:
         self.centre = side * (np.array((0.5, 0.515)) + shot.shift)
         self.drop = 0.17 * actions["jaw"]
 
-    def turn(self, points: object, lift: float = 0.0, rim: bool = False) -> np.ndarray:
-        """Yaw and pitch in head units; `rim` points lie in the plane of the outline."""
+    def turn(self, points: ArrayLike, lift: float = 0.0, rim: bool = False) -> np.ndarray:
+        """Points in head units after yaw and pitch.
+
+        Args:
+            points: (n, 2), of the face as seen from the front.
+            lift: how far they lie above the face, in head units.
+            rim: whether they lie in the plane of the head's outline, not on the face.
+        """
         u, v = np.asarray(points, float).T
         width = self.person.half_width * 1.12
         depth = np.sqrt(np.maximum(0.0, 1 - (u / width) ** 2 - (v / 1.35) ** 2)) * 0.62
@@ -31,19 +38,19 @@ class Scene:
         x = u * np.cos(shot.yaw) + depth * np.sin(shot.yaw)
         return np.stack((x, v * np.cos(shot.pitch) - depth * np.sin(shot.pitch)), -1)
 
-    def at(self, points: object, lift: float = 0.0, rim: bool = False) -> list[tuple]:
-        """Pixels of points in head units."""
+    def at(self, points: ArrayLike, lift: float = 0.0, rim: bool = False) -> list[tuple]:
+        """The pixels of points in head units, see `turn`."""
         x, y = self.turn(points, lift, rim).T
         cos, sin = np.cos(self.shot.roll), np.sin(self.shot.roll)
         across = self.centre[0] + self.unit * (x * cos - y * sin)
         down = self.centre[1] + self.unit * (x * sin + y * cos)
         return list(zip(across.tolist(), down.tolist(), strict=True))
 
-    def fill(self, points: object, colour: tuple, lift: float = 0.0, rim: bool = False) -> None:
+    def fill(self, points: ArrayLike, colour: tuple, lift: float = 0.0, rim: bool = False) -> None:
         """Fills a polygon of points in head units."""
         self.pen.polygon(self.at(points, lift, rim), fill=colour)
 
-    def stroke(self, points: object, colour: tuple, width: float, lift: float = 0.0) -> None:
+    def stroke(self, points: ArrayLike, colour: tuple, width: float, lift: float = 0.0) -> None:
         """Draws a line along points in head units; the width is in head units too."""
         pixels = max(1, round(width * self.unit))
         self.pen.line(self.at(points, lift), fill=colour, width=pixels, joint="curve")

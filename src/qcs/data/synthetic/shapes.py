@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def mix(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
+def mix(a: ArrayLike, b: ArrayLike, share: float | np.ndarray) -> np.ndarray:
     """A blend of two colours (or arrays): `a` at share 0, `b` at share 1."""
     return np.asarray(a) * (1 - share) + np.asarray(b) * share
 
 
-def ink(colour: np.ndarray, gain: float = 1.0) -> tuple[int, int, int]:
+def ink(colour: ArrayLike, gain: float = 1.0) -> tuple[int, int, int]:
     """A colour times a gain, as Pillow takes it."""
     red, green, blue = np.clip(np.asarray(colour) * gain, 0, 255).astype(int).tolist()
     return red, green, blue
 
 
-def spline(points: object, closed: bool = False, steps: int = 6) -> np.ndarray:
-    """A smooth (Catmull-Rom) curve through the points: (m, 2) to about (m * steps, 2)."""
+def spline(points: ArrayLike, closed: bool = False, steps: int = 6) -> np.ndarray:
+    """A smooth curve (a Catmull-Rom spline) through points (m, 2), about (m * steps, 2)."""
     p = np.asarray(points, float)
     ring = (
         np.concatenate((p[-1:], p, p[:2]))
@@ -32,7 +33,7 @@ def spline(points: object, closed: bool = False, steps: int = 6) -> np.ndarray:
 
 
 def ribbon(points: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """The outline of a stroke along the points with a width at each of them."""
+    """The outline of a stroke along points that has the given width at each of them."""
     along = np.gradient(points, axis=0)
     normal = np.stack((-along[:, 1], along[:, 0]), 1)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
@@ -40,7 +41,7 @@ def ribbon(points: np.ndarray, widths: np.ndarray) -> np.ndarray:
     return np.concatenate((points + offset, (points - offset)[::-1]))
 
 
-def mirror(points: np.ndarray) -> np.ndarray:
-    """A right half, from top to bottom, continued by its mirror image to a closed outline."""
+def mirror(points: ArrayLike) -> np.ndarray:
+    """The closed outline of a right half, given from top to bottom, and its mirror image."""
     half = np.asarray(points, float)
     return np.concatenate((half, (half * (-1, 1))[::-1]))

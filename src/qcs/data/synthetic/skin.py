@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageFilter
 
 from qcs.data.synthetic.scene import Scene
 from qcs.data.synthetic.shapes import ink, mirror, mix, spline
+
+Crease = tuple[ArrayLike, float, float]  # points of a furrow, its strength from 0 to 1, its width
 
 
 def draw_background(s: Scene, rng: np.random.Generator) -> None:
@@ -53,11 +56,9 @@ def head_outline(s: Scene) -> list[tuple]:
     """The outline of the head in pixels; a dropped jaw lengthens it."""
     p, d = s.person, s.drop
     w = p.half_width
-    half = [
-        *((0.2 * w, -1.08), (0.62 * w, -0.97), (0.9 * w, -0.68), (w, -0.25), (0.975 * w, 0.18)),
-        *((p.jaw * w, 0.56 + 0.3 * d), (p.chin * 1.3, 0.84 + 0.8 * d), (p.chin * 0.6, 1 + d)),
-    ]
-    return s.at(spline(mirror(half), closed=True), rim=True)
+    skull = [(0.2 * w, -1.08), (0.62 * w, -0.97), (0.9 * w, -0.68), (w, -0.25), (0.975 * w, 0.18)]
+    jaw = [(p.jaw * w, 0.56 + 0.3 * d), (p.chin * 1.3, 0.84 + 0.8 * d), (p.chin * 0.6, 1 + d)]
+    return s.at(spline(mirror(skull + jaw), closed=True), rim=True)
 
 
 def _bumps(s: Scene) -> np.ndarray:
@@ -103,7 +104,7 @@ def draw_skin(s: Scene, head: Image.Image) -> None:
     nz = np.sqrt(np.maximum(0.04, 1 - 0.85 * (nx * nx + ny * ny)))
     lit = nx * shot.light[0] + ny * shot.light[1] + nz * shot.light[2]
     tone = 1.0 + shot.contrast * (lit - 0.75) - 0.10 * (1 - nz) + _spots(s, _bumps(s))
-    flush = [(0, p.nose_end - 0.05, 0.1, 0.08, 0.05)]
+    flush = [(0.0, p.nose_end - 0.05, 0.1, 0.08, 0.05)]
     for side in (-1, 1):
         flush.append((side * (p.eye_gap + 0.08), 0.28, 0.15, 0.11, 0.05 + 0.05 * p.makeup))
     red = _spots(s, np.array(flush))[..., None]
@@ -111,10 +112,10 @@ def draw_skin(s: Scene, head: Image.Image) -> None:
     s.image.paste(s.enlarge(p.skin * tone * (1 + red * (0.5, -1.2, -0.9))), mask=head)
 
 
-def _brow_creases(s: Scene) -> list[tuple]:
-    """Furrows of the upper face: points, strength from 0 to 1, width."""
+def _brow_creases(s: Scene) -> list[Crease]:
+    """Furrows of the upper face."""
     p, a = s.person, s.act
-    marks = []
+    marks: list[Crease] = []
     wide = 0.16 + 0.26 * min(1.0, a["brow_out"])
     raised = max(a["brow_in"], a["brow_out"])
     for row in range(3):
@@ -142,11 +143,11 @@ def _brow_creases(s: Scene) -> list[tuple]:
 _BAG = ((-0.13, 0.0), (-0.06, 0.035), (0.03, 0.04), (0.12, 0.01))
 
 
-def _cheek_creases(s: Scene) -> list[tuple]:
-    """Furrows of the lower face: points, strength from 0 to 1, width."""
+def _cheek_creases(s: Scene) -> list[Crease]:
+    """Furrows of the lower face."""
     p, a = s.person, s.act
     end, mouth, wing = p.nose_end, p.mouth_height, p.nose_width
-    marks = []
+    marks: list[Crease] = []
     for side, key in ((-1, "l"), (1, "r")):
         smile, upper = a["smile" + key], a["upper" + key] + 0.6 * a["wrinkle" + key]
         lift = 0.03 * upper

@@ -48,8 +48,8 @@ def draw_hat(s: Scene) -> None:
         s.image.paste(ink(colour), mask=mask)
         s.pen.line([*opening, opening[0]], fill=ink(colour, 0.6), width=max(1, s.side // 60))
         return
-    dome = [(0.25 * w, -1.3), (0.75 * w, -1.16), (w + 0.06, -0.78), (w + 0.07, -0.5)]
-    dome = spline((np.array(dome) * (-1, 1))[::-1].tolist() + dome)
+    half = np.array([(0.25 * w, -1.3), (0.75 * w, -1.16), (w + 0.06, -0.78), (w + 0.07, -0.5)])
+    dome = spline(np.concatenate(((half * (-1, 1))[::-1], half)))
     edge = spline([(w * 0.98, -0.5), (0.5 * w, -0.47), (-0.5 * w, -0.47), (-w * 0.98, -0.5)])
     s.pen.polygon(s.at(dome, rim=True) + s.at(edge, -0.2), fill=ink(colour))
     if hat == "beanie":
@@ -106,8 +106,7 @@ def draw_hand(s: Scene) -> None:
     skin = s.person.skin
     base = np.array((side * (0.62 + 0.15 * props[6]), 0.75 + 0.2 * props[7]))
     palm = [(-0.22, -0.05), (0.2, -0.12), (0.3, 0.4), (0.25, 1.4), (-0.2, 1.4), (-0.25, 0.3)]
-    palm = spline(base + np.array(palm) * (side, 1), closed=True)
-    parts = [(palm, 0.97)]
+    parts = [(spline(base + np.array(palm) * (side, 1), closed=True), 0.97)]
     for finger in range(4):
         root = base + np.array((side * (-0.16 + 0.115 * finger), 0.05 - 0.03 * finger))
         lean = -0.22 + 0.14 * finger

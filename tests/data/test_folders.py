@@ -1,4 +1,4 @@
-"""What counts as an image, as junk and as a folder's content."""
+"""What counts as an image, as junk and as the content of a folder."""
 
 import os
 import socket
@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from qcs.config.errors import UserError
-from qcs.data import image_files
-from qcs.data.image_files import images_below, is_image, is_junk, list_files, printable, same_name
+from qcs.data import images
+from qcs.data.folders import images_below, is_junk, list_files, same_name
+from qcs.data.images import is_image
 
 
 def touch(*paths: Path) -> None:
@@ -35,7 +36,7 @@ def test_junk_is_passed_over_without_a_word(tmp_path, caplog):
 
 def test_other_files_are_named_and_counted(tmp_path, caplog):
     touch(tmp_path / "a.png", tmp_path / "b/note.txt", tmp_path / "c.heic")
-    assert len(images_below(tmp_path)) == 1 + image_files._HEIF
+    assert len(images_below(tmp_path)) == 1 + images.HAS_HEIF
     assert "2 files that are no images (note.txt, c.heic)" in caplog.text
     assert "pip install pillow-heif" in caplog.text
 
@@ -60,9 +61,9 @@ def test_pipes_and_sockets_are_named_and_never_opened(tmp_path):
     assert not found.files and len(found.problems) == 2
     assert "is not a regular file" in found.problems[0]
     with pytest.raises(UserError, match="not a regular file"):
-        image_files.open_file(tmp_path / "pipe.png")
+        images.open_file(tmp_path / "pipe.png")
     with pytest.raises(UserError, match="not a regular file"):
-        image_files.open_file("/dev/zero")
+        images.open_file("/dev/zero")
 
 
 def test_a_folder_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
@@ -84,8 +85,3 @@ def test_one_class_whatever_its_case_and_blanks():
     assert same_name(" Anger ") == same_name("ANGER") == "anger"
     assert same_name("U\u0308bel") == same_name("\u00dcbel")
     assert same_name("very sad") == same_name("very  sad") != same_name("verysad")
-
-
-def test_names_for_the_screen_hold_no_control_characters():
-    assert printable("\u00fc \u7b11.png") == "\u00fc \u7b11.png"
-    assert printable("a\x1b[2Jb\nc\udcff") == r"a\x1b[2Jb\nc\udcff"

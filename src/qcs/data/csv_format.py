@@ -1,8 +1,8 @@
-"""A data set as a CSV of the columns `path,label,split`.
+"""A data set as a CSV of the columns `path,label,split`, which a manifest is read from.
 
-A path is relative to the CSV's folder (or to `root`) or absolute, a label is a class name, and a
-split is one of train, val, test. A cell that a spreadsheet would take for a formula is written as
-`./=name.png` or `'=name`, and read as `=name.png` or `=name`.
+A path is absolute, or relative to `root`, by default the CSV's folder. A label is a class name, and
+a split is one of train, val, test. A path or a label that a spreadsheet would take for a formula is
+written as `./=name.png` or `'=name`, and read as `=name.png` or `=name`.
 """
 
 import csv
@@ -11,18 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qcs.config.errors import UserError
-from qcs.data.image_files import SPLITS, expanded, printable, same_name, split_of
-from qcs.data.images import ZipImages
-from qcs.data.tables import Row, present, read_csv, readable, slashes, unique
+from qcs.config.escape import terminal
+from qcs.data.containers import ZipImages
+from qcs.data.folders import SPLITS, expanded, readable, same_name, split_of
+from qcs.data.tables import Row, present, read_csv, slashes, unique
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet would compute
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes a cell that begins so
 Cells = tuple[int, str, str, str]  # line, path, label, split
 
 
 def read(
     path: str | Path | None, root: str | Path | None, class_names: Sequence[str]
 ) -> tuple[Path, list[Row], list[str]]:
-    """Read the root, the rows and the class names; see `Manifest.from_csv`."""
+    """Read a CSV; return the root, the rows and the class names, see `Manifest.from_csv`."""
     if path is None:
         raise UserError("dataset.path is not set: a CSV of path,label,split")
     path = expanded(path)
@@ -53,16 +54,16 @@ def write(path: Path, paths: Sequence[str], labels: Sequence[str], splits: Seque
     Raises:
         UserError: a name cannot be written as UTF-8.
     """
-    labels = ("'" * label.startswith(FORMULA) + label for label in labels)
+    names = ("'" * label.startswith(FORMULA) + label for label in labels)
     files = ("./" * file.startswith(FORMULA) + file for file in paths)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(("path", "label", "split"))
-    writer.writerows(zip(files, labels, splits, strict=True))
+    writer.writerows(zip(files, names, splits, strict=True))
     try:
         content = text.getvalue().encode()
     except UnicodeEncodeError as error:
-        near = printable(error.object[max(error.start - 40, 0) : error.end + 20])
+        near = terminal(error.object[max(error.start - 40, 0) : error.end + 20])
         raise UserError(
             f"{path} is not written: a file's name is not UTF-8 (near {near}); rename the file"
         ) from error
@@ -75,10 +76,10 @@ def _label(cell: str) -> str:
 
 
 def _names(path: Path, cells: Sequence[Cells]) -> list[str]:
-    """The labels, sorted.
+    """The labels that occur, sorted.
 
     Raises:
-        UserError: one is spelt in two ways; names both lines.
+        UserError: one is spelt in two ways; names the line of each.
     """
     spelt: dict[str, tuple[str, int]] = {}
     for line, _, label, _ in cells:
@@ -102,13 +103,14 @@ def _rows(path: Path, cells: Sequence[Cells], names: Sequence[str]) -> list[Row]
     splits = {name: split_of(name) for name in {cell[3] for cell in cells}}
     rows = []
     for line, file, label, split in cells:
-        if not file or not label or splits[split] is None or known[label] is None:
+        number, part = known[label], splits[split]
+        if not file or not label or part is None or number is None:
             raise UserError(
                 f"{path} line {line} has the path {file!r}, the label {label!r} and the split "
                 f"{split!r}, expected a path, a label of {', '.join(filter(None, names))} and a "
                 f"split of {', '.join(SPLITS)}; correct or remove the line"
             )
-        rows.append(Row(slashes(file), known[label], splits[split], line))
+        rows.append(Row(slashes(file), number, part, line))
     return rows
 
 
