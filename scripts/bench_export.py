@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from qcs.checkpoints.exported import Exported, metadata, to_int8, to_onnx, to_program
 from qcs.checkpoints.load import load_checkpoint
 from qcs.checkpoints.onnx import open_onnx
-from qcs.config.options import CONF
+from qcs.config.keys import CONF
 from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
 from qcs.training import build

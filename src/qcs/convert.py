@@ -20,7 +20,7 @@ from qcs.checkpoints.pretrained import STATE_DICTS, Weights, read_state_dict
 from qcs.config.command import one_sentence
 from qcs.config.errors import UserError
 from qcs.config.hints import command_line
-from qcs.config.options import CONF
+from qcs.config.keys import CONF
 from qcs.data.sources import affectnet, ferplus, rafdb
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from qcs.checkpoints.load import load_classifier
 from qcs.config.bounds import Count, Probability
 from qcs.config.command import command
 from qcs.config.errors import UserError, missing_extra
-from qcs.config.options import plain
+from qcs.config.options import resolve
 from qcs.evaluation.apply import pick_device
 from qcs.inference.detector import Detector
 from qcs.inference.page import page
@@ -89,7 +89,7 @@ def _literal(text: str) -> str:
 @command("demo")
 def main(cfg: DictConfig) -> None:
     """Compose, check, serve."""
-    demo(plain(cfg, Settings))
+    demo(resolve(cfg, Settings))
 
 
 if __name__ == "__main__":

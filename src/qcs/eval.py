@@ -16,7 +16,7 @@ from qcs.checkpoints.paths import named
 from qcs.config.bounds import Count, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import plain
+from qcs.config.options import resolve
 from qcs.data.class_names import Mapped, canonical, mapped
 from qcs.data.manifest import Manifest
 from qcs.evaluation import compare, report
@@ -168,7 +168,7 @@ def _restricted(logits: Tensor, found: Mapped) -> Tensor:
 @command("eval")
 def main(cfg: DictConfig) -> float:
     """Compose, check, evaluate; return the (first) top-1."""
-    return evaluate(plain(cfg, Settings))[0]["acc"]
+    return evaluate(resolve(cfg, Settings))[0]["acc"]
 
 
 if __name__ == "__main__":

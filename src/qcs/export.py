@@ -17,7 +17,7 @@ from qcs.checkpoints.onnx import open_onnx
 from qcs.config.bounds import Count, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import plain
+from qcs.config.options import resolve
 from qcs.data.class_names import mapped
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import pixels
@@ -196,7 +196,7 @@ def _quantise(
 @command("export")
 def main(cfg: DictConfig) -> None:
     """Compose, check, export."""
-    export(plain(cfg, Settings))
+    export(resolve(cfg, Settings))
 
 
 if __name__ == "__main__":

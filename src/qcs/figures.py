@@ -22,7 +22,7 @@ from qcs.config.bounds import Count, Seed, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError, missing_extra
 from qcs.config.escape import terminal
-from qcs.config.options import plain
+from qcs.config.options import resolve
 from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import unnormalised
@@ -283,7 +283,7 @@ FIGURES = {f.__name__: f for f in (attention, pairs, embedding, confusion, curve
 @command("figures")
 def main(cfg: DictConfig) -> None:
     """Compose, check, draw."""
-    config = plain(cfg, Settings)
+    config = resolve(cfg, Settings)
     path = Path(config["run_dir"]) / f"{config['figure']}.{config['format']}"
     FIGURES[config["figure"]](config, path)
     log.info("%s", path)

@@ -20,7 +20,7 @@ from qcs.checkpoints.load import load_classifier
 from qcs.config.bounds import Count, Probability
 from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import plain
+from qcs.config.options import resolve
 from qcs.data.image_files import printable
 from qcs.evaluation.apply import pick_device
 from qcs.inference.backends import Form
@@ -149,7 +149,7 @@ def _count(counts: Counter, result: Result) -> None:
 @command("predict")
 def main(cfg: DictConfig) -> None:
     """Compose, check, predict."""
-    counts = predict(plain(cfg, Settings))
+    counts = predict(resolve(cfg, Settings))
     if counts["stopped"]:
         sys.exit(130)
     if counts["errors"]:

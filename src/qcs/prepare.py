@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from qcs.config.bounds import Pixels, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import instantiate, plain
+from qcs.config.options import instantiate, resolve
 from qcs.data import prepared, store_writer
 from qcs.data.image_files import printable
 
@@ -56,7 +56,7 @@ def prepare(config: dict[str, Any]) -> Path:
 @command("prepare")
 def main(cfg: DictConfig) -> None:
     """Compose, check, prepare."""
-    prepare(plain(cfg, Settings))
+    prepare(resolve(cfg, Settings))
 
 
 if __name__ == "__main__":

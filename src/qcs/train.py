@@ -23,7 +23,7 @@ from qcs.config import provenance
 from qcs.config.bounds import Count, Positive, Seed
 from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import BackboneOptions, plain
+from qcs.config.options import BackboneOptions, resolve
 from qcs.data import workers
 from qcs.evaluation import report
 from qcs.models.cpu_kernels import SpeedOptions
@@ -301,7 +301,7 @@ def main(cfg: DictConfig) -> float | list[float] | None:
     if rank_zero_only.rank:
         logging.getLogger().setLevel(logging.WARNING)
     _choose_folder(cfg)
-    config = plain(cfg, Settings)
+    config = resolve(cfg, Settings)
     several = HydraConfig.get().mode == RunMode.MULTIRUN
     if several:
         _sweep(config)

@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 
 from conftest import three_colours
 from qcs.config.hints import command_line, dataset_options, option
-from qcs.config.options import CONF, plain
-from qcs.prepare import prepare
+from qcs.config.keys import CONF
+from qcs.config.options import resolve
+from qcs.prepare import Settings, prepare
 from qcs.training import build
 
 ODD = [
@@ -89,5 +90,6 @@ def test_the_hint_of_a_training_prepares_what_it_reads(tmp_path, caplog):
     words = shlex.split(caplog.text.split("`")[1])
     assert words[:3] == ["python", "-m", "qcs.prepare"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        prepare(plain(compose("prepare", [*words[3:], "num_workers=0", f"run_dir={tmp_path}"])))
+        config = compose("prepare", [*words[3:], "num_workers=0", f"run_dir={tmp_path}"])
+    prepare(resolve(config, Settings))
     assert build.manifest(dataset, transforms, stores).store is not None

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
 from qcs.config.errors import Failed, UserError
-from qcs.config.options import CONF
+from qcs.config.keys import CONF
 from qcs.search import sweep
 from qcs.search.space import distribution, space, text
 

@@ -24,24 +24,27 @@ from qcs.config import command_line
 from qcs.config.console import prepare_output
 from qcs.config.errors import Failed, UserError
 from qcs.config.escape import terminal
-from qcs.config.options import CONF
+from qcs.config.keys import CONF
 
 MISTAKE, BUG, INTERRUPTED = 2, 70, 130  # exit statuses; 70 is EX_SOFTWARE of sysexits.h
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Make a main that takes a config the command of that name, a file of conf/.
+    """Turn a function of a composed config into the main of a command.
 
     In a multirun a job that fails by the user's mistake returns `Failed`, and the others go on.
+
+    Args:
+        name: of the command, a file of conf/.
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def translate(error: Exception) -> str | None:
             overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-            return command_line.told(error, name, overrides)
+            return command_line.explain(error, name, overrides)
 
-        @functools.wraps(main)
+        @functools.wraps(main)  # Hydra names the job after it
         def job(cfg: DictConfig) -> Any:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 with one_sentence(translate):
@@ -51,16 +54,17 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
             except Exception as error:
                 if (text := _sentence(error, translate)) is None:
                     raise
-                _say(error, text)
+                _print_error(error, text)
                 return Failed(text)
 
         @functools.wraps(main)
         def start() -> None:
             prepare_output()
-            sys.argv[1:] = map(command_line.at_home, sys.argv[1:])
+            sys.argv[1:] = map(command_line.expand_home, sys.argv[1:])
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through to here
+            code: CodeType = job.__code__  # type: ignore[attr-defined]  # of a function
             run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
-            with one_sentence(lambda error: translate(error) or _before(error, job.__code__)):
+            with one_sentence(lambda error: translate(error) or _before_the_job(error, code)):
                 if found := qcs_fer.beside_ours():
                     raise UserError(found)
                 command_line.overrides_of(sys.argv[1:])
@@ -87,7 +91,7 @@ def one_sentence(translate: Callable[[Exception], str | None] = lambda _: None) 
         sys.exit(INTERRUPTED)
     except Exception as error:
         if text := _sentence(error, translate):
-            _say(error, text)
+            _print_error(error, text)
             sys.exit(MISTAKE)
         traceback.print_exception(error)
         print(
@@ -105,7 +109,7 @@ def _sentence(error: Exception, translate: Callable[[Exception], str | None]) ->
     return translate(error) or _of_the_machine(error)
 
 
-def _say(error: Exception, text: str) -> None:
+def _print_error(error: Exception, text: str) -> None:
     hint = " (QCS_TRACEBACK=1 shows the traceback)"
     if os.environ.get("QCS_TRACEBACK"):
         traceback.print_exception(error)
@@ -113,8 +117,8 @@ def _say(error: Exception, text: str) -> None:
     print(f"error: {terminal(text)}{hint}", file=sys.stderr)
 
 
-def _before(error: Exception, job: CodeType) -> str | None:
-    """The sentence for what Hydra raises before the job, of which it raises in many ways."""
+def _before_the_job(error: Exception, job: CodeType) -> str | None:
+    """The sentence for what Hydra raises before it calls the job; None for a bug."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if any(frame.f_code is job for frame in frames):
         return None

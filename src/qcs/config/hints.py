@@ -3,11 +3,10 @@
 import re
 from collections.abc import Mapping
 from inspect import signature
+from pkgutil import resolve_name
 from typing import Any
 
-import hydra
-
-from qcs.config.options import CONF
+from qcs.config.keys import CONF
 
 _PLAIN = re.compile(r"[A-Za-z_/.][\w/.-]*", re.ASCII)  # what Hydra and a shell read as it stands
 _WORDS = {"null", "true", "false", "nan", "inf"}
@@ -48,13 +47,13 @@ def dataset_options(dataset: Mapping[str, Any]) -> dict[str, Any] | None:
 
     None for a reader that no file of conf/dataset names.
     """
-    target = dataset.get("_target_")
+    target = str(dataset.get("_target_"))
     files = sorted((CONF / "dataset").glob("*.yaml"))
     names = [f.stem for f in files if f"_target_: {target}\n" in f.read_text(encoding="utf-8")]
     if not names:
         return None
-    parameters = signature(hydra.utils.get_object(target)).parameters
-    options = {"dataset": names[0]}
+    parameters = signature(resolve_name(target)).parameters
+    options: dict[str, Any] = {"dataset": names[0]}
     for key, value in dataset.items():
         default = parameters[key].default if key in parameters else None
         if key in parameters and value != default and (value or default):

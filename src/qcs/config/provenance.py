@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-import qcs
+from qcs.config.version import __version__
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "numpy")
 
@@ -49,7 +49,7 @@ def write(folder: Path, config: dict[str, Any]) -> None:
     """Write config.yaml (resolved) and versions.json into the run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
-    versions = {"qcs": qcs.__version__, "git": git_revision(), "python": platform.python_version()}
+    versions = {"qcs": __version__, "git": git_revision(), "python": platform.python_version()}
     versions |= {name: version(name) for name in PACKAGES}
     versions["machine"] = f"{platform.system()} {platform.machine()}"
     text = json.dumps(versions, indent=2, allow_nan=False) + "\n"
