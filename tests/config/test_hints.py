@@ -8,11 +8,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from conftest import three_colours
+from qcs.checkpoints.datasets import read_manifest
 from qcs.config.hints import command_line, dataset_options, option
 from qcs.config.keys import CONF
 from qcs.config.options import resolve
 from qcs.prepare import Settings, prepare
-from qcs.training import build
 
 ODD = [
     "a b",
@@ -86,10 +86,10 @@ def test_the_hint_of_a_training_prepares_what_it_reads(tmp_path, caplog):
     three_colours(folder).to_csv(folder / "t.csv")
     dataset = {"_target_": "qcs.data.manifest.Manifest.from_csv", "path": str(folder / "t.csv")}
     transforms, stores = [{"resize": 20, "size": 16}, {"size": 20}], str(tmp_path / "stores")
-    assert build.manifest(dataset, transforms, stores).store is None
+    assert read_manifest(dataset, transforms, stores).store is None
     words = shlex.split(caplog.text.split("`")[1])
     assert words[:3] == ["python", "-m", "qcs.prepare"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("prepare", [*words[3:], "num_workers=0", f"run_dir={tmp_path}"])
     prepare(resolve(config, Settings))
-    assert build.manifest(dataset, transforms, stores).store is not None
+    assert read_manifest(dataset, transforms, stores).store is not None

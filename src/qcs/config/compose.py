@@ -23,9 +23,16 @@ def compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:
         return hydra.compose(command, list(overrides))
 
 
-def as_dict(config: Any, resolve: bool = False) -> dict[str, Any]:
-    """Return a config that is a group of keys as plain dicts, lists and scalars."""
-    content = OmegaConf.to_container(config, resolve=resolve)
+def as_dict(config: Any, resolve: Sequence[str] = ()) -> dict[str, Any]:
+    """Return a config that is a group of keys as plain dicts, lists and scalars.
+
+    Args:
+        config: of OmegaConf.
+        resolve: return these keys alone, with their interpolations resolved.
+    """
+    if resolve:
+        config = OmegaConf.masked_copy(config, list(resolve))
+    content = OmegaConf.to_container(config, resolve=bool(resolve))
     if not isinstance(content, dict):
         raise TypeError(f"expected a group of keys, got {type(content).__name__}")
     return {str(key): value for key, value in content.items()}
