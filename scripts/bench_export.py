@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from qcs.checkpoints.exported import Exported, metadata, to_int8, to_onnx, to_program
 from qcs.checkpoints.datasets import read_manifest
+from qcs.checkpoints.exported import Exported, metadata, to_int8, to_onnx, to_program
 from qcs.checkpoints.load import load_checkpoint
 from qcs.checkpoints.onnx import open_onnx
 from qcs.config.keys import CONF

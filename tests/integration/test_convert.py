@@ -12,9 +12,9 @@ from test_parity import MODELS, PARITY, official, recipe
 from test_train import qcs
 
 from qcs.checkpoints.load import load_checkpoint
+from qcs.checkpoints.official import DATASETS, convert
 from qcs.checkpoints.official_keys import from_official
 from qcs.config.errors import UserError
-from qcs.checkpoints.official import DATASETS, convert
 
 KEYS = PARITY / "keys" / "QCS_7cls_raf_db.json"
 

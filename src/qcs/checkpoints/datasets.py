@@ -1,4 +1,4 @@
-"""The data set that a network is used on: the user's, or the checkpoint's own at the user's path."""
+"""The data set that a checkpoint is used on: its own one, or another that the user names."""
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -66,9 +66,9 @@ def read_manifest(
     """
     table = instantiate(dataset) if "_target_" in dataset else read_dataset(dataset, trust)
     sizes = {t.get("resize") or t.get("size") for t in transforms if isinstance(t, dict)}
-    if store is None or len(sizes) != 1 or None in sizes:
+    size = sizes.pop() if len(sizes) == 1 else None
+    if store is None or size is None:
         return table
-    size = sizes.pop()
     options: dict[str, Any] = dataset_options(dataset) or {"dataset": "..."}
     options |= {"size": size} | ({} if store == "auto" else {"store": store})
     hint = command_line("qcs.prepare", options)

@@ -30,8 +30,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            UserError: it cannot be written, because the disk is full or otherwise. The checkpoint that
-                was there before is kept.
+            UserError: it cannot be written, for example because the disk is full. The checkpoint
+                that was there before is kept.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)

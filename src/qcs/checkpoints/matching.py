@@ -40,11 +40,8 @@ def match(backbone: nn.Module, tensors: Mapping[str, Tensor], part: str = "backb
     slots = {_normalised(key): key for key in own}
 
     def paired(names: Mapping[str, str]) -> dict[str, str]:
-        return {
-            slots[_normalised(name)]: key
-            for key, name in names.items()
-            if _normalised(name) in slots
-        }
+        ours = {key: slots.get(_normalised(name)) for key, name in names.items()}
+        return {own_key: key for key, own_key in ours.items() if own_key is not None}
 
     names = max(networks(tensors, part), key=lambda names: len(paired(names)))
     pairs = paired(names)

@@ -103,16 +103,16 @@ def maker(kind: str, name: str, trust: Trust = None) -> Callable:
         )
     if name not in ([trust] if isinstance(trust, str) else trust or ()):
         raise UserError(
-            f"{kind} {short_repr(name)} is not part of qcs and not trusted: if it is code of your own, "
-            f"add trust=[{name}] to this command and to each one that loads the checkpoint "
+            f"{kind} {short_repr(name)} is not part of qcs and not trusted: if it is code of your "
+            f"own, add trust=[{name}] to this command and to each one that loads the checkpoint "
             f"(in Python, trust=[{short_repr(name)}])"
         )
     try:
         found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"trust={short_repr(name)} cannot be imported: {error}; its module must be in the working "
-            "directory, on PYTHONPATH or installed"
+            f"trust={short_repr(name)} cannot be imported: {error}; its module must be in the "
+            "working directory, on PYTHONPATH or installed"
         ) from error
     if not callable(found):
         raise UserError(f"trust={short_repr(name)} is neither a class nor a function")

@@ -148,6 +148,7 @@ def from_official(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     if unknown:
         raise UserError(
             f"{len(unknown)} keys are not of an official QCS, DCS or POSTER++ model, the first is "
-            f"{unknown[0]!r}; add them to OFFICIAL_KEYS in qcs/checkpoints/official_keys.py or check the file"
+            f"{unknown[0]!r}; add them to OFFICIAL_KEYS in "
+            "qcs/checkpoints/official_keys.py or check the file"
         )
     return ours, report

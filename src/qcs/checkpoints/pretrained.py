@@ -54,7 +54,7 @@ def read_state_dict(path: str | Path) -> Weights:
     path = located(path, f"no file of weights at {path}")
     try:
         if path.suffix == ".safetensors":
-            content = safetensors.torch.load_file(path)
+            content: Any = safetensors.torch.load_file(path)
         elif broken := damage(path, legacy=True):
             raise UserError(broken)
         else:
@@ -82,7 +82,7 @@ def _allowed(path: Path) -> list[Callable | tuple[Callable, str]]:
         if file.read(2) != b"PK":  # torch's format before 1.6: torch alone refuses all names
             return []
     rebuild, scalar = (x.__reduce__()[0] for x in (np.zeros(0), np.float64(0)))
-    known: dict[str, Callable] = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
+    known: dict[str, Any] = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype}
     for core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # numpy 1 and 2
         known |= {f"{core}._reconstruct": rebuild, f"{core}.scalar": scalar}
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path)

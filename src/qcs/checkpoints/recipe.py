@@ -81,7 +81,7 @@ def _named(kind: str, node: Any) -> dict[str, Any]:
 
 
 def _untrained(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model without the weights file of its landmark network, which only training needs."""
+    """Return a model without the file of its landmark network, which only training needs."""
     base = model.get("base")
     landmarks = base.get("landmarks") if isinstance(base, Mapping) else None
     if not isinstance(landmarks, Mapping):

@@ -1,7 +1,8 @@
-"""A command: Hydra's main, and what becomes of an error.
+"""The main of a command: Hydra composes its config, and errors become an exit status.
 
-What a user got wrong (`UserError`, and what Hydra finds in the command line) is one sentence and
-exit status 2. Every other exception is a bug: its traceback stays, exit status 70.
+A mistake of the user (`UserError`, or an error of Hydra on the command line) is printed as one
+sentence, with exit status 2. Every other exception is a bug: it is printed with its traceback, with
+exit status 70.
 """
 
 import errno
@@ -77,12 +78,13 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
 
 @contextmanager
 def one_sentence(translate: Callable[[Exception], str | None] = lambda _: None) -> Iterator[None]:
-    """End the process where what is inside raises: a mistake of the user's in one sentence.
+    """End the process on an exception; a mistake of the user is printed as one sentence.
 
-    QCS_TRACEBACK=1 shows where it came from as well.
+    QCS_TRACEBACK=1 prints its traceback as well.
 
     Args:
-        translate: an exception that is not a `UserError` into the user's mistake, or None.
+        translate: returns the sentence for an exception that is not a `UserError` but a mistake of
+            the user all the same, or None.
     """
     try:
         yield
@@ -104,9 +106,9 @@ def one_sentence(translate: Callable[[Exception], str | None] = lambda _: None) 
 
 def _sentence(error: Exception, translate: Callable[[Exception], str | None]) -> str | None:
     """The sentence for an exception that is not a bug; None for one that is."""
-    if isinstance(error, UserError):  # a loader process sends it behind its traceback
+    if isinstance(error, UserError):  # from a loader process its traceback precedes the sentence
         return str(error).strip().rsplit("UserError: ", 1)[-1]
-    return translate(error) or _of_the_machine(error)
+    return translate(error) or _lack_of_resources(error)
 
 
 def _print_error(error: Exception, text: str) -> None:
@@ -123,7 +125,7 @@ def _before_the_job(error: Exception, job: CodeType) -> str | None:
     if any(frame.f_code is job for frame in frames):
         return None
     found = error if isinstance(error, OSError) else error.__cause__
-    if isinstance(found, OSError):  # it makes the folder, and the log file therein
+    if isinstance(found, OSError):  # Hydra makes the run's folder, and a log file in it
         where = f" {found.filename}" if found.filename else ""
         return f"the run's folder{where}: {found.strerror}; choose another with hydra.run.dir=..."
     if frames[-1].f_globals["__name__"].partition(".")[0] in ("hydra", "omegaconf"):
@@ -131,8 +133,8 @@ def _before_the_job(error: Exception, job: CodeType) -> str | None:
     return None
 
 
-def _of_the_machine(error: Exception) -> str | None:
-    """The sentence where the machine has no room, or gives no permission."""
+def _lack_of_resources(error: Exception) -> str | None:
+    """The sentence where memory or the disk is full, or permission is missing."""
     full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if full or "can't allocate memory" in str(error):
         return (

@@ -1,7 +1,7 @@
-"""What is wrong with a command line: Hydra's errors, each in one sentence that says what to write.
+"""Hydra's errors on a command line, each as one sentence that says what to write instead.
 
-An override is a KEY=VALUE of the command line; a group is a folder of conf/, and its choices are
-the files therein.
+An override is a KEY=VALUE of the command line. A group is a folder of conf/, and its choices are
+the files in it.
 """
 
 import os
@@ -37,10 +37,11 @@ def expand_home(argument: str) -> str:
 
 
 def overrides_of(arguments: Sequence[str]) -> list[str]:
-    """The overrides among the arguments of a command, all of which can be parsed.
+    """Return the overrides among the arguments of a command, after checking that all can be parsed.
 
     Raises:
-        UserError: an unknown flag, or an override that Hydra cannot parse; how to quote it.
+        UserError: there is an unknown flag, or an override that Hydra cannot parse; the message
+            says how to quote it.
     """
 
     def refuse(message: str) -> NoReturn:

@@ -1,4 +1,7 @@
-"""Commands as they are typed: what a message tells the user to run does that when it is copied."""
+"""Command lines in messages, quoted so that they work when the user copies them into a shell.
+
+This module imports nothing of ours but `keys`, so that every room may use it.
+"""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +11,7 @@ from typing import Any
 
 from qcs.config.keys import CONF
 
-_PLAIN = re.compile(r"[A-Za-z_/.][\w/.-]*", re.ASCII)  # what Hydra and a shell read as it stands
+_UNQUOTED = re.compile(r"[A-Za-z_/.][\w/.-]*", re.ASCII)  # needs no quotes for Hydra
 _WORDS = {"null", "true", "false", "nan", "inf"}
 
 
@@ -35,7 +38,7 @@ def _value(value: Any) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     text = str(value)
-    if _PLAIN.fullmatch(text) and text.lower() not in _WORDS:
+    if _UNQUOTED.fullmatch(text) and text.lower() not in _WORDS:
         return text
     text = text.replace("${", r"\${")  # else an interpolation, also between quotes
     text = re.sub(r"(\\*)'", r"\1\1\\'", text)
@@ -43,9 +46,10 @@ def _value(value: Any) -> str:
 
 
 def dataset_options(dataset: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The options that choose a data set: `dataset` and what differs from its reader's defaults.
+    """Return the options that configure a data set on a command line.
 
-    None for a reader that no file of conf/dataset names.
+    They are `dataset` and the arguments that differ from the defaults of its reader. None where no
+    file of conf/dataset names that reader.
     """
     target = str(dataset.get("_target_"))
     files = sorted((CONF / "dataset").glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""What a run was made with: resolved config, versions, git revision."""
+"""Record what a run was made with: its resolved config, versions and git revision."""
 
 import json
 import platform
@@ -13,20 +13,18 @@ from omegaconf import OmegaConf
 from qcs.config.version import __version__
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "numpy")
-
-
-ROOT = Path(__file__).resolve().parents[3]  # of the source tree, where this is one
+ROOT = Path(__file__).resolve().parents[3]  # of the source tree, if there is one
 
 
 def git_revision(root: Path = ROOT) -> str | None:
-    """Commit of this package's source tree with "-dirty" where it was changed.
+    """Return the commit of this package's source tree, with "-dirty" if files were changed.
 
     Args:
         root: of the source tree.
 
     Returns:
-        None where the package is installed elsewhere, or its tree is not the root of a repository:
-        an environment inside another project's repository has a revision that is not ours.
+        None where there is no source tree, or its root is not that of a repository. A virtual
+        environment inside another project lies in a repository whose commit is not ours.
     """
     try:
         project = (root / "pyproject.toml").read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from torch import Tensor
 from qcs import plots
 from qcs.config.bounds import Natural, Seed
 from qcs.config.errors import UserError
-from qcs.evaluation import figures
+from qcs.evaluation import attention
 from qcs.evaluation.report import try_to_draw
 from qcs.training.loggers import show
 from qcs.training.sam import gradient_norm
@@ -148,7 +148,7 @@ class Dashboard(Callback):
         faces = data.train if data.select_on == "last" else data.manifest.split(data.select_on)
         options = {"network": pl_module.network, "manifest": faces, "seed": self.seed}
         options |= {"transform": data.eval_transform, "heading": f"attention {heading}"}
-        if try_to_draw(functools.partial(figures.draw_attention, **options), path):
+        if try_to_draw(functools.partial(attention.draw_attention, **options), path):
             pictures["val/attention"] = path
         show(trainer.loggers, pictures, trainer.fit_loop.total_batch_idx)
 
