@@ -20,9 +20,10 @@ from qcs.config.command import command
 from qcs.config.errors import UserError, missing_extra
 from qcs.config.options import resolve
 from qcs.evaluation.apply import pick_device
+from qcs.inference.crops import crop_of
 from qcs.inference.detector import Detector
 from qcs.inference.page import page
-from qcs.inference.predictor import Predictor, crop_of
+from qcs.inference.predictor import Predictor
 from qcs.inference.server import listen, serve
 
 # Nothing is asked of any other machine, nor told to one.
@@ -76,8 +77,8 @@ def _predictor(config: dict[str, Any]) -> tuple[Predictor, str]:
     predictor.classify([Image.fromarray(np.zeros((64, 64, 3), np.uint8))])  # the first one is slow
     names = ", ".join(checkpoint.class_names)
     about = _literal(f"{Path(config['ckpt']).name}: {names}. Faces are cut {why}.")
-    if predictor.caution:
-        about += f"\n\n**Note: {_literal(predictor.caution)}.**"
+    if predictor.warning:
+        about += f"\n\n**Note: {_literal(predictor.warning)}.**"
     return predictor, about
 
 

@@ -24,11 +24,12 @@ from qcs.config.options import resolve
 from qcs.data.image_files import printable
 from qcs.evaluation.apply import pick_device
 from qcs.inference.backends import Form
+from qcs.inference.crops import crop_of
 from qcs.inference.detector import Detector
 from qcs.inference.inputs import Source, files_of, open_items
 from qcs.inference.outputs import Records
 from qcs.inference.pictures import Pictures, Written
-from qcs.inference.predictor import Predictor, Result, crop_of
+from qcs.inference.predictor import Predictor, Result
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +124,8 @@ def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
     log.info("faces are cut %s", printable(why))
     batch_size = 1 if webcam else config["batch_size"]  # a webcam is answered at once
     predictor = Predictor(checkpoint, detector, crop, batch_size, device, config["form"])
-    if predictor.caution:
-        log.warning("%s", predictor.caution)
+    if predictor.warning:
+        log.warning("%s", predictor.warning)
     return predictor
 
 

@@ -14,10 +14,9 @@ from test_train import qcs
 import qcs as package
 from conftest import tiny_checkpoint
 from qcs.config.errors import UserError
-from qcs.inference.crops import CROPS, LOOSE, Crop, cut, fit, measure
+from qcs.inference.crops import CROPS, LOOSE, Crop, crop_of, cut, fit, measure
 from qcs.inference.detector import Detector, decode
 from qcs.inference.inputs import Item, files_of
-from qcs.inference.predictor import crop_of
 from qcs.inference.video import FilmWriter, film
 from qcs.predict import predict
 

@@ -113,7 +113,7 @@ def bootstrap(confusion: Tensor, resamples: int = 2000, seed: int = 0) -> dict[s
     Every score is a function of the confusion matrix. The matrix of N images that are drawn with
     replacement is one draw of a multinomial distribution over the cells, so it is drawn directly.
     Where all resamples have the same value (all images are right, or all are wrong), a bootstrap
-    gives no interval: top-1, a share of images, then has Wilson's, and a mean over classes has none.
+    gives no interval: top-1, a share of images, then has Wilson's, a mean over classes has none.
 
     Args:
         confusion: (K, K) counts.
