@@ -206,7 +206,7 @@ def _classify_tab(actions: Actions) -> None:
     with gr.Column():
         image = gr.Image(type="filepath", sources=["upload", "webcam", "clipboard"], label="Image")
         # `open_upload` says what is wrong with a file, in place of gradio.
-        image.preprocess = _path_of_upload  # type: ignore[method-assign]
+        image.preprocess = _path_of_upload  # type: ignore
         detect = gr.Checkbox(True, label="find the faces (off: the image is a cut face)")
         button = gr.Button("Classify", variant="primary")
         gr.Examples(examples(actions.folder), [image, detect], cache_examples=False)
