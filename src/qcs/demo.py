@@ -1,4 +1,4 @@
-"""A page to try a checkpoint on: `python -m qcs.demo ckpt=...`. It listens on loopback alone."""
+"""Try a checkpoint on a web page that only this machine can open: `python -m qcs.demo ckpt=...`."""
 
 import html
 import logging
@@ -26,8 +26,12 @@ from qcs.inference.page import page
 from qcs.inference.predictor import Predictor
 from qcs.inference.server import listen, serve
 
-# Nothing is asked of any other machine, nor told to one.
-QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_RUN_HISTORY": "False"}
+# Gradio must not contact any other machine.
+OFFLINE = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_OFFLINE": "1",
+    "GRADIO_RUN_HISTORY": "False",
+}
 
 
 class Settings(TypedDict):
@@ -48,7 +52,7 @@ def demo(config: dict[str, Any]) -> None:
     """Serve the page until it is stopped.
 
     Raises:
-        UserError: a missing checkpoint or extra; a port in use.
+        UserError: the checkpoint or the extra is missing, or the port is in use.
     """
     if config["ckpt"] is None:
         raise UserError("ckpt is not set: write ckpt=model.ckpt")
@@ -57,39 +61,39 @@ def demo(config: dict[str, Any]) -> None:
         tempfile.TemporaryDirectory() as name,  # uploads go with it
     ):
         folder = Path(name).resolve()
-        os.environ |= QUIET | {"GRADIO_TEMP_DIR": str(folder)}
+        os.environ |= OFFLINE | {"GRADIO_TEMP_DIR": str(folder)}
         logging.getLogger("httpx").setLevel(logging.WARNING)
         try:
             import gradio  # noqa: F401
         except ImportError as error:
             raise missing_extra("demo", "the page needs") from error
-        predictor, about = _predictor(config)
-        serve(page(predictor, folder, about), listener, folder)
+        predictor, description = _predictor(config)
+        serve(page(predictor, folder, description), listener, folder)
 
 
 def _predictor(config: dict[str, Any]) -> tuple[Predictor, str]:
-    """The network, ready, and what the page says of it, in Markdown."""
+    """The predictor, and the description of its checkpoint in Markdown."""
     device = pick_device(config["device"])
     checkpoint = load_classifier(config["ckpt"], config.get("trust"))
     detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
     predictor = Predictor(checkpoint, detector, crop, device=device)
-    predictor.classify([Image.fromarray(np.zeros((64, 64, 3), np.uint8))])  # the first one is slow
+    predictor.classify([Image.fromarray(np.zeros((64, 64, 3), np.uint8))])  # the first call is slow
     names = ", ".join(checkpoint.class_names)
-    about = _literal(f"{Path(config['ckpt']).name}: {names}. Faces are cut {why}.")
+    description = _literal(f"{Path(config['ckpt']).name}: {names}. Faces are cut {why}.")
     if predictor.warning:
-        about += f"\n\n**Note: {_literal(predictor.warning)}.**"
-    return predictor, about
+        description += f"\n\n**Note: {_literal(predictor.warning)}.**"
+    return predictor, description
 
 
 def _literal(text: str) -> str:
-    """A text as Markdown that shows it as it is; a checkpoint's names could hold links."""
+    """Escape a text for Markdown, as the names in a checkpoint could hold links."""
     return re.sub(r"([\\`*_{}\[\]()#!|~$-])", r"\\\1", html.escape(text, quote=False))
 
 
 @command("demo")
 def main(cfg: DictConfig) -> None:
-    """Compose, check, serve."""
+    """Serve the page for the checkpoint that the command line names."""
     demo(resolve(cfg, Settings))
 
 

@@ -1,6 +1,6 @@
 """Read and write films, and read webcams, with PyAV: `pip install -e '.[faces]'`.
 
-PyAV (https://pyav.basswood-io.com) is FFmpeg as a library. It knows at what time each frame is shown;
+PyAV (https://pyav.basswood-io.com) is FFmpeg as a library. It knows when each frame is shown;
 films of phones need that, as their frame rate varies. It reads from an open file, so that a film
 cannot make it open another file or a network connection.
 """
