@@ -75,7 +75,7 @@ OURS = {name: found & set(MODULES) for name, found in IMPORTS.items()}
 
 
 def at_import(tree: ast.Module) -> list[ast.AST]:
-    """The statements that run when a module is imported: not in functions, not for type checkers."""
+    """The statements that run when a module is imported, so none in functions."""
     waiting, found = list(tree.body), []
     while waiting:
         node = waiting.pop()

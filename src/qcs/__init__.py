@@ -29,7 +29,7 @@ def load(
     form: "Form" = "eager",
     trust: "Trust" = None,
 ) -> "Predictor":
-    """Make a predictor of a checkpoint; see `qcs.inference.predictor.load`."""
+    """Load a checkpoint, to use it on images; see `qcs.inference.predictor.load`."""
     import qcs_fer
     from qcs.config.errors import UserError
     from qcs.inference import predictor  # torch only when it is needed

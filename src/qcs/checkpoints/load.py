@@ -46,6 +46,7 @@ def load_checkpoint(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
         UserError: there is no such file, it is damaged, or it is not a checkpoint of this package.
 
     Example:
+        >>> from PIL import Image
         >>> from qcs.checkpoints.load import load_checkpoint
         >>> checkpoint = load_checkpoint("model.ckpt")
         >>> checkpoint.class_names
