@@ -232,7 +232,7 @@ def test_a_stream_is_answered_in_order_and_in_batches(tmp_path, faces, monkeypat
     seen = [(result.key, result.error, len(read)) for result in predictor.stream(items(), False)]
     assert [key for key, *_ in seen] == list(range(10)) and seen[2][1] == "broken"
     assert seen[0][2] == 5 and seen[5][2] == 9  # four faces each, one image has none
-    monkeypatch.setattr("qcs.inference.predictor.MOST_PIXELS", 800)  # two of these images
+    monkeypatch.setattr("qcs.inference.predictor.MAX_WAITING", 800)  # two of these images
     read.clear()
     assert [len(read) for _ in predictor.stream(items(), False)][:2] == [2, 2]
 
