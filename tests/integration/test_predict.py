@@ -347,7 +347,7 @@ def settings(**options) -> dict:
 
 def test_an_odd_file_is_one_record_and_named_on_the_console(tmp_path, caplog):
     """Names of 254 bytes, or none of UTF-8, a strip, a pipe, a broken link; and one good photo."""
-    tiny_checkpoint(tmp_path / "model.ckpt", "qcs.data.sources.synthetic.read")
+    tiny_checkpoint(tmp_path / "model.ckpt", "synthetic")
     folder = tmp_path / "in"
     folder.mkdir()
     for name in (b"good.png", b"n" * 250 + b".png", b"bad\xff.png", b"=red\x1b[31m.png"):
