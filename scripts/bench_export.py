@@ -19,13 +19,13 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from qcs.checkpoints.datasets import read_manifest
 from qcs.checkpoints.exported import Exported, metadata, to_int8, to_onnx, to_program
 from qcs.checkpoints.load import load_checkpoint
 from qcs.checkpoints.onnx import open_onnx
-from qcs.config.options import CONF
+from qcs.config.keys import CONF
 from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
-from qcs.training import build
 
 CALIBRATION = 200
 
@@ -91,7 +91,7 @@ def main() -> None:
     if options.overrides:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("check", options.overrides)
-        data = build.manifest(OmegaConf.to_container(cfg.dataset), [checkpoint.recipe["transform"]])
+        data = read_manifest(OmegaConf.to_container(cfg.dataset), [checkpoint.recipe["transform"]])
     with tempfile.TemporaryDirectory() as folder:
         made = formats(options.ckpt, Path(folder), data, options.threads)
         size = checkpoint.recipe["transform"]["size"]

@@ -33,7 +33,7 @@ from qcs.checkpoints.exported import Exported, metadata, to_onnx
 from qcs.checkpoints.load import Checkpoint, load_checkpoint
 from qcs.checkpoints.onnx import open_onnx
 from qcs.config.errors import UserError
-from qcs.data.class_names import mapped
+from qcs.data.class_names import match_classes
 from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
 from qcs.eval import evaluate
@@ -221,7 +221,7 @@ def release(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     checkpoint = inference(load_checkpoint(options.ckpt))
     source = recipe.chosen_dataset(checkpoint.recipe, {"path": options.data})
     whole = build.manifest(source, [checkpoint.recipe["transform"]], None)
-    data = mapped(whole, checkpoint.class_names).data
+    data = match_classes(whole, checkpoint.class_names).data
     temperature = calibrate(checkpoint, data) if options.calibrate else 1.0
     files = write(checkpoint, work / options.name)
     networks = {"float32": checkpoint.network, "onnx": open_onnx(files["onnx"], 1)[0]}

@@ -36,7 +36,8 @@ from omegaconf import OmegaConf
 
 from qcs import plots
 from qcs.config.errors import UserError
-from qcs.config.options import CONF, plain
+from qcs.config.keys import CONF
+from qcs.config.options import resolve
 from qcs.evaluation import compare
 from qcs.evaluation.files import write_json
 from qcs.train import Settings
@@ -108,7 +109,7 @@ class Study:
         """The variant's config, plain and checked."""
         overrides = [*self.content["common"], *self.content["variants"][variant], *self.extra]
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return plain(compose("train", [*overrides, "run_dir=unused"]), Settings)
+            return resolve(compose("train", [*overrides, "run_dir=unused"]), Settings)
 
     def save(self) -> None:
         """Write study.json, whole or not at all."""

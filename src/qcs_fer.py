@@ -4,6 +4,7 @@ The package index has a library for quantum computing that is named `qcs` and im
 name. In an environment with both, it stands in the place of ours, or their files are mixed.
 """
 
+import runpy
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,10 +27,8 @@ def beside_ours() -> str | None:
 
     An installation of ours from before it was named qcs-fer is not another library.
     """
-    from importlib.metadata import (
-        PackageNotFoundError,
-        metadata,
-    )  # 30 ms that `--help` need not wait
+    # This import takes 30 ms, for which `qcs --help` need not wait.
+    from importlib.metadata import PackageNotFoundError, metadata
 
     try:
         found = metadata("qcs")
@@ -44,10 +43,8 @@ def beside_ours() -> str | None:
 
 
 def main() -> None:
-    """Start `qcs.__main__`, or say in one sentence that `qcs` is another library."""
+    """Do as `python -m qcs`, or say in one sentence that `qcs` is another library."""
     if found := in_our_place():
         print(f"error: {found}", file=sys.stderr)
         sys.exit(2)
-    from qcs.__main__ import main as start
-
-    start()
+    runpy.run_module("qcs", run_name="__main__", alter_sys=True)

@@ -1,6 +1,7 @@
-"""Tells Hydra of `hydra/sweeper: qcs_optuna`; imported at every start, so it holds nothing heavy.
+"""Registers the sweeper `qcs_optuna` with Hydra, which imports this module at every start.
 
-hydra-optuna-sweeper 1.3 pins Optuna below 3; `qcs.search.sweep` talks to today's.
+Therefore it imports nothing heavy. hydra-optuna-sweeper 1.3 requires an Optuna older than 3;
+`qcs.search.sweep` works with today's.
 """
 
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -15,7 +17,7 @@ from omegaconf import DictConfig
 
 @dataclass
 class Options:
-    """What conf/hparams_search/optuna.yaml explains."""
+    """The options of the sweeper, which conf/hparams_search/optuna.yaml explains."""
 
     _target_: str = "hydra_plugins.qcs_optuna.OptunaSweeper"
     space: dict[str, Any] = field(default_factory=dict)
@@ -33,7 +35,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="qcs_optuna", node=Opti
 
 
 class OptunaSweeper(Sweeper):
-    """Asks Optuna for trials, launches them, tells it what came out."""
+    """Searches with Optuna, see `qcs.search.sweep`."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -41,14 +43,15 @@ class OptunaSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Make the launcher."""
-        self.config, self.loader = config, hydra_context.config_loader
-        self.launcher = Plugins.instance().instantiate_launcher(
+        """Make the launcher of the jobs."""
+        self.config: DictConfig = config
+        self.loader = hydra_context.config_loader
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Search; the arguments are the command line's."""
+        """Search, with the overrides of the command line."""
         from qcs.search import sweep
 
         return sweep.run(self.launcher, self.loader, self.config, arguments, **self.options)

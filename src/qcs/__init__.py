@@ -7,12 +7,14 @@ faces = qcs.load().predict(["photo.jpg"])  # the network that comes with it, or 
 import os
 from typing import TYPE_CHECKING
 
+from qcs.config.version import __version__
+
 if TYPE_CHECKING:
     from qcs.checkpoints.names import Trust
     from qcs.inference.backends import Form
     from qcs.inference.predictor import Predictor
 
-__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
 
 # Large tensors on the CPU in large pages (Linux): the first touch of a fresh batch costs a fifth.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -4,8 +4,8 @@ import runpy
 import sys
 from typing import NamedTuple
 
-import qcs
 import qcs_fer
+from qcs.config.version import __version__
 
 
 class Command(NamedTuple):
@@ -91,7 +91,7 @@ def main() -> None:
     if name in ("-h", "--help"):
         print(overview())
     elif name == "--version":
-        print(f"qcs-fer {qcs.__version__}")
+        print(f"qcs-fer {__version__}")
     elif name not in COMMANDS:
         print(f"error: {unknown(name)}", file=sys.stderr)
         sys.exit(2)
@@ -141,9 +141,11 @@ def explanation(name: str) -> str:
         "Keys with their defaults:",
         *_table([(k.setting, k.comment) for k in keys(text)]),
     ]
-    if chosen := groups(text):
-        about = ["; ".join(filter(None, [g.comment, ", ".join(choices(g.name))])) for g in chosen]
-        rows = [(g.setting, text) for g, text in zip(chosen, about, strict=True)]
+    if found := groups(text):
+        rows = [
+            (g.setting, "; ".join(filter(None, [g.comment, ", ".join(choices(g.name))])))
+            for g in found
+        ]
         lines += ["", "Groups with their choices; a group's keys are in its files:", *_table(rows)]
     return "\n".join(lines)
 

@@ -21,7 +21,7 @@ from qcs.config.command import command
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
 from qcs.config.hints import command_line
-from qcs.config.options import instantiate, plain
+from qcs.config.options import instantiate, resolve
 from qcs.data.folders import is_text
 from qcs.data.inspection import Inspection, inspect
 from qcs.data.manifest import SPLITS
@@ -167,7 +167,7 @@ def _sheet(found: Inspection, path: Path, number: int) -> None:
 @command("check")
 def main(cfg: DictConfig) -> None:
     """Compose, check, look."""
-    check(plain(cfg, Settings))
+    check(resolve(cfg, Settings))
 
 
 if __name__ == "__main__":

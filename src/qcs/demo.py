@@ -19,15 +19,20 @@ from qcs.checkpoints.load import load_classifier
 from qcs.config.bounds import Count, Probability
 from qcs.config.command import command
 from qcs.config.errors import missing_extra
-from qcs.config.options import plain
+from qcs.config.options import resolve
 from qcs.evaluation.apply import pick_device
+from qcs.inference.crops import crop_of
 from qcs.inference.detector import Detector
 from qcs.inference.page import page
-from qcs.inference.predictor import Predictor, crop_of
+from qcs.inference.predictor import Predictor
 from qcs.inference.server import listen, serve
 
-# Nothing is asked of any other machine, nor told to one.
-QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_RUN_HISTORY": "False"}
+# Gradio must not contact any other machine.
+OFFLINE = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_OFFLINE": "1",
+    "GRADIO_RUN_HISTORY": "False",
+}
 
 
 class Settings(TypedDict):
@@ -48,48 +53,49 @@ def demo(config: dict[str, Any]) -> None:
     """Serve the page until it is stopped.
 
     Raises:
-        UserError: a missing file or extra; a port in use.
+        UserError: the checkpoint or the extra is missing, or the port is in use.
     """
     with (
         listen(config["port"]) as listener,
         tempfile.TemporaryDirectory() as name,  # uploads go with it
     ):
         folder = Path(name).resolve()
-        os.environ |= QUIET | {"GRADIO_TEMP_DIR": str(folder)}
+        os.environ |= OFFLINE | {"GRADIO_TEMP_DIR": str(folder)}
         logging.getLogger("httpx").setLevel(logging.WARNING)
         try:
             import gradio  # noqa: F401
         except ImportError as error:
             raise missing_extra("demo", "the page needs") from error
-        predictor, about = _predictor(config)
-        serve(page(predictor, folder, about), listener, folder)
+        predictor, description = _predictor(config)
+        serve(page(predictor, folder, description), listener, folder)
 
 
 def _predictor(config: dict[str, Any]) -> tuple[Predictor, str]:
-    """The network, ready, and what the page says of it, in Markdown."""
+    """The predictor, and the description of its checkpoint in Markdown."""
     device = pick_device(config["device"])
     file = config["ckpt"] or zoo.default_file()
     checkpoint = load_classifier(file, config.get("trust"))
     detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
     predictor = Predictor(checkpoint, detector, crop, device=device)
-    predictor.classify([Image.fromarray(np.zeros((64, 64, 3), np.uint8))])  # the first one is slow
+    predictor.classify([Image.fromarray(np.zeros((64, 64, 3), np.uint8))])  # the first call is slow
     names = ", ".join(checkpoint.class_names)
-    about = _literal(f"{Path(config['ckpt'] or zoo.default()).name}: {names}. Faces are cut {why}.")
-    if predictor.caution:
-        about += f"\n\n**Note: {_literal(predictor.caution)}.**"
-    return predictor, about
+    name = Path(config["ckpt"] or zoo.default()).name
+    description = _literal(f"{name}: {names}. Faces are cut {why}.")
+    if predictor.warning:
+        description += f"\n\n**Note: {_literal(predictor.warning)}.**"
+    return predictor, description
 
 
 def _literal(text: str) -> str:
-    """A text as Markdown that shows it as it is; a checkpoint's names could hold links."""
+    """Escape a text for Markdown, as the names in a checkpoint could hold links."""
     return re.sub(r"([\\`*_{}\[\]()#!|~$-])", r"\\\1", html.escape(text, quote=False))
 
 
 @command("demo")
 def main(cfg: DictConfig) -> None:
-    """Compose, check, serve."""
-    demo(plain(cfg, Settings))
+    """Serve the page for the checkpoint that the command line names."""
+    demo(resolve(cfg, Settings))
 
 
 if __name__ == "__main__":

@@ -7,23 +7,19 @@ from typing import Annotated, Any, Literal
 import torch
 from annotated_types import Interval, MinLen
 from omegaconf import DictConfig
-from torch import Tensor
 from typing_extensions import TypedDict
 
-from qcs.checkpoints import recipe
 from qcs.checkpoints.load import Checkpoint, load_classifier
-from qcs.checkpoints.paths import named
+from qcs.checkpoints.paths import checkpoint_groups
 from qcs.config.bounds import Count, Workers
 from qcs.config.command import command
-from qcs.config.errors import UserError
-from qcs.config.options import plain
-from qcs.data.class_names import ClassMatch, canonical, match_classes
-from qcs.data.manifest import Manifest
+from qcs.config.options import resolve
+from qcs.data.class_names import ClassMatch
 from qcs.evaluation import compare, report
 from qcs.evaluation.apply import apply, pick_device
+from qcs.evaluation.data import EvaluationData, rule_out_lacking, warn_of_class_differences
 from qcs.evaluation.metrics import check_resamples
 from qcs.inference.backends import Form, in_form
-from qcs.training import build
 
 log = logging.getLogger(__name__)
 
@@ -49,126 +45,73 @@ class Settings(TypedDict):
 
 
 def evaluate(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Write the report of one split into the run's folder; of several checkpoints, their reports
-    into folders below it, and a comparison.
+    """Write the report of a checkpoint on one split into the run's folder.
+
+    Several checkpoints get a report each, in folders below the run's, and a comparison.
 
     Returns:
         What each metrics.json holds.
 
     Raises:
-        UserError: no such checkpoint or data set.
-        UserError: no checkpoint given, an empty split, or classes that do not fit.
+        UserError: there is no such checkpoint or data set, the split is empty, or the classes of
+            checkpoint and data set do not fit.
     """
     check_resamples(config["resamples"])
-    groups = named(config["ckpt"], config["compare"])
-    single = sum(map(len, groups.values())) == 1
+    groups = checkpoint_groups(config["ckpt"], config["compare"])
+    several = sum(map(len, groups.values())) > 1
+    run_dir, trust = Path(config["run_dir"]), config.get("trust")
+    data = EvaluationData(config.get("dataset"), config["split"], config["store"], trust)
     members: dict[str, list[compare.Member]] = {name: [] for name in groups}
-    dataset, tables = config.get("dataset"), {}  # tables by size of prepared images
-    common: ClassMatch | None = None
+    evaluated = 0
     for name, paths in groups.items():
         for number, path in enumerate(paths):
-            checkpoint = load_classifier(path, config.get("trust"))
-            dataset = recipe.chosen_dataset(checkpoint.recipe, dataset)
-            found = _data(config, dataset, checkpoint, tables)
-            _same(found, common) if common else _announce(found, config["restrict"])
-            common = common or found
-            folder = Path(config["run_dir"])
-            folder = folder if single else folder / f"{name}-{number}"
-            members[name].append(_report(config, path, checkpoint, found, folder))
-    if not single:
-        result = members[next(iter(members))][0].result
-        about = {k: result[k] for k in ("dataset", "split", "images", "resamples")}
-        compare.write(Path(config["run_dir"]), members, about)
-    log.info("report in %s", config["run_dir"])
-    return [member.result for group in members.values() for member in group]
-
-
-def _data(
-    config: dict[str, Any],
-    dataset: dict[str, Any],
-    checkpoint: Checkpoint,
-    tables: dict[int | None, Manifest],
-) -> ClassMatch:
-    """The images in the checkpoint's classes; a data set is opened once for all of its size."""
-    transform = checkpoint.recipe["transform"]
-    size = transform.get("resize") or transform.get("size")  # a transform of the user's has none
-    if size not in tables:
-        whole = build.manifest(dataset, [transform], config["store"], config.get("trust"))
-        tables[size] = whole.split(config["split"])
-    return match_classes(tables[size], checkpoint.class_names)
-
-
-def _announce(found: ClassMatch, restrict: bool) -> None:
-    """Say what does not fit between data set and checkpoint."""
-    for name, number in found.left_out.items():
-        log.warning("left out %d images of %s, which the checkpoint does not know", number, name)
-    if found.lacking:
-        free = "predicting it is a mistake (restrict=true rules it out)"
-        what = "never predicted (restrict=true)" if restrict else free
-        log.warning("the data set has no %s: %s", " and no ".join(found.lacking), what)
-
-
-def _same(found: ClassMatch, first: ClassMatch) -> None:
-    """Raise UserError where two checkpoints do not see the same images of the same classes."""
-    theirs, ours = (sorted(map(canonical, f.data.class_names)) for f in (first, found))
-    if theirs != ours:
-        raise UserError(
-            f"compare: the checkpoints know different classes, {', '.join(first.data.class_names)} "
-            f"and {', '.join(found.data.class_names)}; evaluate them one by one"
-        )
-    if first.data.paths.tolist() != found.data.paths.tolist():
-        raise UserError(
-            "compare: of one size some images could not be prepared: write store=null to decode all"
-        )
+            checkpoint = load_classifier(path, trust)
+            images = data.for_checkpoint(checkpoint)
+            if not evaluated:
+                warn_of_class_differences(images, config["restrict"])
+            folder = run_dir / f"{name}-{number}" if several else run_dir
+            members[name].append(_report(config, path, checkpoint, images, folder))
+            evaluated += 1
+    results = [member.result for group in members.values() for member in group]
+    if several:
+        context = {k: results[0][k] for k in ("dataset", "split", "images", "resamples")}
+        compare.write(run_dir, members, context)
+    log.info("report in %s", run_dir)
+    return results
 
 
 def _report(
-    config: dict[str, Any],
-    path: str,
-    checkpoint: Checkpoint,
-    found: ClassMatch,
-    folder: Path,
+    config: dict[str, Any], path: str, checkpoint: Checkpoint, images: ClassMatch, folder: Path
 ) -> compare.Member:
     """Evaluate one checkpoint and write its report."""
     device = pick_device(config["device"])
+    network = in_form(checkpoint.network.to(device), config["form"], config["batch_size"])
     options = {k: config[k] for k in ("batch_size", "num_workers", "flip")}
-    network, transform = checkpoint.network.to(device), checkpoint.transform
-    network = in_form(network, config["form"], config["batch_size"])
-    logits = apply(network, found.data, transform, device, **options)
+    logits = apply(network, images.data, checkpoint.transform, device, **options)
     if config["restrict"]:
-        logits = _restricted(logits, found)
-    renamed = {old: new for old, new in found.names.items() if old != new}
-    about = {
-        "dataset": found.data.root.resolve().name,
+        logits = rule_out_lacking(logits, images)
+    labels = torch.from_numpy(images.data.labels)
+    context = {
+        "dataset": images.data.root.resolve().name,
         "split": config["split"],
         "ckpt": path,
         "selected_on": checkpoint.recipe["select_on"],
         "flip": config["flip"],
         "form": config["form"],
-        "left_out": found.left_out,
-        "without_images": found.lacking,
-        "restricted": config["restrict"] and bool(found.lacking),
-        "renamed": renamed,
+        "left_out": images.left_out,
+        "without_images": images.lacking,
+        "restricted": config["restrict"] and bool(images.lacking),
+        "renamed": {old: new for old, new in images.names.items() if old != new},
     }
-    labels = torch.from_numpy(found.data.labels)
-    options = {"resamples": config["resamples"], "picture_format": config["format"]}
-    result = report.write(folder, logits, labels, found.data, about, **options)
+    resamples, suffix = config["resamples"], config["format"]
+    result = report.write(folder, logits, labels, images.data, context, resamples, suffix)
     return compare.Member(path, result, logits.argmax(1) == labels)
-
-
-def _restricted(logits: Tensor, found: ClassMatch) -> Tensor:
-    """Rule out the classes that the data set does not have."""
-    lacking = {canonical(name) for name in found.lacking}
-    out = [k for k, name in enumerate(found.data.class_names) if canonical(name) in lacking]
-    logits = logits.clone()
-    logits[:, out] = -torch.inf
-    return logits
 
 
 @command("eval")
 def main(cfg: DictConfig) -> float:
-    """Compose, check, evaluate; return the (first) top-1."""
-    return evaluate(plain(cfg, Settings))[0]["acc"]
+    """Evaluate what the command line names; return the top-1 accuracy of the first checkpoint."""
+    return evaluate(resolve(cfg, Settings))[0]["acc"]
 
 
 if __name__ == "__main__":

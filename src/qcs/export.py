@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -10,18 +10,18 @@ from omegaconf import DictConfig
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from qcs.checkpoints import recipe
+from qcs.checkpoints.datasets import checkpoint_manifest, dataset_config
 from qcs.checkpoints.exported import Exported, metadata, to_int8, to_onnx, to_program
 from qcs.checkpoints.load import Checkpoint, load_checkpoint
 from qcs.checkpoints.onnx import open_onnx
 from qcs.config.bounds import Count, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import plain
+from qcs.config.options import resolve
 from qcs.data.class_names import match_classes
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import pixels
-from qcs.training import build
+from qcs.models import QCSNetwork
 
 log = logging.getLogger(__name__)
 
@@ -44,47 +44,36 @@ class Settings(TypedDict):
 
 
 SEED = 0
-CHECKED = 8  # real images
-TOLERANCE = 1e-3  # of logits, relative to their spread; measured: below 1e-5
-ROUNDED = 0.05  # the same where the file resizes: a pixel may be rounded to the other side
+CHECKED = 8  # real images on which the file is compared with torch
+# The largest difference of logits that is allowed, relative to their spread. Measured ones are
+# below 1e-5. Where the file resizes, it may round a pixel up that torch rounds down.
+TOLERANCE = 1e-3
+TOLERANCE_OF_ROUNDING = 0.05
 
 
 def export(config: dict[str, Any]) -> dict[str, float]:
-    """Write the file, but only when it agrees with torch.
+    """Write the file, but only if its logits agree with those of torch.
 
     Returns:
-        "difference", the largest of the logits relative to their spread; for int8 "before" and
-        "after", the accuracies.
+        "difference", the largest one of the logits relative to their spread; for int8 also
+        "images" and the accuracies on them, "before" and "after".
 
     Raises:
-        UserError: no checkpoint or an unknown format, or the file gives other logits.
-        UserError: of the checkpoint, the data set, the extra.
+        UserError: the checkpoint, the data set or an extra is missing, the format is unknown, or
+            the logits of the file differ.
     """
-    if config["ckpt"] is None:
-        raise UserError("ckpt is not set: write ckpt=model.ckpt out=model.onnx")
-    out = Path(config["out"]).expanduser()
-    if out.suffix not in (".onnx", ".pt2") or (config["int8"] and out.suffix != ".onnx"):
-        expected = "*.onnx with int8=true" if config["int8"] else "*.onnx or *.pt2"
-        raise UserError(f"out={config['out']}: the format goes by the name, {expected}")
-    checkpoint = load_checkpoint(config["ckpt"], config.get("trust"))
-    transform = checkpoint.recipe["transform"]
-    if transform["name"] != "evaluation":
-        raise UserError(
-            f"{config['ckpt']} has the transform {transform['name']}, and an export can describe "
-            "qcs.data.transforms.evaluation alone"
-        )
-    model = Exported(checkpoint.network, transform, config["include_transform"]).eval()
+    out, checkpoint = _output(config), _exportable(config)
+    network, transform = cast(QCSNetwork, checkpoint.network), checkpoint.recipe["transform"]
+    model = Exported(network, transform, config["include_transform"]).eval()
     data = _data(config, checkpoint)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f"{out.stem}.part{out.suffix}")
-    about, write = (
-        metadata(model, checkpoint.recipe),
-        to_onnx if out.suffix == ".onnx" else to_program,
-    )
+    write = to_onnx if out.suffix == ".onnx" else to_program
     try:
-        write(model, part, about)
-        result = {"difference": check(model, part, _real(model, checkpoint, data, config["split"]))}
-        if config["int8"]:
+        write(model, part, metadata(model, checkpoint.recipe))
+        real = None if data is None else _sample(model, checkpoint, data.split(config["split"]))
+        result = {"difference": check(model, part, real)}
+        if config["int8"] and data is not None:  # without data, `_data` has raised
             result |= _quantise(config, model, checkpoint, data, part)
         part.replace(out)
     finally:
@@ -94,14 +83,37 @@ def export(config: dict[str, Any]) -> dict[str, float]:
     return result
 
 
+def _output(config: dict[str, Any]) -> Path:
+    """The file to write, whose suffix is its format."""
+    out = Path(config["out"]).expanduser()
+    if out.suffix not in (".onnx", ".pt2") or (config["int8"] and out.suffix != ".onnx"):
+        expected = "*.onnx with int8=true" if config["int8"] else "*.onnx or *.pt2"
+        raise UserError(f"out={config['out']}: the format goes by the name, {expected}")
+    return out
+
+
+def _exportable(config: dict[str, Any]) -> Checkpoint:
+    """The checkpoint, whose transform an exported file can describe."""
+    if config["ckpt"] is None:
+        raise UserError("ckpt is not set: write ckpt=model.ckpt out=model.onnx")
+    checkpoint = load_checkpoint(config["ckpt"], config.get("trust"))
+    name = checkpoint.recipe["transform"]["name"]
+    if name != "evaluation":
+        raise UserError(
+            f"{config['ckpt']} has the transform {name}, and an export can describe "
+            "qcs.data.transforms.evaluation alone"
+        )
+    return checkpoint
+
+
 def _data(config: dict[str, Any], checkpoint: Checkpoint) -> Manifest | None:
     """The data set, or None where the checkpoint's own is not here and nothing needs it."""
-    dataset = recipe.chosen_dataset(checkpoint.recipe, config.get("dataset"))
+    dataset, trust = config.get("dataset"), config.get("trust")
     try:
-        transforms, trust = [checkpoint.recipe["transform"]], config.get("trust")
-        return build.manifest(dataset, transforms, config["store"], trust)
+        return checkpoint_manifest(checkpoint.recipe, dataset, config["store"], trust)
     except UserError as error:
-        if dataset != checkpoint.recipe["dataset"] or config["int8"]:
+        own = dataset_config(checkpoint.recipe, dataset) == checkpoint.recipe["dataset"]
+        if not own or config["int8"]:
             raise
         log.warning("checked on random input alone, for want of real images: %s", error)
         return None
@@ -110,16 +122,13 @@ def _data(config: dict[str, Any], checkpoint: Checkpoint) -> Manifest | None:
 def _inputs(model: Exported, checkpoint: Checkpoint, data: Manifest, rows: np.ndarray) -> Tensor:
     """Images of some rows as the file takes them; uint8 ones are of the transform's size."""
     images = [pixels(data, int(row), model.resize) for row in rows]
-    return torch.stack(images if model.include_transform else
-                       [checkpoint.transform(image) for image in images])  # fmt: skip
+    if not model.include_transform:
+        images = [checkpoint.transform(image) for image in images]
+    return torch.stack(images)
 
 
-def _real(
-    model: Exported, checkpoint: Checkpoint, data: Manifest | None, split: str
-) -> Tensor | None:
-    if data is None:
-        return None
-    data = data.split(split)
+def _sample(model: Exported, checkpoint: Checkpoint, data: Manifest) -> Tensor:
+    """A few real images, drawn at random, as the file takes them."""
     rows = np.random.default_rng(SEED).permutation(len(data))[:CHECKED]
     return _inputs(model, checkpoint, data, rows)
 
@@ -149,7 +158,7 @@ def check(model: Exported, path: Path, real: Tensor | None) -> float:
         difference = ((run(images) - expected).abs().max() / spread).item()
         if not difference <= worst:  # NaN as well
             worst = difference
-    limit = ROUNDED if model.include_transform else TOLERANCE
+    limit = TOLERANCE_OF_ROUNDING if model.include_transform else TOLERANCE
     if not worst <= limit:
         raise UserError(
             f"the exported file differs from torch by {worst:.2g} of the logits' spread, more than "
@@ -165,39 +174,48 @@ def _quantise(
     data: Manifest,
     path: Path,
 ) -> dict[str, float]:
-    """Put the int8 file in the place of the float one, with the accuracies of both."""
+    """Replace the file by its int8 version; return the accuracies of both, and on how many images.
+
+    The accuracies are measured as `qcs.eval` does, on images in the classes of the checkpoint.
+    """
     train = data.split("train")
-    number, size = config["calibration_images"], config["batch_size"]
-    rows = np.random.default_rng(SEED).permutation(len(train))[:number]
-    parts = np.array_split(rows, max(len(rows) // size, 1))
+    rows = np.random.default_rng(SEED).permutation(len(train))[: config["calibration_images"]]
+    parts = np.array_split(rows, max(len(rows) // config["batch_size"], 1))
     batches = (_inputs(model, checkpoint, train, part).numpy() for part in parts)
     small = path.with_suffix(".int8.onnx")
     try:
         to_int8(path, small, batches)
-        split = data.split(config["split"])
-        tested = match_classes(split, checkpoint.class_names).data  # as qcs.eval
-        result = {"images": len(tested)}
-        for name, file in (("before", path), ("after", small)):
-            network, hits = open_onnx(file)[0], 0
-            for part in np.array_split(np.arange(len(tested)), -(-len(tested) // size)):
-                predicted = network(_inputs(model, checkpoint, tested, part)).argmax(1).numpy()
-                hits += int((predicted == tested.labels[part]).sum())
-            result[name] = hits / len(tested)
+        tested = match_classes(data.split(config["split"]), checkpoint.class_names).data
+        before, after = (
+            _accuracy(file, model, checkpoint, tested, config["batch_size"])
+            for file in (path, small)
+        )
         small.replace(path)
     finally:
         small.unlink(missing_ok=True)
     log.info(
         "int8, calibrated on %d training images: top-1 %.2f %% before, %.2f %% after, on %d "
         "images of %s",
-        *(len(rows), 100 * result["before"], 100 * result["after"], len(tested), config["split"]),
+        *(len(rows), 100 * before, 100 * after, len(tested), config["split"]),
     )
-    return result
+    return {"images": len(tested), "before": before, "after": after}
+
+
+def _accuracy(
+    file: Path, model: Exported, checkpoint: Checkpoint, data: Manifest, batch_size: int
+) -> float:
+    """The top-1 accuracy of an ONNX file."""
+    network, hits = open_onnx(file)[0], 0
+    for rows in np.array_split(np.arange(len(data)), -(-len(data) // batch_size)):
+        predicted = network(_inputs(model, checkpoint, data, rows)).argmax(1).numpy()
+        hits += int((predicted == data.labels[rows]).sum())
+    return hits / len(data)
 
 
 @command("export")
 def main(cfg: DictConfig) -> None:
-    """Compose, check, export."""
-    export(plain(cfg, Settings))
+    """Export the checkpoint that the command line names."""
+    export(resolve(cfg, Settings))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Expressions in photos and videos: `python -m qcs.predict input=photo.jpg [ckpt=...]`.
 
-Exit status: 0 where every file was read, with faces or without; 1 where some were not; 2 where
-nothing could start, or the results could not be written; 130 after Ctrl-C.
+Exit status: 0 if every file was read, with or without faces in it; 1 if some files could not be
+read; 2 if the run could not start or its results could not be written; 130 after Ctrl-C.
 """
 
 import logging
@@ -22,14 +22,15 @@ from qcs.config.bounds import Count, Probability
 from qcs.config.command import command
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
-from qcs.config.options import plain
+from qcs.config.options import resolve
 from qcs.evaluation.apply import pick_device
 from qcs.inference.backends import Form
+from qcs.inference.crops import crop_of
 from qcs.inference.detector import Detector
 from qcs.inference.inputs import Source, files_of, open_items
 from qcs.inference.outputs import Records
 from qcs.inference.pictures import Pictures, Written
-from qcs.inference.predictor import Predictor, Result, crop_of
+from qcs.inference.predictor import Predictor, Result
 
 log = logging.getLogger(__name__)
 
@@ -57,20 +58,20 @@ class Settings(TypedDict):
 
 
 def predict(config: dict[str, Any]) -> Counter:
-    """Write the predictions of all images and frames; one bad file does not stop the others.
+    """Write the predictions for all images and frames; an unreadable file is reported and skipped.
 
     Returns:
-        Numbers: "images", "faces", "empty" (images without a face), "errors", of each label, and
-        "stopped", 1 after Ctrl-C before the end.
+        The numbers of "images", "faces", "empty" (images without a face) and "errors", the number
+        of each label under ("label", name), and "stopped", which is 1 after Ctrl-C.
 
     Raises:
-        UserError: what keeps the whole run from starting; results that cannot be written.
+        UserError: the run cannot start, or its results cannot be written.
     """
     if config["input"] is None:
         raise UserError("input is not set: write input=photo.jpg")
     files = files_of(config["input"])
     items = open_items(files, config["every"], config["max_frames"])
-    out = _place(config, files)
+    out = _output(config, files)
     predictor = _predictor(config, any(file.kind == "webcam" for file in files))
     counts: Counter = Counter()
     with (
@@ -79,10 +80,10 @@ def predict(config: dict[str, Any]) -> Counter:
     ):
         try:
             for result in predictor.stream(items, config["detect"] == "auto"):
-                result, written = _drawn(pictures, result)
+                result, written = _write_pictures(pictures, result)
                 records.write(result, written)
                 _count(counts, result)
-        except KeyboardInterrupt:  # how a webcam ends
+        except KeyboardInterrupt:  # the usual way to end a webcam
             counts["stopped"] = int(files[-1].kind != "webcam")
             log.info("stopped")
     counts["errors"] += pictures.failed
@@ -96,11 +97,11 @@ def predict(config: dict[str, Any]) -> Counter:
     return counts
 
 
-def _place(config: dict[str, Any], files: Sequence[Source]) -> Path:
-    """Where the records go: as seen from where the user stands, by default in the run's folder.
+def _output(config: dict[str, Any], files: Sequence[Source]) -> Path:
+    """The file for the predictions, relative to the working directory.
 
     Raises:
-        UserError: that is one of the files to be read.
+        UserError: it is one of the files to be read.
     """
     if config["out"] is None:
         return Path(config["run_dir"]) / "predictions.jsonl"
@@ -126,13 +127,13 @@ def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
     log.info("faces are cut %s", terminal(why))
     batch_size = 1 if webcam else config["batch_size"]  # a webcam is answered at once
     predictor = Predictor(checkpoint, detector, crop, batch_size, device, config["form"])
-    if predictor.caution:
-        log.warning("%s", predictor.caution)
+    if predictor.warning:
+        log.warning("%s", predictor.warning)
     return predictor
 
 
-def _drawn(pictures: Pictures, result: Result) -> tuple[Result, Written]:
-    """Write an image's pictures; where that fails, the result says so."""
+def _write_pictures(pictures: Pictures, result: Result) -> tuple[Result, Written]:
+    """Write the pictures of an image; an error is added to the result."""
     try:
         return result, pictures.write(result)
     except UserError as error:
@@ -151,8 +152,8 @@ def _count(counts: Counter, result: Result) -> None:
 
 @command("predict")
 def main(cfg: DictConfig) -> None:
-    """Compose, check, predict."""
-    counts = predict(plain(cfg, Settings))
+    """Predict what the command line names, and set the exit status."""
+    counts = predict(resolve(cfg, Settings))
     if counts["stopped"]:
         sys.exit(130)
     if counts["errors"]:

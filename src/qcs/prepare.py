@@ -12,7 +12,7 @@ from qcs.config.bounds import Pixels, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
-from qcs.config.options import instantiate, plain
+from qcs.config.options import instantiate, resolve
 from qcs.data import prepared
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def prepare(config: dict[str, Any]) -> Path:
 @command("prepare")
 def main(cfg: DictConfig) -> None:
     """Compose, check, prepare."""
-    prepare(plain(cfg, Settings))
+    prepare(resolve(cfg, Settings))
 
 
 if __name__ == "__main__":

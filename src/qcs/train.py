@@ -19,7 +19,7 @@ from qcs.config import provenance
 from qcs.config.bounds import Count, Positive, Seed
 from qcs.config.command import command
 from qcs.config.errors import UserError
-from qcs.config.options import BackboneOptions, plain
+from qcs.config.options import BackboneOptions, resolve
 from qcs.data import workers
 from qcs.data.datamodule import FaceDataModule
 from qcs.models.cpu_kernels import SpeedOptions
@@ -209,7 +209,7 @@ def main(cfg: DictConfig) -> float | list[float] | None:
     if distributed.process_rank():
         logging.getLogger().setLevel(logging.WARNING)
     _choose_folder(cfg)
-    config = plain(cfg, Settings)
+    config = resolve(cfg, Settings)
     is_multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     if is_multirun:
         multirun.prepare_job(config, Path(HydraConfig.get().sweep.dir).name)

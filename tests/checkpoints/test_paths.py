@@ -2,7 +2,7 @@
 
 import pytest
 
-from qcs.checkpoints.paths import named, single
+from qcs.checkpoints.paths import checkpoint_groups, only_checkpoint
 from qcs.config.errors import UserError
 
 
@@ -21,21 +21,23 @@ def runs(tmp_path, monkeypatch):
 
 
 def test_checkpoints_are_named_by_what_tells_them_apart(runs):
-    assert named("model.ckpt", None) == {"": ["model.ckpt"]}
-    assert named(None, ["?/x/best.ckpt"]) == {n: [f"{n}/x/best.ckpt"] for n in "ab"}
-    assert named(None, ["model.ckpt", "a/x/best.ckpt"]) == {
+    assert checkpoint_groups("model.ckpt", None) == {"": ["model.ckpt"]}
+    assert checkpoint_groups(None, ["?/x/best.ckpt"]) == {n: [f"{n}/x/best.ckpt"] for n in "ab"}
+    assert checkpoint_groups(None, ["model.ckpt", "a/x/best.ckpt"]) == {
         "model.ckpt": ["model.ckpt"],
         "a-x-best.ckpt": ["a/x/best.ckpt"],
     }
-    assert named(None, {"g": "?/x/*.ckpt", "h": ["model.ckpt"]}) == {
+    assert checkpoint_groups(None, {"g": "?/x/*.ckpt", "h": ["model.ckpt"]}) == {
         "g": ["a/x/best.ckpt", "b/x/best.ckpt"],
         "h": ["model.ckpt"],
     }
-    assert named(None, ["run[1]/best.ckpt"]) == {"best.ckpt": ["run[1]/best.ckpt"]}  # it exists
+    assert checkpoint_groups(None, ["run[1]/best.ckpt"]) == {
+        "best.ckpt": ["run[1]/best.ckpt"]
+    }  # it exists
 
 
 def test_names_that_cannot_tell_apart_are_numbers():
-    assert list(named(None, ["a/b-c/x", "a-b/c/x"])) == ["checkpoint-1", "checkpoint-2"]
+    assert list(checkpoint_groups(None, ["a/b-c/x", "a-b/c/x"])) == ["checkpoint-1", "checkpoint-2"]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def test_names_that_cannot_tell_apart_are_numbers():
 )
 def test_what_names_nothing_is_one_sentence(ckpt, compare, sentence):
     with pytest.raises(UserError, match=sentence):
-        named(ckpt, compare)
+        checkpoint_groups(ckpt, compare)
     if compare is not None:
         with pytest.raises(UserError, match="figure=pairs takes one checkpoint"):
-            single(ckpt, compare, "figure=pairs")
+            only_checkpoint(ckpt, compare, "figure=pairs")

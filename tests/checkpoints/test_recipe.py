@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from conftest import tiny_checkpoint, tiny_recipe
-from qcs.checkpoints import names, recipe
+from qcs.checkpoints import datasets, names, recipe
 from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
 from qcs.models import IR
@@ -309,11 +309,11 @@ def test_a_timm_backbone_is_built_untrained(monkeypatch):
 def test_a_data_set_needs_a_path_of_the_users(tmp_path):
     parts = recipe.parse(FORMER)
     with pytest.raises(UserError, match=r"dataset.path is not set: .* on ferplus .* add dataset"):
-        recipe.read_dataset(recipe.chosen_dataset(parts, {"path": None}))
+        datasets.read_dataset(datasets.dataset_config(parts, {"path": None}))
     with pytest.raises(UserError, match="nothing to read at dataset.path=nowhere"):
-        recipe.read_dataset(recipe.chosen_dataset(parts, {"path": "nowhere"}))
+        datasets.read_dataset(datasets.dataset_config(parts, {"path": "nowhere"}))
     own = {"_target_": "qcs.data.sources.rafdb.read", "path": "x"}
-    assert recipe.chosen_dataset(parts, own) == own
+    assert datasets.dataset_config(parts, own) == own
 
 
 def test_a_recipe_holds_no_path_of_the_machine_that_trained():

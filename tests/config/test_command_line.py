@@ -3,9 +3,9 @@
 import pytest
 from hydra import compose, initialize_config_dir
 
-from qcs.config.command_line import at_home, overrides_of, told
+from qcs.config.command_line import expand_home, explain, overrides_of
 from qcs.config.errors import UserError
-from qcs.config.options import CONF
+from qcs.config.keys import CONF
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_what_can_be_parsed_passes():
 )
 def test_the_home_folder_is_expanded_where_the_shell_does_not(argument, expanded, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert at_home(argument) == expanded
+    assert expand_home(argument) == expanded
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def test_the_home_folder_is_expanded_where_the_shell_does_not(argument, expanded
 def test_what_hydra_cannot_compose_names_the_key_and_the_nearest(command, override, sentence):
     with pytest.raises(Exception) as error, initialize_config_dir(str(CONF), version_base="1.3"):
         compose(command, [override], return_hydra_config=True)
-    text = told(error.value, command, [override])
+    text = explain(error.value, command, [override])
     assert sentence in text and "\n" not in text
 
 
 def test_other_errors_are_not_hydras():
-    assert told(ValueError("too many values to unpack"), "train", []) is None
+    assert explain(ValueError("too many values to unpack"), "train", []) is None

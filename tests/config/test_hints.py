@@ -8,10 +8,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from conftest import three_colours
+from qcs.checkpoints.datasets import read_manifest
 from qcs.config.hints import command_line, dataset_options, option
-from qcs.config.options import CONF, plain
+from qcs.config.keys import CONF
+from qcs.config.options import resolve
 from qcs.prepare import Settings, prepare
-from qcs.training import build
 
 ODD = [
     "a b",
@@ -90,14 +91,14 @@ def test_the_hint_of_a_training_prepares_what_it_reads(tmp_path, caplog):
     dataset = {"_target_": "qcs.data.manifest.Manifest.from_csv", "path": str(folder / "t.csv")}
     transforms, stores = [{"resize": 20, "size": 16}, {"size": 20}], str(tmp_path / "stores")
     recipe = {"name": "csv", "path": dataset["path"]}  # of a checkpoint
-    assert build.manifest(recipe, transforms, stores).store is None
+    assert read_manifest(recipe, transforms, stores).store is None
     first = caplog.text.split("`")[1]
     caplog.clear()
-    assert build.manifest(dataset, transforms, stores).store is None
+    assert read_manifest(dataset, transforms, stores).store is None
     assert caplog.text.split("`")[1] == first
     words = shlex.split(first)
     assert words[:3] == ["python", "-m", "qcs.prepare"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         made = compose("prepare", [*words[3:], "num_workers=0", f"run_dir={tmp_path}"])
-        prepare(plain(made, Settings))
-    assert build.manifest(dataset, transforms, stores).store is not None
+        prepare(resolve(made, Settings))
+    assert read_manifest(dataset, transforms, stores).store is not None

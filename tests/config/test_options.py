@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from qcs.config.errors import UserError
-from qcs.config.options import CONF, instantiate, plain
+from qcs.config.keys import CONF
+from qcs.config.options import instantiate, resolve
 from qcs.models import QCSNetwork
 from qcs.training import build
 
@@ -33,7 +34,7 @@ GROUPS = (
 def config(tmp_path: Path, *overrides: str, name: str = "train") -> dict:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(name, [*overrides, f"run_dir={tmp_path}"])
-    return plain(cfg, import_module(f"qcs.{name}").Settings)
+    return resolve(cfg, import_module(f"qcs.{name}").Settings)
 
 
 def choices(group: str) -> list[str]:
@@ -158,14 +159,14 @@ def test_numbers_that_make_no_sense_are_refused_in_one_sentence(name, tmp_path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(name, [*choices.get(name, []), f"run_dir={tmp_path}"])
     settings, free = import_module(f"qcs.{name}").Settings, {"min_delta"}
-    keys = [key for key in numbers(plain(cfg, settings)) if key.rpartition(".")[2] not in free]
+    keys = [key for key in numbers(resolve(cfg, settings)) if key.rpartition(".")[2] not in free]
     for key, value in itertools.product(keys, (float("nan"), float("inf"), -7, 10**30)):
         if isinstance(OmegaConf.select(cfg, key), float) and value == 10**30:
             continue
         wrong = copy.deepcopy(cfg)
         OmegaConf.update(wrong, key, value)
         with pytest.raises(UserError) as error:
-            plain(wrong, settings)
+            resolve(wrong, settings)
         assert "should be" in str(error.value) and "\n" not in str(error.value)
 
 

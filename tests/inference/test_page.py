@@ -9,9 +9,10 @@ from PIL import Image
 from conftest import tiny_checkpoint
 from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
-from qcs.inference import page
-from qcs.inference.page import Actions, chosen, opened, uploaded
+from qcs.inference import uploads
+from qcs.inference.page import Actions, selected_face
 from qcs.inference.predictor import Predictor
+from qcs.inference.uploads import open_upload, uploaded_file
 
 
 def test_a_path_is_opened_in_the_folder_alone(tmp_path):
@@ -22,22 +23,22 @@ def test_a_path_is_opened_in_the_folder_alone(tmp_path):
     (folder / "link.png").symlink_to(tmp_path / "out.png")
     (folder / "ring.png").symlink_to("ring.png")
     os.mkfifo(folder / "pipe.png")
-    assert opened(str(folder / "in.png"), folder).size == (8, 8)
+    assert open_upload(str(folder / "in.png"), folder).size == (8, 8)
     outside = [tmp_path / "out.png", folder / "link.png", folder / "ring.png", folder / "pipe.png",
                folder / "none.png", folder, "\0", 5, None, {}, f"{folder}/../out.png"]  # fmt: skip
     said = set()
     for path in outside:
         with pytest.raises(UserError) as error:
-            uploaded(path, folder)
+            uploaded_file(path, folder)
         said.add(str(error.value))
     assert len(said) == 1  # it does not tell which files exist
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     Image.new("1", (13_304, 13_304)).save(tmp_path / "bomb.png")  # 177 million in 30 kB
-    monkeypatch.setattr(page, "as_image", lambda path: pytest.fail("it was decoded"))
+    monkeypatch.setattr(uploads, "as_image", lambda path: pytest.fail("it was decoded"))
     with pytest.raises(UserError, match="bomb.png has 13304 x 13304 pixels"):
-        opened(str(tmp_path / "bomb.png"), tmp_path)
+        open_upload(str(tmp_path / "bomb.png"), tmp_path)
 
 
 @pytest.mark.parametrize("data", [None, {}, 5, "x", [0], *({"index": i} for i in (
@@ -45,10 +46,10 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypat
 def test_a_face_that_is_not_there_is_a_sentence(data):
     faces = ([None, None], [None, None])
     with pytest.raises(UserError, match="there is no such face"):
-        chosen(faces, SimpleNamespace(_data=data))
+        selected_face(faces, SimpleNamespace(_data=data))
     with pytest.raises(UserError, match="classify an image first"):
-        chosen(None, SimpleNamespace(_data={"index": 0}))
-    assert chosen(faces, SimpleNamespace(_data={"index": 1})) == 1
+        selected_face(None, SimpleNamespace(_data={"index": 0}))
+    assert selected_face(faces, SimpleNamespace(_data={"index": 1})) == 1
 
 
 def test_what_is_compared_is_limited(tmp_path):

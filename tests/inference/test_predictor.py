@@ -13,28 +13,19 @@ from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
 from qcs.evaluation.apply import pick_device
 from qcs.inference.detector import Detector
-from qcs.inference.predictor import Predictor, data_source
+from qcs.inference.predictor import Predictor
 
 FACE = Image.new("RGB", (20, 20), "red")
 
 
 def test_drawn_faces_are_warned_of_once_and_others_are_not(tmp_path):
-    drawn = qcs.load(tiny_checkpoint(tmp_path / "a.ckpt", "qcs.data.sources.synthetic.read"))
+    drawn = qcs.load(tiny_checkpoint(tmp_path / "a.ckpt", "synthetic"))
     with pytest.warns(UserWarning, match="trained on drawn faces"):
         drawn.predict(FACE, detect=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         drawn.predict(FACE, detect=False)
         qcs.load(tiny_checkpoint(tmp_path / "b.ckpt")).predict(FACE, detect=False)
-
-
-def test_the_data_set_is_known_by_its_name_or_by_the_path_of_format_1():
-    assert data_source({"dataset": {"name": "ferplus"}}) == "ferplus"
-    assert data_source({"dataset": "synthetic"}) == "synthetic"
-    assert data_source({"dataset": {"_target_": "qcs.data.synthetic.read"}}) == "synthetic"
-    assert data_source({"dataset": {"_target_": "qcs.data.sources.rafdb.read"}}) == "rafdb"
-    assert data_source({"dataset": {"_target_": "mine.read"}}) == "mine.read"
-    assert data_source({"dataset": None}) == data_source({}) == "None"
 
 
 def test_answers_that_are_not_finite_are_refused(tmp_path):

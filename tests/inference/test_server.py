@@ -7,8 +7,9 @@ import socket
 import pytest
 
 from qcs.config.errors import UserError
-from qcs.inference import server
-from qcs.inference.server import Guard, listen
+from qcs.inference import guard as guards
+from qcs.inference.guard import Guard
+from qcs.inference.server import listen
 
 API = "/gradio_api/"
 
@@ -108,12 +109,12 @@ def test_a_body_that_is_none_of_the_pages_is_refused(ask, body):
 
 
 def test_bytes_are_limited(ask, monkeypatch):
-    monkeypatch.setattr(server, "MOST_BYTES", 100)
-    monkeypatch.setattr(server, "MOST_JSON", 50)
+    monkeypatch.setattr(guards, "MAX_UPLOAD", 100)
+    monkeypatch.setattr(guards, "MAX_JSON", 50)
     assert ask("POST", f"{API}upload", b"x" * 100)[0] == 200
     assert ask("POST", f"{API}upload", b"x" * 101)[0] == 413
     assert ask("POST", f"{API}queue/join", {"data": "x" * 50})[0] == 413
-    monkeypatch.setattr(server, "FOLDER_BYTES", 1)
+    monkeypatch.setattr(guards, "MAX_FOLDER", 1)
     assert ask("POST", f"{API}upload", b"x")[0] == 413
 
 

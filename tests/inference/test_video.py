@@ -64,7 +64,7 @@ def test_each_frame_comes_once_at_the_time_that_it_is_shown(phone, suffix, tmp_p
 
 def test_each_third_frame_and_the_first_frames(phone):
     assert [frame.number for frame in video.film(phone, every=3)] == [0, 3, 6, 9]
-    assert [frame.number for frame in video.film(phone, every=4, most=2)] == [0, 4]
+    assert [frame.number for frame in video.film(phone, every=4, limit=2)] == [0, 4]
 
 
 @pytest.mark.parametrize("angle", [90, 180, 270])
@@ -146,7 +146,7 @@ def test_a_webcam_is_opened_by_the_means_of_the_system(system, phone, monkeypatc
 
     monkeypatch.setattr(av, "open", camera)
     monkeypatch.setattr("sys.platform", system)
-    assert [frame.number for frame in video.webcam(2, most=3)] == [0, 1, 2]
+    assert [frame.number for frame in video.webcam(2, limit=3)] == [0, 1, 2]
     assert asked == [("/dev/video2", "v4l2") if system == "linux" else ("2", "avfoundation")]
 
 

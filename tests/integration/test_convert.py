@@ -12,9 +12,9 @@ from test_parity import MODELS, PARITY, official, recipe
 from test_train import qcs
 
 from qcs.checkpoints.load import load_checkpoint
+from qcs.checkpoints.official import DATASETS, convert
 from qcs.checkpoints.official_keys import from_official
 from qcs.config.errors import UserError
-from qcs.convert import DATASETS, convert
 
 KEYS = PARITY / "keys" / "QCS_7cls_raf_db.json"
 
@@ -62,7 +62,7 @@ def test_every_official_kind_is_recognised(name, tmp_path):
     data = {"raf_db": "rafdb", "ferplus": "ferplus", "affectnet": f"affectnet{classes[0]}"}[rest]
     best = 65.0 if rest == "affectnet" else 92.0
     file = training_file(tmp_path / "official.pth", zeros(name), best)
-    parts = convert(file, tmp_path / "out.ckpt")
+    parts = convert(file, tmp_path / "out.ckpt").recipe
     made = load_checkpoint(tmp_path / "out.ckpt")
     assert made.class_names == DATASETS[data] and made.network.num_classes == int(classes[0])
     assert made.network.roles == (4 if roles == "QCS" else 2)
@@ -92,7 +92,7 @@ def test_the_data_set_is_taken_from_the_files_name_or_asked_for(tmp_path):
     state = zeros("QCS_7cls_affectnet")
     torch.save(state, tmp_path / "QCS_AffectNet.pth")
     made = convert(tmp_path / "QCS_AffectNet.pth", tmp_path / "a.ckpt")
-    assert made["dataset"]["name"] == "affectnet"
+    assert made.recipe["dataset"]["name"] == "affectnet"
     torch.save(state, tmp_path / "model.pth")
     with pytest.raises(UserError, match="add --dataset rafdb or --dataset affectnet7"):
         convert(tmp_path / "model.pth", tmp_path / "b.ckpt")

@@ -44,8 +44,8 @@ def test_what_the_page_shows(tmp_path, photo):
     model = predictor(tmp_path)
     result = page.analyse(model, str(photo), True, photo.parent)
     assert len(result.predictions) == len(result.crops) == 1
-    assert Image.open(page.looked_at(model, result.crops[0], tmp_path)).width > 300
-    pair = page.compared(model, result.crops * 2, ["red", "blue"], tmp_path)
+    assert Image.open(page.attention_picture(model, result.crops[0], tmp_path)).width > 300
+    pair = page.comparison_picture(model, result.crops * 2, ["red", "blue"], tmp_path)
     assert Image.open(pair).width > 300
     for path, detect in page.examples(tmp_path):
         assert page.analyse(model, path, detect, tmp_path).predictions
@@ -64,10 +64,10 @@ def test_a_bad_upload_is_a_sentence_without_a_path(kind, tmp_path, photo):
 def test_a_network_that_cannot_compare_says_so(tmp_path):
     crops = [Image.new("RGB", (20, 20))] * 2
     with pytest.raises(UserError, match="trained without cross similarity"):
-        page.compared(predictor(tmp_path, roles=1), crops, ["red", "red"], tmp_path)
+        page.comparison_picture(predictor(tmp_path, roles=1), crops, ["red", "red"], tmp_path)
     for few in (crops[:1], []):
         with pytest.raises(UserError, match="two faces or more"):
-            page.compared(predictor(tmp_path), few, ["red"] * len(few), tmp_path)
+            page.comparison_picture(predictor(tmp_path), few, ["red"] * len(few), tmp_path)
 
 
 def test_the_page_of_no_checkpoint_shows_the_network_that_comes_with_the_package():
@@ -163,9 +163,9 @@ def test_maps_are_drawn_for_the_faces_that_were_given(tmp_path, monkeypatch):
     given = {}
     monkeypatch.setattr(page.plots, "pair_grid", lambda *a: given.update(maps=a[1], names=a[2]))
     model, crops = predictor(tmp_path), [Image.new("RGB", (20, 20), c) for c in ("red", "blue")]
-    page.compared(model, crops, ["red", "red"], tmp_path)
+    page.comparison_picture(model, crops, ["red", "red"], tmp_path)
     shared = given["maps"]
-    page.compared(model, crops, ["red", "blue"], tmp_path)
+    page.comparison_picture(model, crops, ["red", "blue"], tmp_path)
     assert given["names"] == ["red", "blue"] and shared.shape == (2, 2, 4)
     assert not torch.equal(shared[0, 1], given["maps"][0, 1])
     torch.testing.assert_close(shared[0, 0], given["maps"][0, 0])

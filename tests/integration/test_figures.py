@@ -9,12 +9,12 @@ import torch
 from test_train import qcs
 
 from conftest import tiny_checkpoint
-from qcs import figures
+from qcs import figures, plots
 from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
 from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
-from qcs.evaluation.figures import faces_by_class
+from qcs.evaluation.faces import faces_by_class
 from qcs.models.attention_maps import class_token_attention, pair_maps
 
 COLOURS = ["red", "green", "blue"]
@@ -40,7 +40,7 @@ def drawn(monkeypatch) -> dict:
     """What the drawing functions are given, instead of drawing it."""
     given = {}
     for name in ("class_token_maps", "pair_grid", "confusion", "embedding", "curves"):
-        monkeypatch.setattr(figures.plots, name, lambda *a, n=name: given.update({n: a}))
+        monkeypatch.setattr(plots, name, lambda *a, n=name: given.update({n: a}))
     return given
 
 
@@ -48,7 +48,7 @@ def test_attention_is_on_the_same_faces_for_every_network(config, drawn, tmp_pat
     other = tiny_checkpoint(tmp_path / "base.ckpt", roles=1)
     compare = {"base": str(other), "qcs": config["ckpt"]}
     given = config | {"ckpt": None, "compare": compare, "faces_per_class": 2}
-    figures.attention(given, tmp_path / "x.png")
+    figures.draw(given | {"figure": "attention"}, tmp_path / "x.png")
     pixels, maps, titles, _, rows, _, correct, columns = drawn["class_token_maps"]
     assert rows == ["base", "qcs"] and len(pixels) == 6 and maps.shape == (2, 6, 4)
     assert columns == ["red", "red", "green", "green", "blue", "blue"]
@@ -65,7 +65,7 @@ def test_attention_is_on_the_same_faces_for_every_network(config, drawn, tmp_pat
 
 
 def test_the_grid_shares_on_the_diagonal_and_tells_apart_elsewhere(config, drawn, tmp_path):
-    figures.pairs(config | {"level": 2}, tmp_path / "x.png")
+    figures.draw(config | {"level": 2} | {"figure": "pairs"}, tmp_path / "x.png")
     _, grid, names, _, _, partners = drawn["pair_grid"]
     assert names == COLOURS and grid.shape == (3, 3, 4) and len(partners) == 3
     checkpoint = load_checkpoint(config["ckpt"])
@@ -82,13 +82,16 @@ def test_the_grid_shares_on_the_diagonal_and_tells_apart_elsewhere(config, drawn
 
 
 def test_confusion_counts_what_the_network_says(config, drawn, tmp_path):
-    figures.confusion(config, tmp_path / "x.png")
+    figures.draw(config | {"figure": "confusion"}, tmp_path / "x.png")
     matrix, names, *_ = drawn["confusion"]
     assert list(names) == COLOURS and matrix.sum(1).tolist() == [3, 3, 3]
 
 
 def test_the_embedding_is_written_beside_its_picture(config, tmp_path):
-    figures.embedding(config | {"split": "train", "max_faces": 20}, tmp_path / "embedding.png")
+    figures.draw(
+        config | {"split": "train", "max_faces": 20} | {"figure": "embedding"},
+        tmp_path / "embedding.png",
+    )
     with (tmp_path / "embedding.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 20 and all(row["path"].startswith("train-") for row in rows)
@@ -107,7 +110,7 @@ def test_curves_are_read_by_epoch(tmp_path, config, drawn):
             "1,19,,0.6",
         ]
         (tmp_path / name / "csv/metrics.csv").write_text("\n".join(lines) + "\n,20,,\n")
-    figures.curves(config | {"runs": str(tmp_path / "*")}, tmp_path / "x.png")
+    figures.draw(config | {"runs": str(tmp_path / "*")} | {"figure": "curves"}, tmp_path / "x.png")
     found = drawn["curves"][0]
     one, two = (found[str(tmp_path / name)] for name in ("one", "two"))
     assert one["val/acc"] == [(1.0, 0.5), (2.0, 0.6)] and two["train/loss_epoch"] == [(1.0, 3.0)]
@@ -119,9 +122,9 @@ def test_every_figure_is_drawn_by_its_command(config, tmp_path, faces_table):
     given = [f"ckpt={config['ckpt']}", *data, "num_workers=0", "store=null", "hydra.run.dir=out"]
     qcs("figures", "figure=pairs", *given, cwd=tmp_path)
     for name in ("attention", "confusion"):
-        figures.FIGURES[name](config, tmp_path / "out" / f"{name}.png")
+        figures.draw(config | {"figure": name}, tmp_path / "out" / f"{name}.png")
     points = [(1.0, 0.5), (2.0, 0.25)]
-    figures.plots.curves({"run": {"train/loss_epoch": points}}, tmp_path / "out/curves.png")
+    plots.curves({"run": {"train/loss_epoch": points}}, tmp_path / "out/curves.png")
     for name in ("pairs", "attention", "confusion", "curves"):
         picture = matplotlib.image.imread(tmp_path / "out" / f"{name}.png")
         assert picture.shape[0] > 200 and picture.std() > 0.01
@@ -146,20 +149,21 @@ def test_every_figure_is_drawn_by_its_command(config, tmp_path, faces_table):
 )
 def test_a_mistake_is_one_sentence(figure, changes, sentence, config, tmp_path):
     with pytest.raises(UserError, match=sentence):
-        figures.FIGURES[figure](config | changes, tmp_path / "x.png")
+        figures.draw(config | changes | {"figure": figure}, tmp_path / "x.png")
 
 
 def test_other_classes_are_refused(config, tmp_path):
     data = config["dataset"] | {"class_names": COLOURS[::-1]}
     with pytest.raises(UserError, match="needs the same, in the same order"):
-        figures.confusion(config | {"dataset": data}, tmp_path / "x.png")
+        figures.draw(config | {"dataset": data} | {"figure": "confusion"}, tmp_path / "x.png")
 
 
 def test_two_checkpoints_of_one_name_are_two_rows(config, drawn, tmp_path):
     for run in "ab":
         (tmp_path / run).mkdir()
         tiny_checkpoint(tmp_path / run / "best.ckpt")
-    figures.attention(config | {"ckpt": None, "compare": [f"{tmp_path}/?/best.ckpt"]}, tmp_path)
+    given = config | {"ckpt": None, "compare": [f"{tmp_path}/?/best.ckpt"]}
+    figures.draw(given | {"figure": "attention"}, tmp_path)
     assert drawn["class_token_maps"][4] == ["a", "b"]
 
 
@@ -170,12 +174,12 @@ def test_a_network_without_finite_answers_is_not_drawn(config, tmp_path):
     given = config | {"ckpt": str(tmp_path / "nan.ckpt")}
     for figure in ("attention", "confusion"):
         with pytest.raises(UserError, match="answers are not finite for . of . images"):
-            figures.FIGURES[figure](given, tmp_path / "x.png")
+            figures.draw(given | {"figure": figure}, tmp_path / "x.png")
 
 
 def test_lost_epochs_of_a_curve_are_named(config, drawn, tmp_path, caplog):
     (tmp_path / "csv").mkdir()
     lines = "epoch,step,train/loss_epoch\n0,9,2.0\n1,19,nan\n2,29,inf\n"
     (tmp_path / "csv/metrics.csv").write_text(lines)
-    figures.curves(config | {"runs": [str(tmp_path)]}, tmp_path / "x.png")
+    figures.draw(config | {"runs": [str(tmp_path)]} | {"figure": "curves"}, tmp_path / "x.png")
     assert "train/loss_epoch is not finite in 2 of 3 epochs, first in epoch 2:" in caplog.text

@@ -14,10 +14,9 @@ from test_train import qcs
 import qcs as package
 from conftest import tiny_checkpoint
 from qcs.config.errors import UserError
-from qcs.inference.crops import CROPS, LOOSE, Crop, cut, fit, measure
+from qcs.inference.crops import CROPS, LOOSE, Crop, crop_of, cut, fit, measure
 from qcs.inference.detector import Detector, decode
 from qcs.inference.inputs import Item, files_of
-from qcs.inference.predictor import crop_of
 from qcs.inference.video import FilmWriter, film
 from qcs.predict import predict
 
@@ -233,7 +232,7 @@ def test_a_stream_is_answered_in_order_and_in_batches(tmp_path, faces, monkeypat
     seen = [(result.key, result.error, len(read)) for result in predictor.stream(items(), False)]
     assert [key for key, *_ in seen] == list(range(10)) and seen[2][1] == "broken"
     assert seen[0][2] == 5 and seen[5][2] == 9  # four faces each, one image has none
-    monkeypatch.setattr("qcs.inference.predictor.MOST_PIXELS", 800)  # two of these images
+    monkeypatch.setattr("qcs.inference.predictor.MAX_WAITING", 800)  # two of these images
     read.clear()
     assert [len(read) for _ in predictor.stream(items(), False)][:2] == [2, 2]
 
@@ -348,7 +347,7 @@ def settings(**options) -> dict:
 
 def test_an_odd_file_is_one_record_and_named_on_the_console(tmp_path, caplog):
     """Names of 254 bytes, or none of UTF-8, a strip, a pipe, a broken link; and one good photo."""
-    tiny_checkpoint(tmp_path / "model.ckpt", "qcs.data.sources.synthetic.read")
+    tiny_checkpoint(tmp_path / "model.ckpt", "synthetic")
     folder = tmp_path / "in"
     folder.mkdir()
     for name in (b"good.png", b"n" * 250 + b".png", b"bad\xff.png", b"=red\x1b[31m.png"):

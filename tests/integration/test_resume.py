@@ -21,7 +21,8 @@ from conftest import tiny_network
 from qcs.checkpoints import files
 from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
-from qcs.config.options import CONF, instantiate, plain
+from qcs.config.keys import CONF
+from qcs.config.options import instantiate, resolve
 from qcs.data import transforms
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.sources import synthetic
@@ -194,8 +195,8 @@ def fit(faces, folder: Path, callbacks: dict, epochs: int = 2, ckpt=None, rate=0
 def trained(folder: Path, *overrides: str) -> dict[str, float]:
     """Train in this process, as the command does in one of its own; return the metrics."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = plain(hydra.compose("train", [*overrides, f"run_dir={folder}"]), Settings)
-    return train(config)
+        config = hydra.compose("train", [*overrides, f"run_dir={folder}"])
+    return train(resolve(config, Settings))
 
 
 @pytest.fixture(scope="module")

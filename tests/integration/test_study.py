@@ -13,7 +13,7 @@ import yaml
 from test_train import SMALL, python
 
 from qcs.config.errors import UserError
-from qcs.config.options import CONF
+from qcs.config.keys import CONF
 
 SCRIPT = CONF.parent / "scripts/study.py"
 spec = importlib.util.spec_from_file_location("study", SCRIPT)

@@ -10,9 +10,11 @@ from hydra import compose, initialize_config_dir
 from optuna.trial import TrialState
 from test_train import SMALL, qcs
 
-from qcs.config.options import CONF, plain
+from qcs.config.keys import CONF
+from qcs.config.options import resolve
 from qcs.data.sources import synthetic
 from qcs.search.study import open_storage
+from qcs.train import Settings
 
 FEW = [*SMALL, "callbacks.dashboard.every_n_epochs=0", "test=false"]
 SEARCH = ["-m", "hparams_search=optuna", *FEW, "hydra.sweep.dir=sweep"]
@@ -143,6 +145,6 @@ def test_the_sweep_of_wandb_composes(tmp_path):
     for key, node in sweep["parameters"].items():
         overrides.append(f"{key}={node['values'][0] if 'values' in node else node['min']}")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        found = plain(compose("train", [*overrides, f"run_dir={tmp_path}"]))
+        found = resolve(compose("train", [*overrides, f"run_dir={tmp_path}"]), Settings)
     assert found["optimizer"]["lr"] == 0.0001 and found["logger"]["wandb"]
     assert sweep["metric"]["name"] == found["optimized_metric"]

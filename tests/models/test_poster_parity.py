@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 from conftest import sam_steps
 from qcs.checkpoints.load import load_checkpoint
+from qcs.checkpoints.official import DATASETS, convert
 from qcs.checkpoints.official_keys import from_official
 from qcs.checkpoints.pretrained import load_backbone
 from qcs.config.errors import UserError
-from qcs.convert import DATASETS, convert
 from qcs.models import IR, MobileFaceNet, QCSNetwork
 
 POSTER = Path(__file__).parents[1] / "fixtures" / "poster"

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
 from qcs.config.errors import Failed, UserError
-from qcs.config.options import CONF
+from qcs.config.keys import CONF
 from qcs.search import sweep
-from qcs.search.space import distribution, space, text
+from qcs.search.space import distribution, override_text, space
 
 
 class Launcher:
@@ -65,7 +65,7 @@ def states(study) -> list[str]:
      "C:\\x", [8, 16], {"a": None}, "(x)", "ü{}", "~/faces"],
 )  # fmt: skip
 def test_a_value_reaches_the_job_as_what_it_is(value):
-    override = OverridesParser.create().parse_override(f"key={text(value)}")
+    override = OverridesParser.create().parse_override(f"key={override_text(value)}")
     assert not override.is_sweep_override() and override.value() == value
     assert type(override.value()) is type(value)
 

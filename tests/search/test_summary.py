@@ -12,9 +12,9 @@ from qcs.config.errors import Failed, UserError
 from qcs.search.summary import Summary
 
 
-def config(folder, job: int = 0, sweeper: str = "BasicSweeper"):
-    hydra = {"mode": RunMode.MULTIRUN, "runtime": {"output_dir": str(folder / str(job))}}
-    hydra |= {"sweep": {"dir": str(folder)}, "sweeper": {"_target_": sweeper}}
+def config(folder, job: int = 0, sweeper: str = "basic"):
+    runtime = {"output_dir": str(folder / str(job)), "choices": {"hydra/sweeper": sweeper}}
+    hydra = {"mode": RunMode.MULTIRUN, "runtime": runtime, "sweep": {"dir": str(folder)}}
     (folder / str(job)).mkdir(exist_ok=True)
     return OmegaConf.create({"hydra": hydra, "optimized_metric": "val/acc"})
 
@@ -51,7 +51,7 @@ def test_any_exception_is_a_failed_job_and_the_table_is_there_after_each(tmp_pat
         summary.on_multirun_end(config(tmp_path))
     assert ended.value.code == 1
     assert "failed" in capsys.readouterr().out
-    summary.on_multirun_end(config(tmp_path, sweeper="Search"))  # goes on without them
+    summary.on_multirun_end(config(tmp_path, sweeper="qcs_optuna"))  # goes on without them
 
 
 def test_a_mistake_keeps_its_traceback_where_it_is_asked_for(tmp_path, caplog, monkeypatch):
@@ -63,7 +63,7 @@ def test_a_mistake_keeps_its_traceback_where_it_is_asked_for(tmp_path, caplog, m
 def test_a_multirun_forgets_an_earlier_one_in_its_folder(tmp_path):
     config(tmp_path, 3)
     (tmp_path / "3/result.json").write_text(json.dumps({"overrides": [], "state": "done"}))
-    Summary().on_multirun_start(config(tmp_path, sweeper="Search"))
+    Summary().on_multirun_start(config(tmp_path, sweeper="qcs_optuna"))
     assert (tmp_path / "3/result.json").exists()
     Summary().on_multirun_start(config(tmp_path))
     assert not (tmp_path / "3/result.json").exists()

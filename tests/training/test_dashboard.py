@@ -19,7 +19,8 @@ from qcs.config.errors import UserError
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.sources import synthetic
 from qcs.data.transforms import evaluation, unnormalised
-from qcs.evaluation import figures, report
+from qcs.evaluation import report
+from qcs.evaluation.faces import fixed_group
 from qcs.training import loggers
 from qcs.training.dashboard import Dashboard
 from qcs.training.losses import QCSLoss
@@ -170,11 +171,11 @@ def test_losses_by_role_average_to_their_half():
 
 def test_the_fixed_group_is_two_pairs_of_two_classes():
     labels = np.array([0, 1, 2, 0, 1, 2, 0, 1])
-    rows = figures.fixed_group(labels, 4, seed=3)
-    assert rows == figures.fixed_group(labels, 4, seed=3) and len(set(rows)) == 4
+    rows = fixed_group(labels, 4, seed=3)
+    assert rows == fixed_group(labels, 4, seed=3) and len(set(rows)) == 4
     a, p, n, n2 = labels[rows]
     assert a == p != n == n2
-    assert figures.fixed_group(np.array([5]), 4, 0) == [0] * 4  # nothing else to draw
+    assert fixed_group(np.array([5]), 4, 0) == [0] * 4  # nothing else to draw
 
 
 def test_pictures_show_the_pixels_of_the_file(faces):

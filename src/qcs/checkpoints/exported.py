@@ -37,6 +37,9 @@ class Exported(nn.Module):
             normalise them; else take images (B, 3, size, size) that have been through it, float32.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, network: QCSNetwork, transform: dict[str, Any], include_transform: bool
     ) -> None:
@@ -71,11 +74,11 @@ class Exported(nn.Module):
 
 
 def metadata(model: Exported, parts: dict[str, Any]) -> dict[str, str]:
-    """What a file says of itself: texts, JSON where they are more than one word.
+    """Return the metadata of an exported file: texts, which are JSON where they hold a structure.
 
-    Under `METADATA` is what `load` needs: the recipe less the network.
+    The text under `METADATA` is what `qcs.load` needs: the recipe without the network.
     """
-    wanted = (
+    expected = (
         "RGB, uint8, 0 to 255, any height and width"
         if model.include_transform
         else f"RGB / 255, both sides resized to {model.resize} with antialiasing, the centre "
@@ -86,20 +89,20 @@ def metadata(model: Exported, parts: dict[str, Any]) -> dict[str, str]:
     return {
         METADATA: json.dumps(kept, allow_nan=False),
         "class_names": json.dumps(parts["class_names"]),
-        "input": wanted,
+        "input": expected,
         "output": "logits in the order of class_names",
         "mean": json.dumps([round(x, 6) for x in model.mean.flatten().tolist()]),
         "std": json.dumps([round(x, 6) for x in model.std.flatten().tolist()]),
     }
 
 
-def to_onnx(model: Exported, path: Path, about: dict[str, str], half: bool = False) -> None:
+def to_onnx(model: Exported, path: Path, props: dict[str, str], half: bool = False) -> None:
     """Write ONNX with a batch of any size.
 
     Args:
         model: in eval mode.
         path: to write.
-        about: its metadata.
+        props: of `metadata`.
         half: store the weights as float16, for half the size; the file computes in float32.
 
     Raises:
@@ -110,7 +113,7 @@ def to_onnx(model: Exported, path: Path, about: dict[str, str], half: bool = Fal
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise missing_extra(*EXTRA) from error
-    for name in ("onnxscript", "onnx_ir"):  # they tell every step
+    for name in ("onnxscript", "onnx_ir"):  # they log every step
         logging.getLogger(name).setLevel(logging.ERROR)
     program = torch.onnx.export(
         model,
@@ -126,7 +129,7 @@ def to_onnx(model: Exported, path: Path, about: dict[str, str], half: bool = Fal
         del node.metadata_props[:]
     if half:
         _halve(proto)
-    _save(proto, path, about)
+    _save(proto, path, props)
 
 
 def _halve(proto: "ModelProto") -> None:
@@ -147,25 +150,25 @@ def _halve(proto: "ModelProto") -> None:
     proto.graph.node.extend(nodes)
 
 
-def _save(proto: "ModelProto", path: Path, about: dict[str, str]) -> None:
+def _save(proto: "ModelProto", path: Path, props: dict[str, str]) -> None:
     """Write a model with its metadata and a checksum over all of the file."""
     import onnx
 
-    onnx.helper.set_model_props(proto, about | {checksum.KEY: checksum.EMPTY})
+    onnx.helper.set_model_props(proto, props | {checksum.KEY: checksum.EMPTY})
     path.write_bytes(checksum.sealed(proto.SerializeToString()))
 
 
-def to_program(model: Exported, path: Path, about: dict[str, str]) -> None:
-    """Write a `torch.export` program with a batch of any size; metadata.json lies inside."""
+def to_program(model: Exported, path: Path, props: dict[str, str]) -> None:
+    """Write a `torch.export` program that takes a batch of any size, with `props` inside of it."""
     program = torch.export.export(model, (model.example(2),), dynamic_shapes=(model.dynamic(),))
-    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(about)})
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(props)})
 
 
 def to_int8(source: Path, path: Path, batches: Iterable[np.ndarray]) -> None:
     """Quantise an ONNX file to int8, weights by channel and activations by tensor.
 
-    Convolutions and matrix products alone: with norms and GELU as well the FERPlus network of the
-    README loses 1.4 points of accuracy, without them 0.03.
+    Only convolutions and matrix products are quantised: with norms and GELU as well, the FERPlus
+    network of the README loses 1.4 points of accuracy, without them 0.03.
 
     Args:
         source: the ONNX file.
@@ -180,10 +183,10 @@ def to_int8(source: Path, path: Path, batches: Iterable[np.ndarray]) -> None:
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.left = iter(batches)
+            self.remaining = iter(batches)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.left, None)
+            batch = next(self.remaining, None)
             return None if batch is None else {IMAGES: batch}
 
     folded = path.with_suffix(".folded.onnx")

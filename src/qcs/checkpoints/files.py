@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written whole or not at all, the one before kept, found again.
+"""Writing checkpoints atomically, and finding the newest one that is whole.
 
 `last.ckpt` is renamed into place; the one it replaces stays as `last.previous.ckpt`.
 """
@@ -22,7 +22,7 @@ NEARLY_FULL = 16 << 20  # bytes
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name, syncs, renames."""
+    """Writes a checkpoint under a temporary name, syncs it to the disk, then renames it."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -30,7 +30,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            UserError: it cannot be written, for want of space or otherwise; what was there stays.
+            UserError: it cannot be written, for example because the disk is full. The checkpoint
+                that was there before is kept.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +55,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         _sync(path.parent)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
-        """Read a checkpoint whose checksums are right, to go on with or to test.
+        """Read a checkpoint to resume or to test, after its checksums have been verified.
 
         Raises:
-            UserError: it is damaged, or no checkpoint.
+            UserError: it is damaged, or it is not a checkpoint.
         """
         if found := reading.damage(Path(path)):
             raise UserError(f"{path} cannot be read: {found}")
@@ -65,7 +66,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _sync(folder: Path) -> None:
-    """Make renames last."""
+    """Sync a folder, so that the renames in it survive a power failure."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -75,7 +76,7 @@ def _sync(folder: Path) -> None:
 
 
 def last(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run's folder to go on from; broken ones are named."""
+    """Return the newest undamaged checkpoint in a run's folder, and warn of damaged ones."""
     for name in (LAST, PREVIOUS):
         path = folder / FOLDER / name
         if not path.is_file():
@@ -87,14 +88,14 @@ def last(folder: Path) -> Path | None:
 
 
 def find(wanted: str, run_dir: Path) -> Path | None:
-    """The file that `ckpt=` names.
+    """Return the file that `ckpt=` of a training names.
 
     Args:
         wanted: "last" or "auto" (None where there is none), or a file.
-        run_dir: the run's folder, the only one that is looked into.
+        run_dir: the run's folder; no other folder is searched.
 
     Raises:
-        UserError: nothing is there.
+        UserError: there is no such file, or no undamaged checkpoint.
     """
     if not wanted:
         raise UserError("ckpt= is empty: write last, auto or a file, or ckpt=null for a new run")
@@ -114,7 +115,7 @@ def find(wanted: str, run_dir: Path) -> Path | None:
 
 
 def newest_beside(run_dir: Path) -> Path:
-    """The folder of the newest run that lies beside a folder, and holds something to go on from.
+    """Return the newest folder beside a run's folder that holds a checkpoint to resume.
 
     Raises:
         UserError: there is none.
@@ -130,20 +131,20 @@ def newest_beside(run_dir: Path) -> Path:
 
 
 class State(NamedTuple):
-    """What a checkpoint says of its run."""
+    """What a checkpoint records of its run."""
 
-    step: int  # batches done, as loggers count them
+    step: int  # batches that were trained on, as loggers count them
     optimizer_steps: int
     within_epoch: bool
     wandb_id: str | None
-    run: dict[str, Any] | None  # what makes it the one that it is; None in older files
+    run: dict[str, Any] | None  # the identity of the run; None in older files
 
 
 def state_of(path: Path) -> State:
-    """Read what a checkpoint says of its run.
+    """Read what a checkpoint records of its run.
 
     Raises:
-        UserError: it cannot be read, or is not of a run that can go on.
+        UserError: it cannot be read, or it holds no run that can be resumed.
     """
     try:
         content = reading.read(path)

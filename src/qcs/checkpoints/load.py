@@ -1,6 +1,6 @@
-"""From the file of a trained network to the network and all that it takes to use it.
+"""Load a trained network from its file, with everything that is needed to use it.
 
-Neither Lightning nor Hydra is needed, so neither is imported.
+This works without Lightning and Hydra, so neither of them is imported.
 """
 
 import os
@@ -15,34 +15,44 @@ from torchvision.transforms import v2
 from qcs.checkpoints import onnx as onnx_files
 from qcs.checkpoints import reading, recipe, safetensors, zoo
 from qcs.checkpoints.names import TABLE, Trust
-from qcs.checkpoints.plain_data import shown
+from qcs.checkpoints.plain_data import short_repr
 from qcs.checkpoints.reading import PREFIX
 from qcs.config.errors import UserError
 from qcs.data.datasets import Transform
-from qcs.models import QCSNetwork
 
 
 class Checkpoint(NamedTuple):
-    """A trained network and all that it takes to use it."""
+    """A trained network with everything that is needed to use it."""
 
-    network: QCSNetwork | nn.Module  # in eval mode; of an export, it only classifies
+    network: nn.Module  # in eval mode: a `QCSNetwork`, or the classifier of an export
     class_names: tuple[str, ...]
     transform: Transform  # PIL image to (3, H, W)
     recipe: dict[str, Any]  # see `qcs.checkpoints.recipe.parse`
 
 
 def load_checkpoint(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
-    """Rebuild the network of one of our checkpoints from the file alone, on the CPU.
+    """Rebuild the network of a checkpoint from its file alone, on the CPU.
 
-    Checksums are verified, only tensors and plain values are read, and only what the closed table
-    of `qcs.checkpoints.recipe` names is built.
+    The checksums of the file are verified. Only tensors and plain values are read from it, and
+    only networks, transforms and data sets of the closed table in `qcs.checkpoints.names` are
+    built.
 
     Args:
         path: a file of a training run, or a .safetensors of ours; or a name of `qcs zoo`.
-        trust: names of the user's own code that may be built too, as "mine.TinyBackbone".
+        trust: import paths of the user's own code that may be built too, as "mine.TinyBackbone".
 
     Raises:
-        UserError: no such file, a damaged one, or not a checkpoint of ours, with the reason.
+        UserError: there is no such file, it is damaged, or it is not a checkpoint of this package.
+
+    Example:
+        >>> from PIL import Image
+        >>> from qcs.checkpoints.load import load_checkpoint
+        >>> checkpoint = load_checkpoint("model.ckpt")
+        >>> checkpoint.class_names
+        ('red', 'green', 'blue')
+        >>> image = Image.open("photo.png").convert("RGB")
+        >>> checkpoint.network(checkpoint.transform(image)[None]).shape
+        torch.Size([1, 3])
     """
     path = _located(path, f"no checkpoint at ckpt={path}; a run's are in checkpoints/")
     try:
@@ -63,17 +73,21 @@ def load_checkpoint(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
 
 
 def load_classifier(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
-    """As `load_checkpoint`, and takes an .onnx of `python -m qcs.export`, which only classifies.
+    """Load a checkpoint or an .onnx file of `python -m qcs.export`, which can only classify.
+
+    Args:
+        path: the file.
+        trust: as for `load_checkpoint`.
 
     Raises:
-        UserError: as `load_checkpoint` and `qcs.checkpoints.onnx.open_onnx`.
+        UserError: as for `load_checkpoint` and `qcs.checkpoints.onnx.open_onnx`.
     """
     if not str(path).endswith(".onnx"):
         return load_checkpoint(path, trust)
     path = _located(path, f"no export at ckpt={path}")
     network, parts = onnx_files.open_onnx(path, trust=trust)
     transform = _transform(parts, path, trust)
-    if parts["include_transform"]:  # what it resizes itself is of its size already
+    if parts["include_transform"]:  # the file crops and normalises itself, and takes pixels
         side = parts["transform"].get("resize") or parts["transform"]["size"]
         transform = v2.Compose([v2.PILToTensor(), v2.Resize([side, side], antialias=True)])
     return Checkpoint(network, tuple(parts["class_names"]), transform, parts)
@@ -88,27 +102,28 @@ def _located(path: str | os.PathLike, missing: str) -> Path:
 
 
 def _state(content: Any, path: Path) -> dict[str, Tensor]:
-    """The network's tensors by name.
+    """Return the network's tensors by name.
 
     Raises:
-        UserError: there are none, or what is there is no plain tensor.
+        UserError: there are none, or one of them is not a plain tensor.
     """
     if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{path} holds no weights: its state_dict is {shown(content)}")
-    named = {str(k): v for k, v in content.items() if str(k).startswith(PREFIX)}
-    for key, tensor in named.items():
+        raise UserError(f"{path} holds no weights: its state_dict is {short_repr(content)}")
+    tensors = {str(k): v for k, v in content.items() if str(k).startswith(PREFIX)}
+    for key, tensor in tensors.items():
         if not reading.is_plain(tensor):
-            raise UserError(f"{path}: {shown(key)} in its state_dict is not a plain tensor")
-    return {key.removeprefix(PREFIX): tensor for key, tensor in named.items()}
+            raise UserError(f"{path}: {short_repr(key)} in its state_dict is not a plain tensor")
+    return {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()}
 
 
 def _network(
     parts: dict[str, Any], state: dict[str, Tensor], path: Path, trust: Trust
 ) -> nn.Module:
-    """Build the network and give it the weights, in eval mode.
+    """Build the network, load its weights, and put it into eval mode.
 
-    It is built without memory first, so that a recipe cannot ask for more than the weights that
-    the file holds. That is left out where it is the user's own code, which may not know how.
+    It is built on the meta device first, which takes no memory, so that a recipe cannot ask for a
+    network larger than the weights in the file. The user's own code may not support that device,
+    so for such code this step is left out.
     """
     ours = all(parts[kind]["name"] in TABLE[kind] for kind in ("backbone", "model"))
     try:
@@ -121,18 +136,26 @@ def _network(
         raise UserError(f"{path}: {error}") from error.__cause__
     except Exception as error:
         if not ours:
-            raise  # the user's own code tells what is wrong with it
+            raise  # the traceback shows the user where the own code fails
         raise UserError(f"{path}: its network cannot be built: {reading.reason(error)}") from error
     network.load_state_dict(state)
     return network.eval()
 
 
 def require_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not, name by name, of the network's shapes and kinds."""
+    """Check that weights have exactly the network's names, shapes and kinds of numbers.
+
+    Args:
+        state: the weights.
+        own: the state dict of the network.
+
+    Raises:
+        UserError: names the first weight that differs.
+    """
     if missing := [key for key in own if key not in state]:
         raise UserError(f"its weights lack {missing[0]} and {len(missing) - 1} more of the network")
     if more := [key for key in state if key not in own]:
-        raise UserError(f"its weights have {shown(more[0])}, which the network has not")
+        raise UserError(f"its weights have {short_repr(more[0])}, which the network has not")
     for key, tensor in own.items():
         found = state[key]
         if found.shape != tensor.shape:

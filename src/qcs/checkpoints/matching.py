@@ -1,4 +1,4 @@
-"""The tensors of a backbone among the keys of a file, whoever wrote it.
+"""Find the tensors of a backbone in a file of weights, whatever names the file gives them.
 
 Sources of the layouts: IR-50 of ArcFace as published for face recognition (`input_layer`,
 `body1..4` or one flat `body`, `output_layer`), MobileFaceNet as published for faces (our names) and
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from qcs.checkpoints.official_keys import translate
 
-# A network's parts that start from files, in our names.
+# The parts of a network that can be loaded from files -> the beginning of their keys.
 PARTS = {"backbone": "base.backbone.", "landmark network": "base.landmarks.net."}
 
 
 class Match(NamedTuple):
-    """The keys of a file beside those of a backbone."""
+    """Which keys of a file belong to which keys of a backbone."""
 
     fits: dict[str, str]  # the backbone's key -> the file's
     shapes: list[str]  # the same name in another shape, described
@@ -37,10 +37,11 @@ def match(backbone: nn.Module, tensors: Mapping[str, Tensor], part: str = "backb
         part: of `PARTS`, what the backbone is; where two fit, that one is taken.
     """
     own = backbone.state_dict()
-    slots = {_plain(key): key for key in own}
+    slots = {_normalised(key): key for key in own}
 
     def paired(names: Mapping[str, str]) -> dict[str, str]:
-        return {slots[_plain(name)]: key for key, name in names.items() if _plain(name) in slots}
+        ours = {key: slots.get(_normalised(name)) for key, name in names.items()}
+        return {own_key: key for key, own_key in ours.items() if own_key is not None}
 
     names = max(networks(tensors, part), key=lambda names: len(paired(names)))
     pairs = paired(names)
@@ -52,7 +53,7 @@ def match(backbone: nn.Module, tensors: Mapping[str, Tensor], part: str = "backb
     ]
     counter = ".num_batches_tracked"  # older files have none, and nothing reads it
     missing = [o for o in own if o not in pairs and not o.endswith(counter)]
-    inside = [k for k, n in names.items() if _plain(n) not in slots and _within(n, backbone)]
+    inside = [k for k, n in names.items() if _normalised(n) not in slots and _within(n, backbone)]
     return Match(fits, shapes, missing, inside, len(tensors) - len(pairs) - len(inside))
 
 
@@ -78,7 +79,7 @@ def networks(keys: Iterable[str], part: str = "backbone") -> list[dict[str, str]
 
 
 def _official(name: str) -> str:
-    """Our name; what is dropped or of no official model keeps its own."""
+    """Our name of an official key; a key that has none keeps its own name."""
     try:
         return translate(name)[0] or name
     except KeyError:
@@ -98,8 +99,8 @@ def _staged(names: Mapping[str, str]) -> dict[str, str]:
     return {key: re.sub(r"^body\.(\d+)\.", rename, name) for key, name in names.items()}
 
 
-def _plain(key: str) -> str:
-    """A key without what timm's feature extractors do to names (`stages_0.`, `model.`)."""
+def _normalised(key: str) -> str:
+    """Undo what timm's feature extractors do to names: `stages_0.` for `stages.0.`, `model.`."""
     return key.removeprefix("model.").replace(".", "_")
 
 

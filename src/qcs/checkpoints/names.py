@@ -1,16 +1,16 @@
-"""What a recipe may name: a closed table of backbones, networks, transforms and data sets.
+"""The closed table of names that a recipe may hold, of backbones, networks, transforms, data sets.
 
-What is not of this package is looked up only where the user trusts it by its name.
+Code from outside of this package is imported only where the user trusts it by its name.
 """
 
 import pkgutil
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 from torch import nn
 
-from qcs.checkpoints.plain_data import shown
+from qcs.checkpoints.plain_data import short_repr
 from qcs.config.errors import UserError
 from qcs.data.manifest import Manifest
 from qcs.data.sources import affectnet, fer2013, ferplus, image_folder, lists, rafdb, synthetic
@@ -38,10 +38,10 @@ def timm_backbone(
     name = model_name.partition(".")[0]  # what follows names weights
     if not timm.is_model(name):
         raise UserError(
-            f"backbone.model_name={shown(model_name)} is no model of timm; timm.list_models() "
+            f"backbone.model_name={short_repr(model_name)} is no model of timm; timm.list_models() "
             "names them"
         )
-    options = {"img_size": img_size, "output_stride": output_stride}
+    options: dict[str, Any] = {"img_size": img_size, "output_stride": output_stride}
     options |= {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
     options = {key: value for key, value in options.items() if value is not None}
     if out_indices is not None:
@@ -49,7 +49,7 @@ def timm_backbone(
     return timm.create_model(name, pretrained=False, features_only=True, **options)
 
 
-# What a recipe may name, by its parts.
+# The functions and classes that a recipe may name, for each of its parts.
 TABLE: dict[str, dict[str, Callable]] = {
     "backbone": {"ir": IR, "mobilefacenet": MobileFaceNet, "timm": timm_backbone},
     "model": {"qcs": QCSNetwork},
@@ -65,7 +65,7 @@ TABLE: dict[str, dict[str, Callable]] = {
         "synthetic": synthetic.read,
     },
 }
-# The import paths of configs, which format 1 wrote into checkpoints -> names.
+# Import paths, as they stand in configs and in checkpoints of format 1 -> names.
 NAMES = {
     "qcs.models.IR": "ir",
     "qcs.models.MobileFaceNet": "mobilefacenet",
@@ -86,35 +86,35 @@ PATH_OF = {name: path for path, name in reversed(NAMES.items())}  # names -> wha
 
 
 def maker(kind: str, name: str, trust: Trust = None) -> Callable:
-    """Look up what builds a part of a recipe.
+    """Return the function or class that builds a part of a recipe.
 
     Args:
         kind: "backbone", "model", "dataset" or "transform".
-        name: of `TABLE`, or the import path of the user's own class or function.
+        name: a key of `TABLE`, or the import path of the user's own class or function.
         trust: the import paths that may be used.
 
     Raises:
-        UserError: an unknown name, or one that is not trusted or cannot be imported.
+        UserError: the name is unknown, is not trusted, or cannot be imported.
     """
     if name in TABLE[kind]:
         return TABLE[kind][name]
     if "." not in name:
         raise UserError(
-            f"{kind} {shown(name)} is not known; there are {', '.join(sorted(TABLE[kind]))}"
+            f"{kind} {short_repr(name)} is not known; there are {', '.join(sorted(TABLE[kind]))}"
         )
     if name not in ([trust] if isinstance(trust, str) else trust or ()):
         raise UserError(
-            f"{kind} {shown(name)} is not part of qcs and not trusted: if it is code of your own, "
-            f"add trust=[{name}] to this command and to each one that loads the checkpoint "
-            f"(in Python, trust=[{shown(name)}])"
+            f"{kind} {short_repr(name)} is not part of qcs and not trusted: if it is code of your "
+            f"own, add trust=[{name}] to this command and to each one that loads the checkpoint "
+            f"(in Python, trust=[{short_repr(name)}])"
         )
     try:
         found = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"trust={shown(name)} cannot be imported: {error}; its module must be in the working "
-            "directory, on PYTHONPATH or installed"
+            f"trust={short_repr(name)} cannot be imported: {error}; its module must be in the "
+            "working directory, on PYTHONPATH or installed"
         ) from error
     if not callable(found):
-        raise UserError(f"trust={shown(name)} is neither a class nor a function")
+        raise UserError(f"trust={short_repr(name)} is neither a class nor a function")
     return found

@@ -1,4 +1,4 @@
-"""The authors' checkpoints: their keys as a table, and what a file of theirs holds.
+"""The keys in the authors' checkpoints, translated into ours by a table.
 
 Source: the state dicts of the eight published model files (QCS and DCS on RAF-DB, FERPlus,
 AffectNet-7 and AffectNet-8) and of POSTER++, from which they come. Older files name the embeddings
@@ -92,7 +92,7 @@ DROPPED: tuple[tuple[str, str], ...] = (
 
 
 class Report(NamedTuple):
-    """What became of every key."""
+    """What became of every key of a file."""
 
     mapped: dict[str, str]  # official key -> ours
     dropped: dict[str, str]  # official keys that influence nothing -> why
@@ -148,6 +148,7 @@ def from_official(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     if unknown:
         raise UserError(
             f"{len(unknown)} keys are not of an official QCS, DCS or POSTER++ model, the first is "
-            f"{unknown[0]!r}; add them to OFFICIAL_KEYS in qcs/official.py or check the file"
+            f"{unknown[0]!r}; add them to OFFICIAL_KEYS in "
+            "qcs/checkpoints/official_keys.py or check the file"
         )
     return ours, report

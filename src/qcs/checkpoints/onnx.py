@@ -1,4 +1,4 @@
-"""ONNX files in the place of networks, and the one import of onnxruntime.
+"""Exported ONNX files used as networks, and the only import of onnxruntime in this package.
 
 B batch, K classes.
 """
@@ -27,11 +27,11 @@ IMAGES, LOGITS = "images", "logits"
 
 
 def onnxruntime() -> ModuleType:
-    """Import onnxruntime, in the one place that does, with its telemetry switched off.
+    """Import onnxruntime with its telemetry switched off.
 
-    By default it looks for a server of Microsoft and keeps a number of this machine in the user's
-    cache folder. On Linux the variable that `qcs` sets before the import rules that out, on Windows
-    the call.
+    By default onnxruntime contacts a server of Microsoft and stores an identifier of this machine
+    in the user's cache folder. On Linux an environment variable prevents that, which `import qcs`
+    sets before this import; on Windows the call below does.
 
     Raises:
         UserError: it is not installed.
@@ -58,12 +58,12 @@ def open_session(model: bytes, threads: int | None = None) -> "InferenceSession"
     runtime = onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.log_severity_level = 3  # errors; it warns of what is of no concern here
+    options.log_severity_level = 3  # errors only; its warnings are about optimisations
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file in the place of a network: images in, logits (B, K) out."""
+    """An ONNX file that is called like a network: images in, logits (B, K) out."""
 
     def __init__(self, session: "InferenceSession") -> None:
         super().__init__()
@@ -89,20 +89,20 @@ def open_onnx(
     Raises:
         UserError: onnxruntime is not installed; not such a file, or a damaged one.
     """
-    model, about = _checked(path, trust)
+    model, parts = _checked(path, trust)
     try:
         network = OnnxNetwork(open_session(model, threads)).eval()
-        _try(network, about)
+        _try(network, parts)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error.__cause__
     except Exception as error:  # onnxruntime's own have no common class
         why = reading.reason(error)
         raise UserError(f"{path} cannot be run as an export of qcs: {why}") from error
-    return network, about
+    return network, parts
 
 
 def _checked(path: Path, trust: Trust) -> tuple[bytes, dict[str, Any]]:
-    """A file's bytes and its recipe, before onnxruntime sees it."""
+    """Check a file before onnxruntime opens it, and return its bytes and its recipe."""
     try:
         import onnx
     except ImportError as error:
@@ -129,7 +129,7 @@ def _checked(path: Path, trust: Trust) -> tuple[bytes, dict[str, Any]]:
     if not isinstance(content, dict) or "include_transform" not in content:
         raise UserError(f"{path}: its recipe is not of an export")
     nodes = [node for function in proto.functions for node in function.node]
-    constants = [*_tensors(proto.graph), *_constants(nodes)]
+    constants = [*_constants(proto.graph), *_node_constants(nodes)]
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in constants):
         raise UserError(f"{path} names other files for its weights, which are not read")
     parts = recipe.parse(content, str(path), trust)
@@ -138,25 +138,25 @@ def _checked(path: Path, trust: Trust) -> tuple[bytes, dict[str, Any]]:
     return model, parts
 
 
-def _try(network: OnnxNetwork, about: dict[str, Any]) -> None:
+def _try(network: OnnxNetwork, parts: dict[str, Any]) -> None:
     """Run one black image: the file takes and gives what its recipe says."""
-    side = about["transform"]["size"]
-    kind = torch.uint8 if about["include_transform"] else torch.float32
+    side = parts["transform"]["size"]
+    kind = torch.uint8 if parts["include_transform"] else torch.float32
     shape = tuple(network(torch.zeros(1, 3, side, side, dtype=kind)).shape)
-    if shape != (1, len(about["class_names"])):
-        raise UserError(f"its logits have shape {shape} for {len(about['class_names'])} classes")
+    if shape != (1, len(parts["class_names"])):
+        raise UserError(f"its logits have shape {shape} for {len(parts['class_names'])} classes")
 
 
-def _tensors(graph: "GraphProto") -> "Iterator[TensorProto]":
+def _constants(graph: "GraphProto") -> "Iterator[TensorProto]":
     """All constants of a graph and of the graphs inside its operators."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
-    yield from _constants(graph.node)
+    yield from _node_constants(graph.node)
 
 
-def _constants(nodes: "Iterable[NodeProto]") -> "Iterator[TensorProto]":
+def _node_constants(nodes: "Iterable[NodeProto]") -> "Iterator[TensorProto]":
     for attribute in (a for node in nodes for a in node.attribute):
         yield from (attribute.t, *attribute.tensors)
         for inner in (attribute.g, *attribute.graphs):
-            yield from _tensors(inner)
+            yield from _constants(inner)

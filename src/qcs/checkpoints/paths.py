@@ -1,4 +1,4 @@
-"""The checkpoints that a user names: one file, a list, patterns, groups by name."""
+"""The checkpoints that a user names: one file, a list of files or patterns, or named groups."""
 
 import glob
 import os
@@ -9,16 +9,17 @@ from typing import Any
 
 from qcs.config.errors import UserError
 
-LONGEST = 200  # bytes of a name; file systems take 255
+MAX_NAME = 200  # bytes; file systems take 255
 
 
-def named(ckpt: str | None, compare: Mapping | Sequence | None) -> dict[str, list[str]]:
-    """The files by the name of their group; patterns become the files that fit.
+def checkpoint_groups(ckpt: str | None, compare: Mapping | Sequence | None) -> dict[str, list[str]]:
+    """Return the files by the name of their group; a pattern stands for the files that match it.
 
     Args:
-        ckpt: one file, whose name is "".
-        compare: several instead: a list, each of them named by what tells its path from the
-            others', or lists by name. Each name can be the name of a folder.
+        ckpt: one file; the name of its group is "".
+        compare: several files instead. In a list each file is a group, whose name is the part of
+            its path that differs from the others; a mapping gives the names of the groups. Every
+            name can be the name of a folder.
 
     Raises:
         UserError: no checkpoint given, or both ways at once, a pattern that no file fits, one file
@@ -42,15 +43,22 @@ def named(ckpt: str | None, compare: Mapping | Sequence | None) -> dict[str, lis
     return found
 
 
-def single(ckpt: str | None, compare: Mapping | Sequence | None, why: str) -> str:
-    """The one file of a command that takes no others.
+def only_checkpoint(ckpt: str | None, compare: Mapping | Sequence | None, option: str) -> str:
+    """Return the file where an option of a command takes one checkpoint only.
+
+    Args:
+        ckpt: the file.
+        compare: several, which are refused.
+        option: for the message, as "figure=pairs".
 
     Raises:
         UserError: `compare` is given, or no checkpoint.
     """
     if compare is not None:
-        raise UserError(f"{why} takes one checkpoint: write ckpt=... in the place of compare=...")
-    return named(ckpt, None)[""][0]
+        raise UserError(
+            f"{option} takes one checkpoint: write ckpt=... in the place of compare=..."
+        )
+    return checkpoint_groups(ckpt, None)[""][0]
 
 
 def _files(patterns: Any, group: Any) -> list[str]:
@@ -80,7 +88,7 @@ def _matches(pattern: str, where: str) -> list[str]:
 
 def _folder_name(name: Any) -> str:
     text = str(name)
-    if text.strip(" .") == "" or set(text) & set("/\\\0") or len(os.fsencode(text)) > LONGEST:
+    if text.strip(" .") == "" or set(text) & set("/\\\0") or len(os.fsencode(text)) > MAX_NAME:
         raise UserError(
             f"compare names a group {text!r}: a report goes into a folder of that name, so write a "
             "short one without slashes"
@@ -89,12 +97,12 @@ def _folder_name(name: Any) -> str:
 
 
 def _differences(files: list[str]) -> list[str]:
-    """What tells each path from the others: its parts less what all share at both ends."""
+    """The parts of each path that differ from the others: what all share at both ends is cut."""
     parts = [Path(os.path.abspath(file)).parts for file in files]
     while len({p[0] for p in parts}) == 1 and min(map(len, parts)) > 1:
         parts = [p[1:] for p in parts]
     while len({p[-1] for p in parts}) == 1 and min(map(len, parts)) > 1:
         parts = [p[:-1] for p in parts]
     names = ["-".join(p) for p in parts]
-    plain = len(set(names)) == len(names) and all(len(os.fsencode(n)) <= LONGEST for n in names)
-    return names if plain else [f"checkpoint-{number}" for number in range(1, len(files) + 1)]
+    usable = len(set(names)) == len(names) and all(len(os.fsencode(n)) <= MAX_NAME for n in names)
+    return names if usable else [f"checkpoint-{number}" for number in range(1, len(files) + 1)]

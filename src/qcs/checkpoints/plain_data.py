@@ -1,4 +1,7 @@
-"""Plain data of a stranger's file: no objects, no endless nesting, numbers within limits."""
+"""Checks of plain data from a file that anyone may have written.
+
+It holds no objects, is not nested without end, and its numbers are within limits.
+"""
 
 import math
 import reprlib
@@ -7,12 +10,12 @@ from typing import Any
 
 from qcs.config.errors import UserError
 
-DEEPEST = 8  # groups in groups
-MOST = 10_000  # values in all
-LONGEST = 500  # characters of a text
-ELEMENTS = 16  # of a list of numbers
-# From and to, of every argument of that name. They are far beyond what is of use, and keep a file
-# from asking for more time or memory than there is.
+MAX_DEPTH = 8  # of groups inside groups
+MAX_VALUES = 10_000  # in all groups together
+MAX_CHARACTERS = 500  # of a text
+MAX_ELEMENTS = 16  # of a list of numbers
+# The lowest and the highest value of every argument of that name. The limits are far beyond any
+# useful value; they keep a file from asking for more time or memory than there is.
 LIMITS: dict[str, tuple[float, float]] = {
     "units": (1, 100),
     "channels": (1, 4096),
@@ -43,8 +46,8 @@ LIMITS: dict[str, tuple[float, float]] = {
 }
 
 
-def shown(value: Any) -> str:
-    """A value as a sentence may show it: short, and without control characters."""
+def short_repr(value: Any) -> str:
+    """Return a short text of a value for a message, without control characters."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 80
     short.maxlevel = 2
@@ -52,25 +55,28 @@ def shown(value: Any) -> str:
 
 
 def require_plain(value: Any, where: str) -> None:
-    """Refuse what is not numbers, texts, lists and groups of them; a cycle is endless nesting.
+    """Refuse a value that holds more than numbers, texts, lists and groups of such values.
+
+    A value that contains itself counts as nested too deeply.
 
     Raises:
-        UserError: what is there instead.
+        UserError: names what the value holds instead.
     """
-    waiting, seen = [(value, 0)], 0
+    waiting: list[tuple[Any, int]] = [(value, 0)]
+    seen = 0
     while waiting:
         item, depth = waiting.pop()
         seen += 1
-        if depth > DEEPEST or seen > MOST:
+        if depth > MAX_DEPTH or seen > MAX_VALUES:
             raise UserError(f"{where} is nested or long beyond any use")
         if isinstance(item, dict):
-            if not all(isinstance(key, str) and len(key) <= LONGEST for key in item):
+            if not all(isinstance(key, str) and len(key) <= MAX_CHARACTERS for key in item):
                 raise UserError(f"{where} has a key that is not a short text")
             waiting += [(v, depth + 1) for v in item.values()]
         elif isinstance(item, (list, tuple)):
             waiting += [(v, depth + 1) for v in item]
         elif isinstance(item, str):
-            if len(item) > LONGEST:
+            if len(item) > MAX_CHARACTERS:
                 raise UserError(f"{where} has a text of {len(item)} characters")
         elif isinstance(item, float):
             if not math.isfinite(item):
@@ -83,7 +89,7 @@ def require_plain(value: Any, where: str) -> None:
 
 
 def require_limits(options: Mapping[str, Any], where: str) -> None:
-    """Refuse numbers beyond `LIMITS` and lists of more than `ELEMENTS` numbers.
+    """Refuse numbers beyond `LIMITS` and lists of more than `MAX_ELEMENTS` numbers.
 
     Raises:
         UserError: names the key, the number and the limits.
@@ -93,11 +99,11 @@ def require_limits(options: Mapping[str, Any], where: str) -> None:
         if isinstance(value, Mapping):
             require_limits(value, name)
             continue
-        numbers = [v for v in value if isinstance(v, (int, float))] if isinstance(
-            value, (list, tuple)) else [value]  # fmt: skip
-        if len(numbers) > ELEMENTS:
-            raise UserError(f"{name} has {len(numbers)} numbers, more than {ELEMENTS}")
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        numbers = [v for v in numbers if isinstance(v, (int, float))]
+        if len(numbers) > MAX_ELEMENTS:
+            raise UserError(f"{name} has {len(numbers)} numbers, more than {MAX_ELEMENTS}")
         low, high = LIMITS.get(key, (-math.inf, math.inf))
         for number in numbers:
-            if isinstance(number, (int, float)) and not low <= number <= high:
-                raise UserError(f"{name}={shown(value)} should be from {low:g} to {high:g}")
+            if not low <= number <= high:
+                raise UserError(f"{name}={short_repr(value)} should be from {low:g} to {high:g}")

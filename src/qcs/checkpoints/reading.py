@@ -1,7 +1,7 @@
-"""Checkpoint files are read whole and undamaged, or not at all; nothing that they name is run.
+"""Reading checkpoint files: undamaged ones only, and without running any code that they name.
 
-torch writes a zip file, whose members are stored as they are, each with a checksum. Its own reader
-looks at no checksum, so that a flipped bit would be another probability.
+`torch.save` writes a zip file whose members are not compressed and have a checksum each. The reader
+of torch ignores the checksums, so a flipped bit would silently change the network's answers.
 """
 
 import os
@@ -62,7 +62,7 @@ def located(path: str | os.PathLike, missing: str) -> Path:
 
 
 def foreign(path: Path) -> str | None:
-    """What a file is by its first bytes, where that is surely no checkpoint; else None."""
+    """Say what kind of file it is if its first bytes show that it is no checkpoint, else None."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
@@ -83,7 +83,7 @@ def foreign(path: Path) -> str | None:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether it is UTF-8; the last character may be cut."""
+    """Whether the bytes are UTF-8, of which the last character may be cut off."""
     for cut in range(min(4, len(head))):
         try:
             head[: len(head) - cut].decode("utf-8")
@@ -94,10 +94,10 @@ def _is_text(head: bytes) -> bool:
 
 
 def damage(path: Path, legacy: bool = False) -> str | None:
-    """What keeps a file from being one of torch.save that is whole, or None.
+    """Say why a file is not an undamaged file of `torch.save`, or return None if it is one.
 
-    Each checksum is verified. A file that would become larger than it is, a decompression bomb, is
-    not unpacked.
+    Every checksum is verified. Compressed members are refused before they are unpacked, since they
+    could be a decompression bomb.
 
     Args:
         path: a regular file.
@@ -138,8 +138,8 @@ def read(path: Path) -> Any:
     """Read a file of torch.save on the CPU: tensors and plain values alone.
 
     Raises:
-        UserError: the reason alone, without the file's name: it is another kind of file, damaged,
-            or names what is not read.
+        UserError: it is another kind of file, is damaged, or names code. The message holds the
+            reason only, not the name of the file.
     """
     if found := damage(path):
         raise UserError(found)
@@ -150,7 +150,7 @@ def read(path: Path) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether it is a tensor of real numbers in memory: not sparse, quantised, complex or meta."""
+    """Whether a value is a dense tensor of real numbers: not sparse, quantised, complex or meta."""
     return (
         isinstance(value, torch.Tensor)
         and value.layout is torch.strided
@@ -159,11 +159,14 @@ def is_plain(value: Any) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """One line of an error, never empty; torch's own begins with how to read the file unsafely."""
+    """Return the one line of an error that says what is wrong, never an empty one.
+
+    The message of torch begins with advice on how to read the file unsafely, which is left out.
+    """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip()
-    if named := re.search(r"GLOBAL (\S+)", text):
-        return f"it names {named[1]}, which is not run here"
+    if found := re.search(r"GLOBAL (\S+)", text):
+        return f"it names {found[1]}, which is not run here"
     text = text.partition("WeightsUnpickler error: ")[2].strip() or text
     return text.splitlines()[0] if text else type(error).__name__

@@ -1,6 +1,6 @@
-"""Numbers and their bounds, for the type hints of whatever conf/ configures.
+"""Types of numbers with bounds, for the type hints of everything that conf/ configures.
 
-As `errors`, this module imports nothing of ours, so that every room may use it.
+This module imports nothing of ours, so that every other module may import it.
 """
 
 from typing import Annotated
@@ -16,7 +16,7 @@ Workers = Annotated[int, Interval(ge=0, le=1024)]  # processes
 Pixels = Annotated[int, Interval(ge=1, le=8192)]  # of a side
 Depth = Annotated[int, Interval(ge=1, le=1000)]  # layers, one after the other
 Probability = Annotated[float, Interval(ge=0, le=1)]
-Fraction = Annotated[float, Interval(gt=0, lt=1)]  # of a whole, of which something is left
+Fraction = Annotated[float, Interval(gt=0, lt=1)]  # neither nothing nor all
 Dropout = Annotated[float, Interval(ge=0, lt=1)]
 Weight = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]

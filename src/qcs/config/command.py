@@ -1,7 +1,8 @@
-"""A command: Hydra's main, and what becomes of an error.
+"""The main of a command: Hydra composes its config, and errors become an exit status.
 
-What a user got wrong (`UserError`, and what Hydra finds in the command line) is one sentence and
-exit status 2. Every other exception is a bug: its traceback stays, exit status 70.
+A mistake of the user (`UserError`, or an error of Hydra on the command line) is printed as one
+sentence, with exit status 2. Every other exception is a bug: it is printed with its traceback, with
+exit status 70.
 """
 
 import errno
@@ -24,24 +25,27 @@ from qcs.config import command_line
 from qcs.config.console import prepare_output
 from qcs.config.errors import Failed, UserError
 from qcs.config.escape import terminal
-from qcs.config.options import CONF
+from qcs.config.keys import CONF
 
 MISTAKE, BUG, INTERRUPTED = 2, 70, 130  # exit statuses; 70 is EX_SOFTWARE of sysexits.h
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Make a main that takes a config the command of that name, a file of conf/.
+    """Turn a function of a composed config into the main of a command.
 
     In a multirun a job that fails by the user's mistake returns `Failed`, and the others go on.
+
+    Args:
+        name: of the command, a file of conf/.
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def translate(error: Exception) -> str | None:
             overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-            return command_line.told(error, name, overrides)
+            return command_line.explain(error, name, overrides)
 
-        @functools.wraps(main)
+        @functools.wraps(main)  # Hydra names the job after it
         def job(cfg: DictConfig) -> Any:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 with one_sentence(translate):
@@ -51,16 +55,17 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
             except Exception as error:
                 if (text := _sentence(error, translate)) is None:
                     raise
-                _say(error, text)
+                _print_error(error, text)
                 return Failed(text)
 
         @functools.wraps(main)
         def start() -> None:
             prepare_output()
-            sys.argv[1:] = map(command_line.at_home, sys.argv[1:])
+            sys.argv[1:] = map(command_line.expand_home, sys.argv[1:])
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through to here
+            code: CodeType = job.__code__  # type: ignore[attr-defined]  # of a function
             run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
-            with one_sentence(lambda error: translate(error) or _before(error, job.__code__)):
+            with one_sentence(lambda error: translate(error) or _before_the_job(error, code)):
                 if found := qcs_fer.beside_ours():
                     raise UserError(found)
                 overrides = command_line.overrides_of(sys.argv[1:])
@@ -75,12 +80,13 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
 
 @contextmanager
 def one_sentence(translate: Callable[[Exception], str | None] = lambda _: None) -> Iterator[None]:
-    """End the process where what is inside raises: a mistake of the user's in one sentence.
+    """End the process on an exception; a mistake of the user is printed as one sentence.
 
-    QCS_TRACEBACK=1 shows where it came from as well.
+    QCS_TRACEBACK=1 prints its traceback as well.
 
     Args:
-        translate: an exception that is not a `UserError` into the user's mistake, or None.
+        translate: returns the sentence for an exception that is not a `UserError` but a mistake of
+            the user all the same, or None.
     """
     try:
         yield
@@ -89,7 +95,7 @@ def one_sentence(translate: Callable[[Exception], str | None] = lambda _: None) 
         sys.exit(INTERRUPTED)
     except Exception as error:
         if text := _sentence(error, translate):
-            _say(error, text)
+            _print_error(error, text)
             sys.exit(MISTAKE)
         traceback.print_exception(error)
         print(
@@ -102,12 +108,12 @@ def one_sentence(translate: Callable[[Exception], str | None] = lambda _: None) 
 
 def _sentence(error: Exception, translate: Callable[[Exception], str | None]) -> str | None:
     """The sentence for an exception that is not a bug; None for one that is."""
-    if isinstance(error, UserError):  # a loader process sends it behind its traceback
+    if isinstance(error, UserError):  # from a loader process its traceback precedes the sentence
         return str(error).strip().rsplit("UserError: ", 1)[-1]
-    return translate(error) or _of_the_machine(error)
+    return translate(error) or _lack_of_resources(error)
 
 
-def _say(error: Exception, text: str) -> None:
+def _print_error(error: Exception, text: str) -> None:
     hint = " (QCS_TRACEBACK=1 shows the traceback)"
     if os.environ.get("QCS_TRACEBACK"):
         traceback.print_exception(error)
@@ -115,13 +121,13 @@ def _say(error: Exception, text: str) -> None:
     print(f"error: {terminal(text)}{hint}", file=sys.stderr)
 
 
-def _before(error: Exception, job: CodeType) -> str | None:
-    """The sentence for what Hydra raises before the job, of which it raises in many ways."""
+def _before_the_job(error: Exception, job: CodeType) -> str | None:
+    """The sentence for what Hydra raises before it calls the job; None for a bug."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     if any(frame.f_code is job for frame in frames):
         return None
     found = error if isinstance(error, OSError) else error.__cause__
-    if isinstance(found, OSError):  # it makes the folder, and the log file therein
+    if isinstance(found, OSError):  # Hydra makes the run's folder, and a log file in it
         where = f" {found.filename}" if found.filename else ""
         return f"the run's folder{where}: {found.strerror}; choose another with hydra.run.dir=..."
     if frames[-1].f_globals["__name__"].partition(".")[0] in ("hydra", "omegaconf"):
@@ -129,8 +135,8 @@ def _before(error: Exception, job: CodeType) -> str | None:
     return None
 
 
-def _of_the_machine(error: Exception) -> str | None:
-    """The sentence where the machine has no room, or gives no permission."""
+def _lack_of_resources(error: Exception) -> str | None:
+    """The sentence where memory or the disk is full, or permission is missing."""
     full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if full or "can't allocate memory" in str(error):
         return (

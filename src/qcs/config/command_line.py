@@ -1,7 +1,7 @@
-"""What is wrong with a command line: Hydra's errors, each in one sentence that says what to write.
+"""Hydra's errors on a command line, each as one sentence that says what to write instead.
 
-An override is a KEY=VALUE of the command line; a group is a folder of conf/, and its choices are
-the files therein.
+An override is a KEY=VALUE of the command line. A group is a folder of conf/, and its choices are
+the files in it.
 """
 
 import os
@@ -9,9 +9,8 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, NoReturn
 
-from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
@@ -19,17 +18,18 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from qcs.config.compose import as_dict, compose
 from qcs.config.errors import UserError
-from qcs.config.options import CONF
+from qcs.config.keys import CONF
 from qcs.config.validation import nearest
 
 _HOME = re.compile(r"^([^=\s]+=[\"']?)~(?=/|[\"']?$)")
 
 
-def at_home(argument: str) -> str:
-    """Expand the "~/" of KEY=~/path, as the shell does where a word begins with it.
+def expand_home(argument: str) -> str:
+    """Expand the "~/" of KEY=~/path, as the shell does only where a word begins with it.
 
-    Hydra would refuse it, or make a folder of the name "~" for hydra.run.dir.
+    Hydra would refuse it, or make a folder with the name "~" for hydra.run.dir.
     """
     found = _HOME.match(argument)
     home = os.path.expanduser("~")
@@ -40,14 +40,15 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
     """The overrides among the arguments of a command, before or after its flags; all can be parsed.
 
     Raises:
-        UserError: an unknown flag, or an override that Hydra cannot parse; how to quote it.
+        UserError: there is an unknown flag, or an override that Hydra cannot parse; the message
+            says how to quote it.
     """
 
-    def refuse(message: str) -> None:
+    def refuse(message: str) -> NoReturn:
         raise UserError(f"{message}; --help lists the flags, options are written KEY=VALUE")
 
     flags = get_args_parser()
-    flags.error = refuse
+    flags.error = refuse  # type: ignore[method-assign]  # instead of printing all flags
     overrides, parser = flags.parse_intermixed_args(arguments).overrides, OverridesParser.create()
     for override in overrides:
         try:
@@ -78,20 +79,21 @@ def _quoted(key: str, value: str) -> str:
     return shlex.quote(f'{key}="{text}"')
 
 
-def told(error: Exception, command: str, overrides: Sequence[str]) -> str | None:
-    """The sentence for an error of Hydra or OmegaConf on these overrides; None for other errors.
+def explain(error: Exception, command: str, overrides: Sequence[str]) -> str | None:
+    """Return the sentence for an error of Hydra or OmegaConf; None for any other error.
 
     Args:
-        error: what was raised.
-        command: whose config it is, a file of conf/.
-        overrides: the command line.
+        error: the exception that was raised.
+        command: the name of the command, a file of conf/.
+        overrides: of its command line.
     """
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not set: write {error.full_key}=..."
     if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
-        return _no_choice(*error.missing_cfg_file.rsplit("/", 1), error.options)
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return _no_choice(group, choice, error.options)
     if isinstance(error, OmegaConfBaseException):
-        return f"{error.full_key or 'the configuration'}: {_first(error)}"
+        return f"{error.full_key or 'the configuration'}: {_first_line(error)}"
     text = str(error)
     if isinstance(error, ValueError) and text.startswith("Config group override must be"):
         return _of_group(overrides)
@@ -113,8 +115,8 @@ def told(error: Exception, command: str, overrides: Sequence[str]) -> str | None
             f"'{key}=[{value}]' for a list, or add -m to run once for each"
         )
     if isinstance(error.__cause__, OmegaConfBaseException):
-        return f"{_first(error)}: {_first(error.__cause__)}"
-    return _first(error)
+        return f"{_first_line(error)}: {_first_line(error.__cause__)}"
+    return _first_line(error)
 
 
 def _of_group(overrides: Sequence[str]) -> str | None:
@@ -127,7 +129,7 @@ def _of_group(overrides: Sequence[str]) -> str | None:
     return None
 
 
-def _first(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of a message with something in it."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
@@ -149,32 +151,45 @@ def _no_key(key: str, command: str, overrides: Sequence[str], adds: bool) -> str
         return (
             f"{key} is not set in conf/: write +{key}={values[-1] if values else '...'} to add it"
         )
-    group, _, last = key.rpartition(".")
     known = [k for k in {*_flat(config), *_groups(command)} if not k.endswith("_target_")]
-    inside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == group}
-    elsewhere = [k for k in known if k.rpartition(".")[2] == last]
-    meant = inside.get(nearest(last, inside)) or nearest(key, elsewhere, 0.0)
-    meant = meant or (None if inside else nearest(key, known, 0.8))
-    listed = sorted(inside) or [k for k in sorted(known) if "." not in k]
-    hint = f", did you mean {meant}?" if meant else f"; there are {', '.join(listed)}"
+    group = key.rpartition(".")[0]
+    siblings = [k for k in known if k.rpartition(".")[0] == group]
+    meant = _meant(key, known, siblings)
+    listed = [k.rpartition(".")[2] for k in siblings] or [k for k in known if "." not in k]
+    hint = f", did you mean {meant}?" if meant else f"; there are {', '.join(sorted(listed))}"
     plus = f"{'' if meant else '.'} What conf/ does not list is added with a plus: +{key}=..."
     return f"{key} is not an option of qcs.{command}{hint}{plus if adds and group else ''}"
+
+
+def _meant(key: str, known: Sequence[str], siblings: Sequence[str]) -> str | None:
+    """The known key that a mistyped one was meant to be.
+
+    The keys of its own group come first, then the same last word in another group, then, where
+    the group itself is unknown, any key that looks alike.
+    """
+    last = key.rpartition(".")[2]
+    by_name = {k.rpartition(".")[2]: k for k in siblings}
+    if near := nearest(last, by_name):
+        return by_name[near]
+    elsewhere = [k for k in known if k.rpartition(".")[2] == last]
+    if near := nearest(key, elsewhere, 0.0):
+        return near
+    return None if siblings else nearest(key, known, 0.8)
 
 
 def _groups(command: str) -> set[str]:
     """The groups that a command chooses from."""
     path = CONF / f"{command}.yaml"
-    defaults = OmegaConf.load(path).get("defaults", []) if path.is_file() else []
+    defaults = as_dict(OmegaConf.load(path)).get("defaults", []) if path.is_file() else []
     return {str(key) for entry in defaults if not isinstance(entry, str) for key in entry}
 
 
 def _composed(command: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The config of the choices among the overrides, or of none where they do not compose."""
-    chosen = [o for o in overrides if (CONF / o.partition("=")[0].lstrip("+~")).is_dir()]
-    for attempt in (chosen, []):
+    choices = [o for o in overrides if (CONF / o.partition("=")[0].lstrip("+~")).is_dir()]
+    for attempt in (choices, []):
         try:
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                return OmegaConf.to_container(compose(command, attempt))
+            return as_dict(compose(command, attempt))
         except (HydraException, OmegaConfBaseException):
             continue
     return {}
@@ -182,7 +197,7 @@ def _composed(command: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Every key, with dots, and its value; groups among them."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in config.items():
         found[f"{before}{key}"] = value
         if isinstance(value, dict):

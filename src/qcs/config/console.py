@@ -1,4 +1,4 @@
-"""What the commands print: any text on any terminal, whatever its encoding."""
+"""Print any text on any terminal, whatever its encoding."""
 
 import logging
 import sys
@@ -9,7 +9,7 @@ from qcs.config.escape import terminal
 
 
 class _Record(logging.LogRecord):
-    """A log record whose message cannot steer the terminal; its lines stay lines."""
+    """A log record without control characters, except for the ends of lines."""
 
     def getMessage(self) -> str:
         """Return the message with the control characters of its arguments written out."""
@@ -17,10 +17,10 @@ class _Record(logging.LogRecord):
 
 
 def prepare_output() -> None:
-    """Let stdout, stderr and the log take any text, for the rest of the process.
+    """Prepare stdout, stderr and the log for any text, for the rest of the process.
 
-    What the encoding of the terminal lacks is written as an escape like `\\u9ad8`, and so are
-    control characters in log messages.
+    Characters that the encoding of the terminal lacks are written as escapes like `\\u9ad8`, and so
+    are control characters in log messages.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -29,6 +29,6 @@ def prepare_output() -> None:
 
 
 def console() -> Console:
-    """Return a console for tables, which takes no cell for markup (`[/]`) or an emoji (`:)`)."""
+    """Return a console that prints `[/]` and `:)` as they are, not as markup or an emoji."""
     prepare_output()
     return Console(markup=False, emoji=False)

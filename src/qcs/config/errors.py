@@ -1,12 +1,12 @@
-"""The one exception for what a user got wrong; every other exception is a bug of ours."""
+"""The one exception for mistakes of the user; every other exception is a bug of this package."""
 
 
 class UserError(ValueError):
-    """The user's mistake, in one sentence: where it is, what came, what to do.
+    """A mistake of the user, in one sentence: where it is, what was given, what to do.
 
     It is raised where the mistake is found. The commands print the sentence and exit with status 2
     (`qcs.config.command`); in Python it can be caught as a ValueError. This module imports nothing,
-    so that every room may raise it.
+    so that every other module may import it.
     """
 
 
@@ -15,20 +15,25 @@ def missing_extra(extra: str, what: str, otherwise: str = "") -> UserError:
 
     Args:
         extra: of the package, as pyproject.toml names it.
-        what: the user wanted that needs it, with its verb: "finding faces needs".
-        otherwise: how to do without, after a semicolon.
+        what: the feature that needs it, with a verb, as "finding faces needs".
+        otherwise: how to do without it, which follows after a semicolon.
     """
     hint = f"; {otherwise}" if otherwise else ""
     return UserError(f"{what} `pip install -e '.[{extra}]'` in the clone of this package{hint}")
 
 
 class Failed(float):
-    """What a job of a multirun returns that failed: not a number, and the sentence."""
+    """The result of a job of a multirun that failed: not a number, with the reason.
+
+    It is a float, because Hydra's sweepers expect one.
+    """
+
+    sentence: str
 
     def __new__(cls, sentence: str) -> "Failed":
         self = super().__new__(cls, "nan")
         self.sentence = sentence
         return self
 
-    def __getnewargs__(self) -> tuple[str]:
+    def __getnewargs__(self) -> tuple[str]:  # type: ignore[override]  # for pickle
         return (self.sentence,)

@@ -1,4 +1,4 @@
-"""Text from outside (names of classes, files and folders) made harmless for where it is shown.
+"""Escape text from outside, such as names of classes and files, for the place where it is shown.
 
 This module imports nothing of ours, so that every room may use it.
 """

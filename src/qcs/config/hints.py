@@ -1,15 +1,16 @@
-"""Commands as they are typed: what a message tells the user to run does that when it is copied."""
+"""Command lines in messages, quoted so that they work when the user copies them into a shell.
+
+This module imports nothing of ours but `keys`, so that every room may use it.
+"""
 
 import re
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
-import hydra
+from qcs.config.keys import CONF
 
-from qcs.config.options import CONF
-
-_PLAIN = re.compile(r"[A-Za-z_/.][\w/.-]*", re.ASCII)  # what Hydra and a shell read as it stands
+_UNQUOTED = re.compile(r"[A-Za-z_/.][\w/.-]*", re.ASCII)  # needs no quotes for Hydra
 _WORDS = {"null", "true", "false", "nan", "inf"}
 
 
@@ -36,7 +37,7 @@ def _value(value: Any) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     text = str(value)
-    if _PLAIN.fullmatch(text) and text.lower() not in _WORDS:
+    if _UNQUOTED.fullmatch(text) and text.lower() not in _WORDS:
         return text
     text = text.replace("${", r"\${")  # else an interpolation, also between quotes
     text = re.sub(r"(\\*)'", r"\1\1\\'", text)
@@ -48,7 +49,7 @@ def dataset_options(dataset: Mapping[str, Any]) -> dict[str, Any]:
 
     A reader that no file of conf/dataset names is the user's own.
     """
-    target = dataset.get("_target_")
+    target = str(dataset.get("_target_"))
     files = sorted((CONF / "dataset").glob("*.yaml"))
     names = [f.stem for f in files if f"_target_: {target}\n" in f.read_text(encoding="utf-8")]
     if not names:
@@ -59,7 +60,7 @@ def dataset_options(dataset: Mapping[str, Any]) -> dict[str, Any]:
             "dataset.path": dataset.get("path"),
         }
         return options | {f"+dataset.{key}": value for key, value in given.items()}
-    parameters = signature(hydra.utils.get_object(target)).parameters
+    parameters = signature(resolve_name(target)).parameters
     options = {"dataset": names[0]}
     for key, value in dataset.items():
         default = parameters[key].default if key in parameters else None

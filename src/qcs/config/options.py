@@ -1,4 +1,4 @@
-"""Where conf/ is, and what a value in it may be.
+"""What a value in conf/ may be: a composed config is checked, then built.
 
 Values are checked against the settings of their command and against the signature of what they
 configure, before anything is built: an unknown key or a wrong value is named in one sentence.
@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from inspect import Parameter, isclass, signature
-from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import hydra
@@ -22,12 +21,10 @@ from qcs.config.bounds import MOST, Dropout, Natural, Positive, Probability, Wei
 from qcs.config.errors import UserError
 from qcs.config.validation import problem, unknown
 
-logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it says, our sentence says
-_PACKAGE = Path(__file__).parents[1]
-CONF = next(d for d in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf") if d.is_dir())
-_HYDRAS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # our sentence says what it says
+_HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 
-# What the libraries that take these numbers do not check, or only after hours.
+# Bounds of numbers which the libraries that take them do not check, or only after hours.
 BOUNDS: dict[str, Any] = {
     "optimizer.lr": Positive,
     "optimizer.weight_decay": Weight,
@@ -35,8 +32,8 @@ BOUNDS: dict[str, Any] = {
     "scheduler.schedule.max_lr": Positive,
     "scheduler.schedule.pct_start": Probability,
     "scheduler.schedule.gamma": Annotated[float, Interval(gt=0, le=1)],
-    "trainer.max_epochs": Annotated[int, Interval(ge=-1, le=MOST)]
-    | None,  # -1: until something else stops it
+    # -1 means until something else stops it.
+    "trainer.max_epochs": Annotated[int, Interval(ge=-1, le=MOST)] | None,
     "trainer.max_steps": Annotated[int, Interval(ge=-1, le=MOST)],
     "trainer.devices": Annotated[int, Interval(ge=-1, le=4096)] | str | list[Natural],
     "trainer.num_nodes": Annotated[int, Interval(ge=1, le=4096)],
@@ -56,15 +53,15 @@ class BackboneOptions(TypedDict, total=False):
 
 
 def check(node: Any, where: str, beside: Iterable[str] = ()) -> None:
-    """Check every node below that has a `_target_` against the target's signature.
+    """Check a node of a config, and all nodes below, against the signatures of their targets.
 
     Args:
         node: of a resolved config.
-        where: its key.
-        beside: keys that stand beside the target's arguments, and are checked elsewhere.
+        where: the key of the node, with dots.
+        beside: keys that stand beside the arguments of the target and are checked elsewhere.
 
     Raises:
-        UserError: an unknown key or a wrong value, or a target that does not exist.
+        UserError: an unknown key, a wrong value, or a target that does not exist.
     """
     if not isinstance(node, dict):
         return
@@ -75,7 +72,7 @@ def check(node: Any, where: str, beside: Iterable[str] = ()) -> None:
     names, hints, takes_any = _signature(node["_target_"], where)
     for key, value in node.items():
         name = f"{where}.{key}" if where else key
-        if key in _HYDRAS or key in beside:
+        if key in _HYDRA_KEYS or key in beside:
             continue
         if isinstance(value, dict) and "_target_" in value:
             check(value, name)
@@ -106,18 +103,19 @@ def _signature(name: str, where: str) -> tuple[list[str], dict[str, Any], bool]:
     return names, hints, len(names) < len(parameters)
 
 
-def plain(cfg: DictConfig, settings: type) -> dict[str, Any]:
-    """Resolve a config into dicts, lists and scalars, and check it.
+def resolve(cfg: DictConfig, settings: type) -> dict[str, Any]:
+    """Resolve a composed config into dicts, lists and scalars, and check it.
 
     Args:
-        cfg: composed.
-        settings: the command's `TypedDict`. Where it knows a group by its keys and the group has a
-            `_target_`, these keys stand beside the target's arguments.
+        cfg: the composed config.
+        settings: the command's `TypedDict`. Where it types a group by another `TypedDict` and the
+            group has a `_target_`, the keys of that `TypedDict` stand beside the arguments of the
+            target.
 
     Raises:
         UserError: as `check`; also the settings of the command.
     """
-    config = _at_home(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    config = _expand_home(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     hints = get_type_hints(settings, include_extras=True)
     for key, value in config.items():
         if key not in hints:
@@ -130,21 +128,26 @@ def plain(cfg: DictConfig, settings: type) -> dict[str, Any]:
             check(value, key)
         if found := problem(value, hints[key], key):
             raise UserError(found)
-    if missing := sorted(settings.__required_keys__ - config.keys()):
+    if missing := sorted(_required_keys(settings) - config.keys()):
         raise UserError(f"{missing[0]} was taken out of the configuration, which needs it")
     return config
 
 
-def _at_home(value: Any) -> Any:
-    """Expand "~/" at the beginning of every text: it is a path, wherever it stands.
+def _required_keys(settings: type) -> frozenset[str]:
+    """The keys of a `TypedDict` that must be there."""
+    return settings.__required_keys__  # type: ignore[attr-defined]
+
+
+def _expand_home(value: Any) -> Any:
+    """Expand "~/" at the beginning of every text, since such a text is a path in any key.
 
     Raises:
-        UserError: nobody knows where the home folder is.
+        UserError: the home folder is not known.
     """
     if isinstance(value, dict):
-        return {key: _at_home(item) for key, item in value.items()}
+        return {key: _expand_home(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_at_home(item) for item in value]
+        return [_expand_home(item) for item in value]
     if not isinstance(value, str) or not (value == "~" or value.startswith("~/")):
         return value
     if (path := os.path.expanduser(value)).startswith("~"):
@@ -153,7 +156,11 @@ def _at_home(value: Any) -> Any:
 
 
 def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
-    """Build what a checked node describes; `extra` are further arguments, objects among them.
+    """Build the object that a checked node describes.
+
+    Args:
+        node: has a `_target_` and its arguments.
+        extra: further arguments, which may be any objects.
 
     Raises:
         UserError: a group that names no target, what a target of ours raises, an argument that is
@@ -177,7 +184,7 @@ def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
 
 
 def _build(target: functools.partial, node: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-    """Call the target; what a library's target refuses is the user's mistake."""
+    """Call the target; an exception of a library's target is the user's mistake."""
     try:
         signature(target).bind(*args, **options)
     except TypeError as error:
@@ -196,5 +203,5 @@ def _is_ours(node: Mapping[str, Any]) -> bool:
     return str(node.get("_target_")).startswith("qcs.")
 
 
-def _refused(node: Mapping[str, Any], error: Exception) -> UserError:
+def _refused(node: Mapping[str, Any], error: BaseException) -> UserError:
     return UserError(f"{node.get('_target_')} cannot be built: {' '.join(str(error).split())}")

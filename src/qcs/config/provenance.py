@@ -1,4 +1,4 @@
-"""What a run was made with: resolved config, versions, git revision."""
+"""Record what a run was made with: its resolved config, versions and git revision."""
 
 import json
 import platform
@@ -10,23 +10,21 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-import qcs
+from qcs.config.version import __version__
 
 PACKAGES = ("torch", "torchvision", "lightning", "timm", "torchmetrics", "hydra-core", "numpy")
-
-
-ROOT = Path(__file__).resolve().parents[3]  # of the source tree, where this is one
+ROOT = Path(__file__).resolve().parents[3]  # of the source tree, if there is one
 
 
 def git_revision(root: Path = ROOT) -> str | None:
-    """Commit of this package's source tree with "-dirty" where it was changed.
+    """Return the commit of this package's source tree, with "-dirty" if files were changed.
 
     Args:
         root: of the source tree.
 
     Returns:
-        None where the package is installed elsewhere, or its tree is not the root of a repository:
-        an environment inside another project's repository has a revision that is not ours.
+        None where there is no source tree, or its root is not that of a repository. A virtual
+        environment inside another project lies in a repository whose commit is not ours.
     """
     try:
         project = (root / "pyproject.toml").read_text(encoding="utf-8")
@@ -49,7 +47,7 @@ def write(folder: Path, config: dict[str, Any]) -> None:
     """Write config.yaml (resolved) and versions.json into the run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
-    versions = {"qcs": qcs.__version__, "git": git_revision(), "python": platform.python_version()}
+    versions = {"qcs": __version__, "git": git_revision(), "python": platform.python_version()}
     versions |= {name: version(name) for name in PACKAGES}
     versions["machine"] = f"{platform.system()} {platform.machine()}"
     text = json.dumps(versions, indent=2, allow_nan=False) + "\n"

@@ -1,6 +1,6 @@
-"""Values against type hints, by pydantic: what is wrong with them, in one sentence.
+"""Checks of values against type hints, by pydantic; what is wrong becomes one sentence.
 
-Nothing is converted: "3" is no number, true is no integer, and a number is finite.
+No value is converted: "3" is not a number, true is not an integer, and numbers are finite.
 """
 
 import difflib
@@ -19,12 +19,12 @@ _WORDS = {"a valid array": "a list", "a valid list": "a list", "an object": "a g
 
 
 def nearest(name: str, names: Iterable[str], likeness: float = 0.7) -> str | None:
-    """The known name that a mistyped one was meant to be, or None."""
+    """Return the known name that a mistyped one was probably meant to be, or None."""
     return next(iter(difflib.get_close_matches(name, sorted(names), 1, likeness)), None)
 
 
 def unknown(name: str, names: Iterable[str]) -> str:
-    """The sentence on a key that is not among `names`, which are those of its group."""
+    """Return the sentence on a key that is not among `names`, the keys of its group."""
     group, _, key = name.rpartition(".")
     names = list(names)
     if meant := nearest(key, names):
@@ -33,11 +33,12 @@ def unknown(name: str, names: Iterable[str]) -> str:
 
 
 def problem(value: Any, hint: Any, where: str) -> str | None:
-    """What is wrong with a plain value, in a sentence, or None.
+    """Return a sentence on what is wrong with a plain value, or None.
 
     Args:
         value: of a resolved config: None, bool, int, float, str, list or dict.
-        hint: a type hint; bounds are in `Annotated`. What pydantic has no notion of passes.
+        hint: a type hint, with bounds in `Annotated`. Every value passes a hint that pydantic does
+            not support.
         where: the key, for the sentence.
     """
     try:
@@ -45,7 +46,7 @@ def problem(value: Any, hint: Any, where: str) -> str | None:
     except ValidationError as error:
         return _sentence(error, value, hint, where)
     except (PydanticUserError, PydanticUndefinedAnnotation, TypeError):
-        return None  # a hint with a library's own notions
+        return None  # pydantic does not support the hint
     return None
 
 
@@ -59,7 +60,7 @@ def _adapter(hint: Any) -> TypeAdapter:
 
 
 def _sentence(error: ValidationError, value: Any, hint: Any, where: str) -> str:
-    """Of all branches of a union the deepest one was meant."""
+    """The sentence on an error; of the branches of a union, the one that fits deepest was meant."""
     found = [(_path(e["loc"][1:], value), e) for e in error.errors(include_url=False)]
     depth = max(len(path) for path, _ in found)
     path = next(path for path, _ in found if len(path) == depth)
@@ -67,11 +68,11 @@ def _sentence(error: ValidationError, value: Any, hint: Any, where: str) -> str:
     name = where + "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path)
     if errors[0]["type"] == "extra_forbidden":
         return unknown(name, _options(hint, path[:-1]))
-    came = errors[0]["input"]
+    given = errors[0]["input"]
     expected = list(dict.fromkeys(_expected(e) for e in errors))
-    quote = isinstance(came, (int, float)) and any(e["type"] == "string_type" for e in errors)
-    hint = f"; a text that looks like a number is written '{name}=\"{came}\"'" if quote else ""
-    return f"{name}={json.dumps(came, ensure_ascii=False)} should be {' or '.join(expected)}{hint}"
+    quote = isinstance(given, (int, float)) and any(e["type"] == "string_type" for e in errors)
+    hint = f"; a text that looks like a number is written '{name}=\"{given}\"'" if quote else ""
+    return f"{name}={json.dumps(given, ensure_ascii=False)} should be {' or '.join(expected)}{hint}"
 
 
 def _expected(error: Mapping[str, Any]) -> str:
@@ -103,5 +104,5 @@ def _options(hint: Any, path: Sequence[str | int]) -> list[str]:
     for part in (hint, *get_args(hint)):
         if is_typeddict(part):
             hints = get_type_hints(part, include_extras=True)
-            return _options(hints[path[0]], path[1:]) if path else list(hints)
+            return _options(hints[str(path[0])], path[1:]) if path else list(hints)
     return []

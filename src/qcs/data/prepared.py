@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from qcs.config.errors import UserError
+from qcs.config.escape import terminal
 from qcs.data.cache import cache_folder
 from qcs.data.decoding import Decoded, decode_all
 from qcs.data.folders import expanded
@@ -83,10 +84,8 @@ def find(
         log.warning(sentence, error, command)
         return None
     if left_out := len(manifest) - len(store.kept):
-        log.warning(
-            "%d images that cannot be decoded are left out: %s", left_out, printable(folder)
-        )
-    log.info("prepared images: %s", printable(folder))
+        log.warning("%d images that cannot be decoded are left out: %s", left_out, terminal(folder))
+    log.info("prepared images: %s", terminal(folder))
     return store
 
 

@@ -1,4 +1,4 @@
-"""A function of images over a whole data set, in batches."""
+"""Apply a network, or another function of images, to a whole data set in batches."""
 
 from collections.abc import Callable
 
@@ -33,14 +33,14 @@ def apply(
         device: where the function computes.
         batch_size: images of a batch.
         num_workers: loader processes.
-        flip: average over an image and its mirror, both in one batch. Of logits that is the
-            geometric mean of the two answers, so that neither confidence outweighs the other.
+        flip: average over an image and its mirror image, both in one batch. For logits this means
+            the geometric mean of the two answers, so that neither confidence outweighs the other.
 
     Returns:
         (N, ...) float32, on the CPU, finite.
 
     Raises:
-        UserError: a result that is not finite, or an impossible number of images or processes.
+        UserError: a result is not finite, or `batch_size` or `num_workers` is out of range.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value < least:
@@ -60,7 +60,7 @@ def apply(
 
 
 def pick_device(device: str | None) -> str:
-    """A device as configured: cuda where there is one by default.
+    """Return the device that is configured; by default cuda if there is one, else cpu.
 
     Raises:
         UserError: this machine has no such device.
@@ -68,8 +68,8 @@ def pick_device(device: str | None) -> str:
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     has = ["cpu"]
-    if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator().type  # cuda, mps or another
+    if accelerator := torch.accelerator.current_accelerator(check_available=True):
+        kind = accelerator.type  # cuda, mps or another
         has += [kind, *(f"{kind}:{n}" for n in range(torch.accelerator.device_count()))]
     if str(device) not in has:
         raise UserError(f"device={device} is not on this machine, which has {', '.join(has)}")

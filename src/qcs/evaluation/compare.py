@@ -1,4 +1,4 @@
-"""Several networks on the same images: means and spreads over seeds, differences, a paired test."""
+"""Compare networks on the same images: means and deviations over seeds, differences, a test."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,18 +17,18 @@ COLUMNS = HEADLINE | {"ece": "ECE"}
 
 
 class Member(NamedTuple):
-    """A checkpoint that was evaluated."""
+    """An evaluated checkpoint."""
 
     ckpt: str
     result: dict[str, Any]  # of `qcs.evaluation.report.write`
-    correct: Tensor  # (N,) bool, in one order of the images for all
+    correct: Tensor  # (N,) bool, for the images in the same order for all checkpoints
 
 
 def compare(groups: dict[str, list[Member]], resamples: int = 2000) -> list[dict[str, Any]]:
-    """Summarise groups of networks, each against the first group.
+    """Summarise groups of networks, and compare each with the first group.
 
     Args:
-        groups: by name; the members of one differ in their seeds, say.
+        groups: by name; the members of a group differ, for example, in their seeds.
         resamples: of the interval of a difference.
 
     Returns:
@@ -53,12 +53,18 @@ def compare(groups: dict[str, list[Member]], resamples: int = 2000) -> list[dict
     return rows
 
 
-def write(folder: Path, groups: dict[str, list[Member]], about: dict[str, Any]) -> None:
-    """Write compare.json and compare.md, and print the table."""
-    rows = compare(groups, about["resamples"])
-    write_json(folder / "compare.json", about | {"groups": rows})
+def write(folder: Path, groups: dict[str, list[Member]], context: dict[str, Any]) -> None:
+    """Write compare.json and compare.md, and print the table.
+
+    Args:
+        folder: made if missing.
+        groups: as for `compare`.
+        context: "dataset", "split", the number of "images", and "resamples" of the intervals.
+    """
+    rows = compare(groups, context["resamples"])
+    write_json(folder / "compare.json", context | {"groups": rows})
     head = ["", "seeds", *COLUMNS.values(), f"top-1 - {rows[0]['name']}", "p"]
-    title = f"{about['dataset']}, {about['split']}: {about['images']} images"
+    title = f"{context['dataset']}, {context['split']}: {context['images']} images"
     lines = [f"# {escape.markdown(title)}", "", _line(head), _line(["---"] * len(head))]
     lines += [*(_line(_cells(row)) for row in rows), ""]
     lines.append(
@@ -72,10 +78,10 @@ def write(folder: Path, groups: dict[str, list[Member]], about: dict[str, Any]) 
         files = (f"- {escape.markdown(member.ckpt)}" for member in members)
         lines += ["", f"## {escape.markdown(name)}", "", *files]
     write_text(folder / "compare.md", "\n".join(lines) + "\n")
-    shown = Table(*map(escape.terminal, head), title=escape.terminal(title))
+    table = Table(*map(escape.terminal, head), title=escape.terminal(title))
     for row in rows:
-        shown.add_row(*map(escape.terminal, _cells(row, brief=True)))
-    console().print(shown)
+        table.add_row(*map(escape.terminal, _cells(row, brief=True)))
+    console().print(table)
 
 
 def _line(cells: list[str]) -> str:
@@ -83,7 +89,7 @@ def _line(cells: list[str]) -> str:
 
 
 def _cells(row: dict[str, Any], brief: bool = False) -> list[str]:
-    """The texts of a row; intervals are too wide for a terminal."""
+    """The texts of a row; a `brief` one, for the terminal, has no intervals."""
     cells = [row["name"], str(len(row["checkpoints"]))]
     for key in COLUMNS:
         value = row[key]

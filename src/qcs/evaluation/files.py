@@ -1,4 +1,4 @@
-"""Writing the numbers of a report, so that other programs and people can read them."""
+"""Write the numbers of a report into files that people and other programs can read."""
 
 import csv
 import io
@@ -12,10 +12,10 @@ from qcs.config.escape import spreadsheet
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8; the folder is made if missing.
+    """Write a text as UTF-8; the folder is made if missing.
 
     Raises:
-        UserError: it cannot be written (a full disk, no permission).
+        UserError: it cannot be written, because the disk is full or permission is missing.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,20 +26,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON for people to read as well.
+    """Write JSON, indented so that people can read it.
 
     Raises:
-        ValueError: a number that is not finite, which JSON does not have.
-        UserError: as `write_text`.
+        ValueError: a number is not finite, for which JSON has no notation.
+        UserError: as for `write_text`.
     """
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table, in which no cell is a formula for a spreadsheet.
+    """Write a table in which a spreadsheet takes no cell for a formula.
 
     Raises:
-        UserError: as `write_text`.
+        UserError: as for `write_text`.
     """
     lines = io.StringIO(newline="")
     writer = csv.writer(lines)

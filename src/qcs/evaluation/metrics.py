@@ -1,4 +1,4 @@
-"""Scores of a classifier: from confusion matrices, with intervals; calibration; a paired test.
+"""Scores of a classifier with their intervals, its calibration, and a test of two classifiers.
 
 N images, K classes; rows of a confusion matrix are true classes, columns predictions.
 """
@@ -38,8 +38,8 @@ def class_scores(confusion: Tensor) -> dict[str, Tensor]:
 def scores(confusion: Tensor) -> dict[str, Tensor]:
     """Top-1 accuracy "acc", mean class accuracy "mean_acc" and macro-F1 "f1".
 
-    The latter two are means over the classes that the data holds, so a class without a face
-    counts neither for nor against.
+    The latter two are means over the classes of which there are faces; a class without a face has
+    no influence.
 
     Args:
         confusion: (..., K, K) counts.
@@ -72,7 +72,7 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, num_classes: int) -> T
 
 
 def wilson(hits: Tensor, trials: Tensor) -> Tensor:
-    """Wilson's score interval of a share, which is honest for 0 of 16 and 16 of 16 as well.
+    """Wilson's score interval of a share, which is right for 0 of 16 and for 16 of 16 as well.
 
     Source: Wilson (1927), Probable inference, the law of succession, and statistical inference.
 
@@ -115,20 +115,20 @@ def class_intervals(confusion: Tensor) -> dict[str, Tensor]:
 
 
 def bootstrap(confusion: Tensor, resamples: int = 2000, seed: int = 0) -> dict[str, Tensor]:
-    """Percentile intervals of the overall scores, over images drawn anew with replacement.
+    """Bootstrap the overall scores: percentile intervals over resampled images.
 
-    Every score is a function of the confusion matrix, and that of N images drawn with
-    replacement is one draw of a multinomial over its cells, so no image is touched. Where all
-    resamples give one value (all images right, or all wrong) a bootstrap says nothing: top-1, a
-    share of images, then has Wilson's interval, and a mean over classes has none.
+    Every score is a function of the confusion matrix. The matrix of N images that are drawn with
+    replacement is one draw of a multinomial distribution over the cells, so it is drawn directly.
+    Where all resamples have the same value (all images are right, or all are wrong), a bootstrap
+    gives no interval: top-1, a share of images, then has Wilson's, a mean over classes has none.
 
     Args:
         confusion: (K, K) counts.
-        resamples: how many.
+        resamples: how many are drawn.
         seed: of the draws.
 
     Returns:
-        Low and high of each of `scores`, (2,) float64; nan where there is none.
+        Low and high of each of `scores`, (2,) float64; nan where there is no interval.
 
     Raises:
         UserError: less than one resample.
@@ -148,15 +148,15 @@ def bootstrap(confusion: Tensor, resamples: int = 2000, seed: int = 0) -> dict[s
 
 
 def check_finite(values: Tensor, manifest: Manifest, what: str = "answers") -> None:
-    """Refuse numbers that are not finite, before anything is computed or reported from them.
+    """Check that the numbers a network computed are finite, before they are used or reported.
 
     Args:
         values: (N, ...), a row for each image.
         manifest: the N images.
-        what: of the network, for the sentence.
+        what: what the numbers are, for the message.
 
     Raises:
-        UserError: there are some; the sentence counts their images and names the first.
+        UserError: some are not finite; the message counts their images and names the first.
     """
     wrong = ~values.flatten(1).isfinite().all(1)
     if wrong.any():
@@ -169,17 +169,17 @@ def check_finite(values: Tensor, manifest: Manifest, what: str = "answers") -> N
 
 
 def check_resamples(resamples: int) -> None:
-    """Refuse a bootstrap of nothing.
+    """Check the number of resamples of a bootstrap.
 
     Raises:
-        UserError: less than one resample.
+        UserError: it is below 1.
     """
     if resamples < 1:
         raise UserError(f"resamples must be 1 or more, got {resamples}")
 
 
 def calibration(probabilities: Tensor, labels: Tensor, bins: int = 15) -> dict[str, Tensor]:
-    """How far confidence, the largest probability, is from accuracy, in bins of equal width.
+    """Compare confidence, the largest probability, with accuracy, in bins of equal width.
 
     Args:
         probabilities: (N, K), rows sum to 1.
@@ -206,28 +206,36 @@ def paired(
 ) -> dict[str, float | list[float]]:
     """Compare the top-1 of two groups of networks on the same N images.
 
-    Per image, the difference of the shares of networks that are right. Its mean gets a bootstrap
-    interval over images, and the test flips the signs of the differences: if the groups were
-    alike, either sign would be as likely. For two single networks that is McNemar's test. The
-    networks are taken as given: neither says what other seeds would do.
+    For each image, d is the difference of the shares of networks that are right. The mean of d
+    gets a bootstrap interval over images. The test flips the signs of d at random, since both signs
+    would be equally likely if the groups were equally good; for two single networks this is
+    McNemar's test. Neither the interval nor the test covers the variation over other seeds.
 
     Args:
-        first: (S, N) bool, whether each network of the group is right.
-        second: (T, N).
+        first: (S, N) bool, whether each of S networks is right on each image.
+        second: (T, N) bool, the same for T other networks.
         resamples: of the interval.
-        flips: of the test.
-        seed: of both.
+        flips: random flips of the test.
+        seed: of the interval and of the test.
 
     Returns:
         "difference", second less first; "interval", low and high; "p", two-sided.
 
     Raises:
-        UserError: less than one resample.
+        UserError: there is less than one resample.
+
+    Example:
+        >>> import torch
+        >>> from qcs.evaluation.metrics import paired
+        >>> first = torch.tensor([[True, True, False, False]])
+        >>> second = torch.tensor([[True, True, True, False]])
+        >>> paired(first, second)["difference"]
+        0.25
     """
     check_resamples(resamples)
     rng, images, unit = np.random.default_rng(seed), first.shape[1], len(first) * len(second)
-    # Whole numbers, in units of 1 / (S T), so that ties are ties; few are different, and images
-    # of the same one need not be told apart: their draws are binomial.
+    # The differences d are kept as whole numbers in units of 1 / (S T), so that equal ones are
+    # exactly equal. Only a few values occur, so images with the same value are drawn together.
     gaps = (second.sum(0) * len(first) - first.sum(0) * len(second)).numpy()
     values, counts = np.unique(gaps, return_counts=True)
     means = rng.multinomial(images, counts / images, size=resamples) @ values / images / unit
@@ -238,5 +246,5 @@ def paired(
     return {
         "difference": float(gaps.sum() / images / unit),
         "interval": edges.tolist(),
-        "p": (1 + as_far) / (1 + flips),  # what was seen is one of the flips
+        "p": (1 + as_far) / (1 + flips),  # the observed signs count as one of the flips
     }

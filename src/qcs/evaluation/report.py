@@ -1,4 +1,4 @@
-"""What a trained network is worth on a split: numbers, tables and pictures in a folder."""
+"""The report on a trained network: numbers, tables and pictures of one split in a folder."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -37,42 +37,44 @@ def write(
     logits: Tensor,
     labels: Tensor,
     manifest: Manifest,
-    about: dict[str, Any],
+    context: dict[str, Any],
     resamples: int = 2000,
     picture_format: plots.Format = "png",
 ) -> dict[str, Any]:
-    """Write numbers (metrics.json, confusion.json, predictions.csv), a page (report.md) and
-    pictures (confusion, reliability, faces, hardest); print a table.
+    """Write a report into a folder, and print a table.
 
-    The numbers come first. A picture that cannot be drawn is logged as an error and left out.
+    Numbers are in metrics.json, confusion.json and predictions.csv; the pictures are confusion,
+    reliability, faces and hardest; report.md shows all of them. The numbers are written first. A
+    picture that cannot be drawn is logged as an error and left out.
 
     Args:
         folder: made if missing.
         logits: (N, K) in the manifest's order; -inf rules a class out.
         labels: (N,) class indices.
         manifest: the N images.
-        about: where the numbers come from (data set, split, checkpoint, what it was selected on).
-        resamples: of the bootstrap that gives the 95 % intervals of means over classes.
+        context: where the numbers come from: "dataset", "split", and further entries such as the
+            checkpoint and what it was selected on.
+        resamples: of the bootstrap, which gives the 95 % intervals of means over classes.
         picture_format: of the pictures.
 
     Returns:
         What metrics.json holds.
 
     Raises:
-        UserError: logits that are not finite, less than one resample, or a file that cannot be
+        UserError: logits are not finite, there is less than one resample, or a file cannot be
             written.
     """
     names, probabilities = manifest.class_names, logits.double().softmax(1)
     check_finite(probabilities, manifest)
     matrix = confusion_matrix(logits.argmax(1), labels, len(names))
     found = calibration(probabilities, labels)
-    result = about | {"images": len(labels)} | _numbers(matrix, names, resamples)
+    result = context | {"images": len(labels)} | _numbers(matrix, names, resamples)
     result["ece"] = round(float(found["ece"]), 6)
     write_json(folder / "metrics.json", result)
     counts = {"class_names": list(names), "rows_are_true": matrix.tolist()}
     write_json(folder / "confusion.json", counts)
     _predictions(folder / "predictions.csv", probabilities, labels, manifest)
-    title = f"{about['dataset']}, {about['split']}: top-1 {100 * result['acc']:.2f} %"
+    title = f"{context['dataset']}, {context['split']}: top-1 {100 * result['acc']:.2f} %"
     _print(result, title)
     sheets = _sheets(logits, labels, manifest, title)
     pictures = {
@@ -86,10 +88,14 @@ def write(
 
 
 def try_to_draw(draw: Callable[[Path], Any], path: Path) -> bool:
-    """Draw a picture, and log what goes wrong: it must not cost a run or its numbers.
+    """Draw a picture; an exception is only logged, so that it ends no run and costs no number.
+
+    Args:
+        draw: draws into a path, or returns False where there is nothing to draw.
+        path: of the picture.
 
     Returns:
-        Whether it is drawn; `draw` may say False where there is nothing to draw.
+        Whether the picture is drawn.
     """
     try:
         return draw(path) is not False
@@ -113,14 +119,14 @@ def _numbers(matrix: Tensor, names: Sequence[str], resamples: int) -> dict[str, 
 
 
 def _rounded(value: Any) -> Any:
-    """Round the numbers of nested lists; an interval that there is not (nan) is null in JSON."""
+    """Round the numbers of nested lists; nan, which stands for no interval, becomes None."""
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return None if value != value else round(value, 6)
 
 
 def _predictions(path: Path, probabilities: Tensor, labels: Tensor, manifest: Manifest) -> None:
-    """Write a line for each image, in the data set's order."""
+    """Write a line for each image, in the order of the data set."""
     names, predicted = manifest.class_names, probabilities.argmax(1).tolist()
     columns = (manifest.paths.tolist(), labels.tolist(), predicted, probabilities.tolist())
     rows = (
@@ -134,7 +140,7 @@ HEADLINE = {"acc": "top-1", "mean_acc": "mean class accuracy", "f1": "macro-F1"}
 
 
 def percent(value: float, interval: Sequence[float] | None = None) -> str:
-    """A share as a percentage, with its interval."""
+    """Return a share as a percentage, with its interval where there is one."""
     if interval is None or None in interval:
         return f"{100 * value:.2f}"
     low, high = interval
@@ -150,7 +156,7 @@ INTERVALS = (
 
 
 def markdown(result: dict[str, Any], title: str, pictures: Sequence[str]) -> str:
-    """The page for people: numbers with 95 % intervals, where they come from, pictures."""
+    """Return report.md: the numbers with their intervals, the context, and the pictures."""
     intervals, text = result["intervals"], escape.markdown
     lines = [f"# {text(title)}", "", "| percent | 95 % interval in brackets |", "|---|---|"]
     lines += [f"| {n} | {percent(result[k], intervals[k])} |" for k, n in HEADLINE.items()]
@@ -168,7 +174,7 @@ def markdown(result: dict[str, Any], title: str, pictures: Sequence[str]) -> str
 
 
 def _sheets(logits: Tensor, labels: Tensor, manifest: Manifest, title: str) -> dict[str, tuple]:
-    """What `_sheet` draws: random faces, and those of the highest loss."""
+    """The arguments of `_sheet` for random faces and for those of the highest loss."""
     some = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:SHEET_FACES]
     loss = cross_entropy(logits, labels, reduction="none")
     hardest = loss.argsort(descending=True)
@@ -190,8 +196,11 @@ def _sheet(
     loss: Tensor | None,
     path: Path,
 ) -> None:
-    """Draw the faces of some rows with their predictions, where these are wrong their labels, and
-    the loss (N,) where it is given."""
+    """Draw the faces of some rows.
+
+    The title of a face is its prediction, its label where the prediction is wrong, and its loss
+    where `loss` (N,) is given.
+    """
     images = [manifest.image(int(row)).resize((128, 128)) for row in rows]
     pixels = torch.stack([plots.to_pixels(image) for image in images])
     probabilities, predicted = logits[rows].softmax(1).max(1)
@@ -213,8 +222,8 @@ def _print(result: dict[str, Any], title: str) -> None:
         numbers = (f"{100 * row[k]:.2f}" for k in ("precision", "recall", "f1"))
         table.add_row(escape.terminal(name), str(row["support"]), *numbers)
     intervals = result["intervals"]
-    numbers = [f"{n} {percent(result[k], intervals[k])}" for k, n in HEADLINE.items()]
+    headline = [f"{n} {percent(result[k], intervals[k])}" for k, n in HEADLINE.items()]
     table.caption = "\n".join(
-        [*numbers, f"ECE {percent(result['ece'])}   ({result['images']} images)"]
+        [*headline, f"ECE {percent(result['ece'])}   ({result['images']} images)"]
     )
     console().print(table)

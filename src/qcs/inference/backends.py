@@ -1,6 +1,6 @@
-"""Forms of the base branch for inference: compiled, in bf16, or in whole numbers of 8 bits.
+"""Faster forms of the base branch for inference: compiled, in bf16, or in 8-bit integers.
 
-A form pays where many images come: compiling takes 10 to 40 seconds.
+Compiling takes 10 to 40 seconds, so they are worth it for many images.
 
 B batch, K classes, H and W pixels.
 """
@@ -22,16 +22,16 @@ Form = Literal["eager", "compiled", "compiled_bf16", "compiled_int8"]
 
 
 def in_form(network: nn.Module, form: Form, batch_size: int) -> nn.Module:
-    """Give a network in eval mode a form; "eager" is the network itself.
+    """Return a network in another form; "eager" means the network itself.
 
     Args:
-        network: a `QCSNetwork`, on the device it is to run on.
-        form: what to make of it.
-        batch_size: images (B) that it is compiled for; any number may come.
+        network: a `QCSNetwork` in eval mode, on the device on which it will run.
+        form: of the result.
+        batch_size: the number of images for which it is compiled; it takes any number.
 
     Raises:
-        UserError: an export, which has a form of its own; int8 on a GPU; no C++ compiler.
-        UserError: int8 without torchao.
+        UserError: the network is an export, which cannot be compiled; a C++ compiler or torchao is
+            missing; or int8 is asked for on a GPU.
     """
     if form not in get_args(Form):
         raise UserError(f"form={form} is none of {', '.join(get_args(Form))}")
@@ -50,12 +50,12 @@ def in_form(network: nn.Module, form: Form, batch_size: int) -> nn.Module:
 
 
 class Compiled(nn.Module):
-    """A base branch, compiled at the first images, for batches of one size.
+    """A base branch that is compiled with the first images it gets, for batches of one size.
 
     Args:
         base: in eval mode.
-        form: one that is not "eager".
-        batch_size: a smaller batch is filled up, a larger one cut.
+        form: any but "eager".
+        batch_size: smaller batches are filled up, larger ones are split.
     """
 
     def __init__(self, base: BaseBranch, form: Form, batch_size: int) -> None:
@@ -77,19 +77,20 @@ class Compiled(nn.Module):
         if self.run is None:
             self.run = self._compile(images)
         bf16 = self.form == "compiled_bf16"
-        # Weights are constants then: BatchNorm folds into convolutions, layouts are chosen. Dynamo
-        # looks at the global setting, at the first call; torch.compile's options do not reach it.
+        # With freezing, weights are constants: BatchNorm is folded into convolutions, and memory
+        # layouts are chosen. Only the global setting at the time of the first call has an effect,
+        # not the options of torch.compile.
         freezing = inductor.patch(freezing=True)
         with freezing, torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             return self.run(images)
 
     def _compile(self, images: Tensor) -> Callable[[Tensor], Tensor]:
-        plain: nn.Module = _Logits(copy.deepcopy(self.base))
+        network: nn.Module = _Logits(copy.deepcopy(self.base))
         if self.form == "compiled_int8":
-            plain = quantised(plain, images)
+            network = quantised(network, images)
         else:
-            use_cpu_kernels(plain.to(memory_format=torch.channels_last))
-        return torch.compile(plain, dynamic=False)
+            use_cpu_kernels(network.to(memory_format=torch.channels_last))
+        return torch.compile(network, dynamic=False)
 
 
 class _Logits(nn.Module):
@@ -102,9 +103,9 @@ class _Logits(nn.Module):
 
 
 def quantised(network: nn.Module, images: Tensor) -> nn.Module:
-    """Products and convolutions in int8, with scales from images (B, 3, H, W).
+    """Quantise matrix products and convolutions to int8, with scales from images (B, 3, H, W).
 
-    Source: torchao's PT2E quantisation for x86, static, one scale a channel of the weights.
+    Source: torchao's PT2E quantisation for x86: static, with a scale for each channel of weights.
     """
     prepare, convert, quantizer = _torchao()
     graph = torch.export.export(network, (images,)).module()

@@ -1,16 +1,25 @@
-"""Faces cut out of photos as the training crops of a data set were."""
+"""Cut faces out of photos in the same way as the training images of a data set were cut."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from qcs.config.errors import UserError
+from qcs.config.escape import terminal
 from qcs.data.crop import Crop
+from qcs.data.folders import images_below
 from qcs.data.sources import affectnet, fer2013, ferplus, rafdb
 from qcs.inference.detector import Detector
+from qcs.inference.inputs import as_image
 
-TILT = 30  # degrees; data sets that are not levelled hold hardly any face beyond
+log = logging.getLogger(__name__)
+
+TILT = 30  # degrees; data sets that are not levelled hold hardly any face that is tilted more
+MEASURED = 400  # images of a folder of training faces
 
 
 CROPS = {
@@ -23,9 +32,15 @@ LOOSE = Crop(ferplus.CROP.landmarks)  # for data sets that are not among them
 
 
 def fit(landmarks: np.ndarray, crop: Crop) -> tuple[complex, complex]:
-    """The (rotation and) scale a and shift b with `crop = a * photo + b`, points as x + iy.
+    """Fit the five landmarks of a face to those of a crop, by least squares.
 
-    Least squares over the five landmarks (5, 2).
+    Args:
+        landmarks: (5, 2) in the photo.
+        crop: of the data set.
+
+    Returns:
+        a and b of `crop = a * photo + b`, with points as complex numbers x + iy: a is a scale and,
+        where the crop is level, a rotation as well; b is a shift.
     """
     photo, target = landmarks @ [1, 1j], np.array(crop.landmarks) @ [1, 1j]
     z, w = photo - photo.mean(), target - target.mean()
@@ -54,7 +69,7 @@ def cut(image: Image.Image, landmarks: np.ndarray, crop: Crop) -> Image.Image:
     low = np.floor([corners.real.min(), corners.imag.min()]).astype(int) - 1
     high = np.ceil([corners.real.max(), corners.imag.max()]).astype(int) + 2
     region = _region(image, low, high)
-    # Reduced with antialiasing first: the warp takes single pixels.
+    # Large regions are reduced first, with antialiasing, since the warp below has none.
     reduced = [max(round(n * side * abs(a)), 1) for n in region.size]
     if reduced[0] < region.width:
         region = region.resize(reduced, Image.Resampling.BILINEAR, reducing_gap=3.0)
@@ -66,7 +81,7 @@ def cut(image: Image.Image, landmarks: np.ndarray, crop: Crop) -> Image.Image:
 
 
 def as_trained(face: Image.Image, crop: Crop) -> Image.Image:
-    """A cut face without its colours where the data set has none."""
+    """Return a cut face, in grey where the faces of the data set are grey."""
     return face.convert("L").convert("RGB") if crop.grey else face
 
 
@@ -83,18 +98,18 @@ def _region(image: Image.Image, low: np.ndarray, high: np.ndarray) -> Image.Imag
 
 
 def measure(images: Iterable[Image.Image], detector: Detector) -> Crop:
-    """Learn from cut faces of a data set how they were cut: medians of the landmarks.
+    """Measure how the faces of a data set were cut, by the medians of their landmarks.
 
     Args:
-        images: square crops, a few hundred at best.
+        images: square crops; a few hundred are best.
         detector: finds the landmarks in them.
 
     Raises:
-        UserError: a face was found in fewer than ten.
+        UserError: faces were found in fewer than ten images.
     """
     points, tilts, sides, colours = [], [], [], []
     for image in images:
-        # A border helps the detector, which learned from whole photos; so does size.
+        # The detector was trained on whole photos, so larger faces with a border help it.
         zoom = max(1.0, 192 / max(image.size))
         big = image.resize([round(n * zoom) for n in image.size], Image.Resampling.BICUBIC)
         border = max(big.size) // 6
@@ -116,3 +131,43 @@ def measure(images: Iterable[Image.Image], detector: Detector) -> Crop:
     size = int(np.median(sides)) if np.ptp(sides) == 0 else None
     level = bool(np.percentile(tilts, 75) < 3)
     return Crop(tuple(map(tuple, middle.round(3).tolist())), level, size, not any(colours))
+
+
+def crop_of(
+    recipe: dict[str, Any], wanted: str | None = None, detector: Detector | None = None
+) -> tuple[Crop, str]:
+    """Return how the faces of a checkpoint's data set were cut, and where that is known from.
+
+    Args:
+        recipe: of the checkpoint, which names the data set.
+        wanted: another data set, a key of `CROPS`, or a folder of cut faces that are measured.
+        detector: for the measurement; None means the default one.
+
+    Raises:
+        UserError: `wanted` is neither, or too few faces are found in the folder.
+    """
+    name = wanted or str(recipe["dataset"]["name"])
+    if name in CROPS:
+        return CROPS[name], f"as {name} cuts faces"
+    if not wanted:
+        return LOOSE, (
+            f"as ferplus cuts faces, in colour: how {name} does is not known "
+            "(crop=FOLDER of training faces measures it)"
+        )
+    folder = Path(wanted).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"crop={wanted} is neither one of {', '.join(CROPS)} nor a folder of training faces"
+        )
+    files = images_below(folder)
+    step = max(len(files) // MEASURED, 1)
+    crop = measure(_readable(files[::step]), detector or Detector())
+    return crop, f"as measured in {folder}: {crop}"
+
+
+def _readable(files: Sequence[Path]) -> Iterator[Image.Image]:
+    for file in files:
+        try:
+            yield as_image(file)
+        except UserError as error:
+            log.warning("left out: %s", terminal(error))

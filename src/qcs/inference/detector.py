@@ -1,4 +1,4 @@
-"""Faces in raw photos, found.
+"""Find the faces in photos.
 
 The detector is CenterFace (Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as
 Point", 2020): one network for boxes and five landmarks, whose weights come inside the package
@@ -38,15 +38,14 @@ class Detector:
     """Finds faces.
 
     Args:
-        threshold: least score.
-        longest: pixels of the longer side at which it looks; larger photos are reduced, so that
-            the smallest face found grows with them. Smaller ones are not enlarged.
+        threshold: the lowest score of a face.
+        longest: pixels of the longer side to which larger photos are reduced; smaller photos are
+            not enlarged. The smallest faces in a photo of many pixels are therefore not found.
         smallest: pixels of the shorter side of the smallest face that is reported.
-        threads: that it computes with; None for as many as PyTorch.
+        threads: of the computation; None for as many as PyTorch uses.
 
     Raises:
-        UserError: onnxruntime, onnx or the weights are not installed; says what to do.
-        UserError: a number out of range.
+        UserError: onnxruntime, onnx or the weights are not installed, or a number is out of range.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class Detector:
             import onnx
         except ImportError as error:
             raise missing_extra(*EXTRA) from error
-        if package is None:
+        if package is None or package.origin is None:
             raise missing_extra(*EXTRA)
         model = onnx.load(Path(package.origin).with_name("centerface.onnx"))
         # It was exported for one size; its layers take any.
@@ -80,11 +79,12 @@ class Detector:
     def __call__(self, image: Image.Image) -> list[Face]:
         """Find the faces of an RGB photo, the largest first."""
         scale = min(1.0, self.longest / max(image.size))
-        # Multiples of 32 by rounding up, so that small faces are not lost.
+        # Sides are rounded up to multiples of 32, so that small faces are not lost.
         size = [max(-(-round(side * scale) // MULTIPLE), 1) * MULTIPLE for side in image.size]
         pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
         maps = self.session.run(None, {"input.1": pixels.transpose(2, 0, 1)[None]})
-        boxes, landmarks, scores = decode(*(m[0] for m in maps), self.threshold)
+        heat, scale_map, offset, points = (m[0] for m in maps)
+        boxes, landmarks, scores = decode(heat, scale_map, offset, points, self.threshold)
         ratio = np.array(image.size) / size
         boxes, landmarks = boxes * np.tile(ratio, 2), landmarks * ratio
         sides = boxes[:, 2:] - boxes[:, :2]

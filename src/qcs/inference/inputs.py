@@ -1,6 +1,6 @@
-"""Photos, films and webcams in: which files an input means, and each of them read.
+"""Find the photos, films and webcams that an input names, and read them one after the other.
 
-An odd file never ends the work: what cannot be read is an item with an error.
+A file that cannot be read becomes an item with an error, and the others are read.
 """
 
 import glob
@@ -31,7 +31,7 @@ class Source(NamedTuple):
     file: str  # as given, or "webcam 0"
     name: str  # relative to the folder that was given
     kind: Literal["image", "film", "webcam"]
-    error: str | None = None  # why it cannot be read, where that is known already
+    error: str | None = None  # why it cannot be read, if that is known in advance
 
 
 class Key(NamedTuple):
@@ -44,7 +44,7 @@ class Key(NamedTuple):
 
 
 class Item(NamedTuple):
-    """An image on its way through `Predictor.stream`; either an image or an error."""
+    """What `Predictor.stream` takes: an image, or the error that occurred in its place."""
 
     key: Any
     image: Image.Image | None = None
@@ -55,14 +55,14 @@ class Item(NamedTuple):
 
 
 def files_of(source: str | int | Sequence[str | int]) -> list[Source]:
-    """Find the files that an input means.
+    """Find the files that an input names.
 
     Args:
-        source: a file, a folder (with all folders below it), a glob, a list of such, or the
-            number of a webcam. What exists on disk under that name comes first.
+        source: a file, a folder (with all folders below it), a glob, a list of these, or the
+            number of a webcam. A file or folder of that name takes precedence.
 
     Raises:
-        UserError: nothing is there, or a folder or glob holds neither images nor films.
+        UserError: nothing is there, or the folder or glob holds neither images nor films.
     """
     if not isinstance(source, (str, int)):
         return _of_list(source)
@@ -82,7 +82,7 @@ def files_of(source: str | int | Sequence[str | int]) -> list[Source]:
 
 
 def _of_list(sources: Sequence[str | int]) -> list[Source]:
-    """The files of several inputs; one that means nothing does not stop the others."""
+    """The files of several inputs; an error in one of them does not stop the others."""
     found: list[Source] = []
     for source in sources:
         try:
@@ -95,12 +95,12 @@ def _of_list(sources: Sequence[str | int]) -> list[Source]:
 
 
 def _source(path: Path, name: str) -> Source:
-    kind = "film" if path.suffix.lower() in video.FILMS else "image"
+    kind: Literal["image", "film"] = "film" if path.suffix.lower() in video.FILMS else "image"
     return Source(str(path), name, kind)
 
 
 def _walk(top: Path) -> Iterator[Source]:
-    """All files below a folder, linked folders too, each folder once; in the order of names."""
+    """All files below a folder in the order of names; links to folders are followed once."""
     seen, waiting = set(), [top]
     while waiting:
         path = waiting.pop()
@@ -140,7 +140,7 @@ def _matches(pattern: Path) -> Iterator[Source]:
 
 
 def _known(found: Iterable[Source], text: str) -> list[Source]:
-    """Leave out what is neither an image nor a film, and say what that was."""
+    """Leave out the files that are neither images nor films, and warn of them."""
     known, others = [], []
     for source in found:
         name = os.path.basename(source.file)
@@ -160,12 +160,12 @@ def _known(found: Iterable[Source], text: str) -> list[Source]:
 def open_items(
     files: Sequence[Source], every: int = 1, max_frames: int | None = None
 ) -> Iterator[Item]:
-    """Read images and frames one after the other; what cannot be read is an item with an error.
+    """Read images and frames one after the other; an unreadable file is an item with an error.
 
     Args:
-        files: of `files_of`.
-        every: of a film or webcam, each so manieth frame.
-        max_frames: of each film or webcam; None for all.
+        files: from `files_of`.
+        every: read one of so many frames of a film or webcam.
+        max_frames: read at most so many frames of each film or webcam; None for all.
 
     Raises:
         UserError: `every` or `max_frames` is below 1, or PyAV is missing where there are films.
@@ -210,14 +210,14 @@ def _frames(file: Source, every: int, max_frames: int | None) -> Iterator[Item]:
 
 
 def as_image(image: Input) -> Image.Image:
-    """Make an upright RGB image of a path, a PIL image or an array.
+    """Return a path, a PIL image or an array as an upright RGB image.
 
     Raises:
-        UserError: it cannot be read, or is of another shape or type.
+        UserError: it cannot be read, or has a wrong shape or type.
     """
     try:
         if isinstance(image, (str, PathLike)):
-            return read_image(image)
+            return read_image(os.fspath(image))
         if isinstance(image, Image.Image):
             return upright_rgb(image)
     except (OSError, ValueError, MemoryError) as error:
@@ -234,7 +234,7 @@ def as_image(image: Input) -> Image.Image:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in a few words, without the file's name."""
+    """Return what went wrong in a few words, without the name of the file."""
     if isinstance(error, MemoryError):
         return "too little memory"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

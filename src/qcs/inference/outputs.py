@@ -1,4 +1,4 @@
-"""Records out: JSON lines, or a table."""
+"""Write predictions as JSON lines or as a table."""
 
 import csv
 import json
@@ -12,20 +12,20 @@ from qcs.inference.pictures import Written
 from qcs.inference.predictor import Prediction, Result
 
 POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a text begins that spreadsheets would compute
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins with one, spreadsheets compute
 
 
 class Records:
-    """Writes a line for each face, and one for each image without a face or that was not read.
+    """Writes a line for each face, and for each image without a face or that cannot be read.
 
-    File names that are not UTF-8 are written with `\\xNN` for each odd byte.
+    In file names, bytes that are not UTF-8 are written as `\\xNN`.
 
     Args:
         path: .csv for a table, anything else for JSON lines; an existing file is overwritten.
         class_names: K names.
 
     Raises:
-        UserError: it cannot be written; so do the methods.
+        UserError: it cannot be written; the methods raise the same.
     """
 
     def __init__(self, path: Path, class_names: Sequence[str]) -> None:
@@ -59,7 +59,7 @@ class Records:
                 raise self._unwritable(problem) from problem
 
     def write(self, result: Result, pictures: Written) -> None:
-        """Write what is known of one image."""
+        """Write the lines of one image."""
         key = result.key
         place: dict[str, Any] = {"file": _utf8(key.file)}
         if key.frame is not None:
@@ -87,18 +87,18 @@ class Records:
 
 
 def _utf8(text: str) -> str:
-    """A text whose bytes that are not UTF-8, as file names may hold them, are written `\\xNN`."""
+    """A text in which bytes that are not UTF-8 are written as `\\xNN`; file names can hold some."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _cell(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula: such texts begin with an apostrophe."""
+    """A cell that no spreadsheet takes for a formula, as an apostrophe precedes such texts."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def _record(prediction: Prediction) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    if prediction.box is not None:
+    if prediction.box and prediction.landmarks and prediction.score is not None:
         row["box"] = [round(x, 1) for x in prediction.box]
         row["landmarks"] = {
             name: [round(x, 1), round(y, 1)]

@@ -1,8 +1,4 @@
-"""The page on which a network is tried: what it shows, and what it makes of an upload.
-
-`qcs.inference.server` serves it. Whatever comes from a browser is checked here as well: a path is
-only opened where it lies in the page's own folder.
-"""
+"""The web page on which a user tries a network; `qcs.inference.server` serves it."""
 
 import functools
 import os
@@ -18,86 +14,52 @@ from torch import Tensor
 from qcs import plots
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
-from qcs.data.images import FORMATS, open_file
 from qcs.data.sources import synthetic
 from qcs.data.transforms import unnormalised
-from qcs.inference.inputs import Item, as_image
+from qcs.inference.inputs import Item
 from qcs.inference.pictures import annotated
 from qcs.inference.predictor import Prediction, Predictor, Result
+from qcs.inference.uploads import open_upload
 from qcs.models import QCSNetwork
 from qcs.models.attention_maps import class_token_attention, pair_maps
 
 if TYPE_CHECKING:
     import gradio
 
-MOST = 8  # faces compared at once
-MEGAPIXELS = 64  # of an upload; a phone's photos have 12 to 50
-KEPT = 3600  # seconds that a visitor's faces are remembered
-MISSING = "no face found: turn off 'find the faces' for an image of a cut face"
+MAX_FACES = 8  # that are compared at once
+TIME_TO_LIVE = 3600  # seconds for which a visitor's faces are kept
+NO_FACE = "no face found: turn off 'find the faces' for an image of a cut face"
 
 Faces = tuple[list[Prediction], list[Image.Image]]  # of one image, with their crops
-
-
-def uploaded(path: Any, folder: Path) -> Path:
-    """Check that a path which a browser sent is a file that was uploaded.
-
-    Args:
-        path: anything.
-        folder: the page's own.
-
-    Raises:
-        UserError: it is not a regular file inside the folder, links followed; one sentence for all
-            reasons, so that it does not tell which files exist.
-    """
-    try:
-        place = Path(path).resolve(strict=True)
-        if place.is_file() and place.is_relative_to(folder.resolve()):
-            return place
-    except (OSError, ValueError, TypeError, RuntimeError):
-        pass
-    raise UserError("that is no file which was uploaded here")
-
-
-def opened(path: Any, folder: Path) -> Image.Image:
-    """Read an upload as upright RGB; its size is looked at before it is decoded.
-
-    Raises:
-        UserError: as `uploaded`; too many pixels, or not an image.
-    """
-    place = uploaded(path, folder)
-    try:
-        with open_file(place) as file, Image.open(file, formats=FORMATS) as image:
-            width, height = image.size
-    except Exception as error:  # a damaged file can make Pillow's readers raise anything
-        raise UserError(f"cannot read {place.name} as an image (not an image)") from error
-    if width * height > MEGAPIXELS * 1_000_000:
-        raise UserError(
-            f"{place.name} has {width} x {height} pixels: more than {MEGAPIXELS} million are not "
-            "taken here, make it smaller"
-        )
-    try:
-        return as_image(place)
-    except UserError as error:
-        raise UserError(str(error).replace(str(place), place.name)) from error
 
 
 def analyse(predictor: Predictor, path: Any, detect: bool, folder: Path) -> Result:
     """Find and classify the faces of one upload.
 
+    Args:
+        predictor: of the checkpoint.
+        path: as the browser sent it.
+        detect: whether to find the faces; else the image is a face.
+        folder: of the page's uploads.
+
     Raises:
-        UserError: no file, not an image, or no face in it.
+        UserError: there is no file, it is not an image, or no face was found in it.
     """
     if not path:
         raise UserError("no image: upload one, take one with the webcam, or choose an example")
-    image = opened(path, folder)
+    image = open_upload(path, folder)
     result = next(predictor.stream([Item(Path(path).name, image)], detect))
     if not result.predictions:
-        raise UserError(MISSING)
+        raise UserError(NO_FACE)
     return result
 
 
-def chosen(faces: Faces | None, event: Any) -> int:
-    """The number of the face that an event of the gallery names.
+def selected_face(faces: Faces | None, event: Any) -> int:
+    """Return the number of the face that was selected in the gallery.
+
+    Args:
+        faces: of the image.
+        event: of gradio; its data come from the browser.
 
     Raises:
         UserError: there is no such face.
@@ -109,60 +71,60 @@ def chosen(faces: Faces | None, event: Any) -> int:
     return index
 
 
-def inputs(predictor: Predictor, crops: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-    """Cut faces as the network takes them, and as pixels in [0, 1], each (M, 3, H, W)."""
+def network_inputs(predictor: Predictor, crops: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+    """Return faces as the network takes them, and as pixels in [0, 1], each (M, 3, H, W)."""
     images = torch.stack([predictor.transform(crop) for crop in crops])
     return images, unnormalised(images, predictor.transform)
 
 
-def looked_at(predictor: Predictor, crop: Image.Image, folder: Path) -> str | None:
-    """Draw the base branch's attention on a face; None where the network does not show it."""
-    if not isinstance(predictor.network, QCSNetwork):  # an export
+def attention_picture(predictor: Predictor, crop: Image.Image, folder: Path) -> str | None:
+    """Draw the attention of the base branch on a face; None for an export, which shows none."""
+    if not isinstance(predictor.network, QCSNetwork):
         return None
-    images, pixels = inputs(predictor, [crop])
+    images, pixels = network_inputs(predictor, [crop])
     levels = class_token_attention(predictor.network, images.to(predictor.device)).cpu()
-    path, number = _new(folder), levels.shape[1]
+    path, number = _new_file(folder), levels.shape[1]
     names = [f"level {n}: {100 * share:.0f} %" for n, share in enumerate(levels[0].sum(-1), 1)]
-    # Shares of all tokens together, so that the levels can be compared.
-    plots.gaze_sheet(pixels.expand(number, -1, -1, -1), levels * number, [names], path)
+    # The maps of all levels together sum to 1, and the picture expects that of each map.
+    plots.class_token_maps(pixels.expand(number, -1, -1, -1), levels * number, [names], path)
     return str(path)
 
 
-def compared(
+def comparison_picture(
     predictor: Predictor, crops: Sequence[Image.Image], labels: Sequence[str], folder: Path
 ) -> str:
-    """Draw the maps between faces: what two of one label share, what tells two others apart.
+    """Draw the maps between faces: what two of one label share, or what tells two labels apart.
 
     Raises:
-        UserError: fewer than two faces, or a network that cannot compare.
+        UserError: there are fewer than two faces, or the network cannot compare faces.
     """
     if not isinstance(predictor.network, QCSNetwork):
         raise UserError("an exported file holds the base branch alone: compare with the .ckpt")
     if len(crops) < 2:
         raise UserError(f"maps between faces need two faces or more, got {len(crops)}")
-    images, pixels = inputs(predictor, crops)
+    images, pixels = network_inputs(predictor, crops)
     same = torch.tensor([[a == b for b in labels] for a in labels], device=predictor.device)
     maps = pair_maps(predictor.network, images.to(predictor.device), same).mean(2).cpu()
-    path = _new(folder)
+    path = _new_file(folder)
     plots.pair_grid(pixels, maps, labels, path)
     return str(path)
 
 
-def _new(folder: Path) -> Path:
+def _new_file(folder: Path) -> Path:
     handle, name = tempfile.mkstemp(".png", dir=folder)
     os.close(handle)
     return Path(name)
 
 
 def examples(folder: Path) -> list[list[Any]]:
-    """Example files, each with whether its faces are to be found: a photo, and drawn faces."""
+    """Write the examples, a photo and drawn faces: path, and whether its faces are to be found."""
     rows: list[list[Any]] = []
     try:
         import skimage.data
 
         Image.fromarray(skimage.data.astronaut()).save(folder / "astronaut.jpg", quality=92)
         rows.append([str(folder / "astronaut.jpg"), True])
-    except ImportError:  # it comes with the detector
+    except ImportError:  # an example less; scikit-image comes with the extra `demo`
         pass
     for number, name in enumerate(synthetic.EXPRESSIONS[:3]):
         path = folder / f"drawn_{name.lower()}.png"
@@ -172,7 +134,7 @@ def examples(folder: Path) -> list[list[Any]]:
 
 
 class Actions:
-    """What the page's buttons do; a mistake of the user's is shown as a sentence.
+    """What the buttons of the page do; they raise `UserError` for a mistake of the user.
 
     Args:
         predictor: of the checkpoint.
@@ -183,86 +145,113 @@ class Actions:
         self.predictor, self.folder = predictor, folder
 
     def classify(self, path: Any, detect: bool) -> tuple:
-        """The faces of an image, and the largest of them in detail."""
+        """Return the image with its faces marked, the faces, and the details of the largest one."""
         result = analyse(self.predictor, path, detect, self.folder)
         captions = [f"{p.label} {100 * p.probability:.0f} %" for p in result.predictions]
         gallery = list(zip(result.crops, captions, strict=True))
         faces = (result.predictions, result.crops)
+        assert result.image is not None  # it has predictions
         drawn = annotated(result.image, result.predictions)
         return drawn, gallery, faces, *self._detail(faces, 0)
 
     def select(self, faces: Faces | None, event: Any) -> tuple:
-        """A face of the gallery in detail."""
-        return self._detail(faces, chosen(faces, event))
+        """Return the details of the face that was selected in the gallery."""
+        number = selected_face(faces, event)
+        assert faces is not None  # else `selected_face` has raised
+        return self._detail(faces, number)
 
     def _detail(self, faces: Faces, number: int) -> tuple:
-        picture = looked_at(self.predictor, faces[1][number], self.folder)
+        picture = attention_picture(self.predictor, faces[1][number], self.folder)
         return faces[0][number].probabilities, picture
 
     def compare(self, paths: Any, detect: bool) -> str:
-        """The maps between the faces of several images."""
+        """Return the picture of the maps between the faces of several images."""
         paths = paths if isinstance(paths, list) else []
-        if len(paths) > MOST:
-            raise UserError(f"{len(paths)} images: at most {MOST} are compared at once")
+        if len(paths) > MAX_FACES:
+            raise UserError(f"{len(paths)} images: at most {MAX_FACES} are compared at once")
         results = [analyse(self.predictor, path, detect, self.folder) for path in paths]
-        crops = [crop for result in results for crop in result.crops][:MOST]
-        labels = [p.label for result in results for p in result.predictions][:MOST]
-        return compared(self.predictor, crops, labels, self.folder)
+        crops = [crop for result in results for crop in result.crops][:MAX_FACES]
+        labels = [p.label for result in results for p in result.predictions][:MAX_FACES]
+        return comparison_picture(self.predictor, crops, labels, self.folder)
 
 
-def page(predictor: Predictor, folder: Path, about: str) -> "gradio.Blocks":
+# Output pictures; one job uses the network at a time.
+PICTURE: dict[str, Any] = {"interactive": False, "buttons": ["fullscreen", "download"]}
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "network", "concurrency_limit": 1}
+
+
+def page(predictor: Predictor, folder: Path, description: str) -> "gradio.Blocks":
     """Lay out the page.
 
     Args:
         predictor: of the checkpoint.
         folder: of uploads and pictures.
-        about: Markdown on the checkpoint.
+        description: of the checkpoint, in Markdown.
     """
     import gradio as gr
 
     actions = Actions(predictor, folder)
+    with gr.Blocks(title="QCS", analytics_enabled=False) as blocks:
+        gr.Markdown(f"# QCS: facial expressions\n{description}")
+        with gr.Tab("One image"), gr.Row():
+            _classify_tab(actions)
+        with gr.Tab("Compare faces"):
+            _compare_tab(actions)
+    return blocks.queue(max_size=32)
 
-    def said(action: Callable) -> Callable:
-        @functools.wraps(action)
-        def wrapper(*arguments: Any) -> Any:
-            try:
-                return action(*arguments)
-            except UserError as error:
-                raise gr.Error(terminal(error), title="", print_exception=False) from error
 
-        return wrapper
+def _classify_tab(actions: Actions) -> None:
+    import gradio as gr
 
-    def select(faces: Faces | None, event: gr.EventData = None) -> tuple:
+    with gr.Column():
+        image = gr.Image(type="filepath", sources=["upload", "webcam", "clipboard"], label="Image")
+        # `open_upload` says what is wrong with a file, in place of gradio.
+        image.preprocess = _path_of_upload  # type: ignore
+        detect = gr.Checkbox(True, label="find the faces (off: the image is a cut face)")
+        button = gr.Button("Classify", variant="primary")
+        gr.Examples(examples(actions.folder), [image, detect], cache_examples=False)
+    with gr.Column():
+        drawn = gr.Image(label="Faces", **PICTURE)
+        gallery = gr.Gallery(label="Choose a face", columns=4, height=220, buttons=[])
+        classes = len(actions.predictor.class_names)
+        bars = gr.Label(label="Probabilities", num_top_classes=classes)
+        gr.Markdown("Where the base branch looks, and its share of the attention:")
+        attention = gr.Image(show_label=False, **PICTURE)
+    state = gr.State(time_to_live=TIME_TO_LIVE)
+
+    # Gradio fills `event` in by its type; a forged request can leave it out.
+    def select(faces: Faces | None, event: gr.EventData = None) -> tuple:  # type: ignore[assignment]
         return actions.select(faces, event)
 
-    picture = {"interactive": False, "buttons": ["fullscreen", "download"]}
-    one_at_a_time = {"concurrency_id": "network", "concurrency_limit": 1}
-    with gr.Blocks(title="QCS", analytics_enabled=False) as blocks:
-        gr.Markdown(f"# QCS: facial expressions\n{about}")
-        with gr.Tab("One image"), gr.Row():
-            with gr.Column():
-                image = gr.Image(
-                    type="filepath", sources=["upload", "webcam", "clipboard"], label="Image"
-                )
-                detect = gr.Checkbox(True, label="find the faces (off: the image is a cut face)")
-                image.preprocess = lambda data: data and data.path  # we say what is wrong with it
-                button = gr.Button("Classify", variant="primary")
-                gr.Examples(examples(folder), [image, detect], cache_examples=False)
-            with gr.Column():
-                drawn = gr.Image(label="Faces", **picture)
-                gallery = gr.Gallery(label="Choose a face", columns=4, height=220, buttons=[])
-                bars = gr.Label(label="Probabilities", num_top_classes=len(predictor.class_names))
-                gr.Markdown("Where the base branch looks, and its share of the attention:")
-                attention = gr.Image(show_label=False, **picture)
-            state = gr.State(time_to_live=KEPT)
-            outputs = [drawn, gallery, state, bars, attention]
-            button.click(said(actions.classify), [image, detect], outputs, **one_at_a_time)
-            gallery.select(said(select), [state], [bars, attention], **one_at_a_time)
-        with gr.Tab("Compare faces"):
-            files = gr.File(file_count="multiple", type="filepath", label="Two or more images")
-            all_detect = gr.Checkbox(True, label="find the faces (off: the images are cut faces)")
-            start = gr.Button("Compare", variant="primary")
-            gr.Markdown("What each row's face shows when it is compared with each column's:")
-            maps = gr.Image(show_label=False, **picture)
-            start.click(said(actions.compare), [files, all_detect], maps, **one_at_a_time)
-    return blocks.queue(max_size=32)
+    outputs = [drawn, gallery, state, bars, attention]
+    button.click(_with_messages(actions.classify), [image, detect], outputs, **ONE_AT_A_TIME)
+    gallery.select(_with_messages(select), [state], [bars, attention], **ONE_AT_A_TIME)
+
+
+def _path_of_upload(data: Any) -> Any:
+    return data and data.path
+
+
+def _compare_tab(actions: Actions) -> None:
+    import gradio as gr
+
+    files = gr.File(file_count="multiple", type="filepath", label="Two or more images")
+    detect = gr.Checkbox(True, label="find the faces (off: the images are cut faces)")
+    button = gr.Button("Compare", variant="primary")
+    gr.Markdown("What each row's face shows when it is compared with each column's:")
+    maps = gr.Image(show_label=False, **PICTURE)
+    button.click(_with_messages(actions.compare), [files, detect], maps, **ONE_AT_A_TIME)
+
+
+def _with_messages(action: Callable) -> Callable:
+    """Show the sentence of a `UserError` on the page."""
+    import gradio as gr
+
+    @functools.wraps(action)
+    def wrapper(*arguments: Any) -> Any:
+        try:
+            return action(*arguments)
+        except UserError as error:
+            raise gr.Error(terminal(error), title="", print_exception=False) from error
+
+    return wrapper

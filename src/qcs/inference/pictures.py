@@ -1,4 +1,4 @@
-"""Pictures out: annotated images and films, and cut faces."""
+"""Write pictures: annotated images and films, and cut faces."""
 
 import hashlib
 import itertools
@@ -35,12 +35,13 @@ class Written(NamedTuple):
 class Pictures:
     """Writes annotated images and films, and cut faces.
 
-    Each input has names of its own: where two would share one, as a/x.jpg and b/x.jpg or clip.mov
-    and clip.mp4, the second becomes x-2.jpg or clip-2.mp4.
+    No two inputs share a name: where they would, as a/x.jpg and b/x.jpg or clip.mov and clip.mp4,
+    the second one becomes x-2.jpg or clip-2.mp4.
 
     Args:
-        folder: gets `annotated/` and `crops/`.
-        annotate, crops: which of them.
+        folder: in which `annotated/` and `crops/` are made.
+        annotate: whether to write annotated images and films.
+        crops: whether to write cut faces.
     """
 
     def __init__(self, folder: Path, annotate: bool, crops: bool) -> None:
@@ -58,7 +59,7 @@ class Pictures:
         self._close()
 
     def write(self, result: Result) -> Written:
-        """Write what is wanted of one image.
+        """Write the pictures of one image.
 
         Raises:
             UserError: it cannot be written.
@@ -77,13 +78,14 @@ class Pictures:
             self._draw(result)
             return Written(self._annotated, crops)
         except (OSError, ValueError, MemoryError) as error:
-            if key.frame is not None:  # said once for a film
+            if key.frame is not None:  # a film that fails is reported once
                 self._film, self._annotated = None, ""
             raise UserError(f"cannot write pictures of {key.file} ({reason(error)})") from error
 
     def _begin(self, result: Result) -> None:
-        """Name the pictures of a new input."""
+        """Choose the names of the pictures of a new input."""
         self._close()
+        assert result.image is not None  # `write` has returned where there is none
         name, size = result.key.name, result.image.size
         base, suffix = os.path.splitext(name)
         if result.key.frame is not None:
@@ -113,6 +115,7 @@ class Pictures:
             yield path
 
     def _draw(self, result: Result) -> None:
+        assert result.image is not None
         drawn, path = annotated(result.image, result.predictions), self._place(self._annotated)
         if result.key.frame is None:
             drawn.save(path)

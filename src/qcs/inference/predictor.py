@@ -10,7 +10,6 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,27 +20,26 @@ from qcs.checkpoints import zoo
 from qcs.checkpoints.load import Checkpoint, load_classifier
 from qcs.checkpoints.names import Trust
 from qcs.config.errors import UserError
-from qcs.config.escape import terminal
-from qcs.data.folders import images_below
 from qcs.evaluation.apply import pick_device
 from qcs.inference.backends import Form, in_form
-from qcs.inference.crops import CROPS, LOOSE, Crop, as_trained, cut, measure
+from qcs.inference.crops import LOOSE, Crop, as_trained, crop_of, cut
 from qcs.inference.detector import Detector, Face
 from qcs.inference.inputs import Input, Item, as_image
 
 log = logging.getLogger(__name__)
 
-MOST_PIXELS = 50_000_000  # of photos that wait for their batch: 150 MB
-MEASURED = 400  # images of a folder of crops
-DRAWN = "synthetic"  # the data set of drawn faces
-CAUTION = (
+MAX_WAITING = 50_000_000  # pixels of the photos that wait for a full batch: 150 MB
+DRAWN_FACES = (
     "this network was trained on drawn faces: its answers for photographs of people mean nothing "
     "until it is trained on photographs"
 )
 
 
 class Prediction(NamedTuple):
-    """A face and its expression; box, landmarks and score are None for images of cut faces."""
+    """A face and its expression.
+
+    The box, the landmarks and the score are None where the image was taken as a cut face.
+    """
 
     label: str
     probability: float
@@ -52,7 +50,7 @@ class Prediction(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of an `Item`."""
+    """The result for an `Item`: its faces, or an error."""
 
     key: Any
     image: Image.Image | None
@@ -62,18 +60,19 @@ class Result(NamedTuple):
 
 
 class Predictor:
-    """A checkpoint, a detector and the crops of its data set.
+    """Classifies the faces in images with a checkpoint.
 
     Args:
         checkpoint: of `qcs.checkpoints.load.load_classifier`.
-        detector: finds faces; None makes the default one when it is first needed.
-        crop: how faces are cut; see `crop_of`.
-        batch_size: faces classified at once.
-        device: the network's.
-        form: see `qcs.inference.backends`; one that is not "eager" pays for many faces.
+        detector: finds faces; None means the default one, which is made when it is first needed.
+        crop: how faces are cut out of a photo; see `qcs.inference.crops.crop_of`.
+        batch_size: the number of faces that are classified at once.
+        device: of the network.
+        form: see `qcs.inference.backends`; a form other than "eager" is worth it for many faces.
 
     Attributes:
-        caution: a sentence on why not to rely on its answers, or None; `predict` warns of it once.
+        warning: a sentence on why its answers must not be relied on, or None. `predict` issues it
+            once, as a Python warning.
 
     Raises:
         UserError: `batch_size` is below 1, or as `qcs.inference.backends.in_form`.
@@ -94,12 +93,13 @@ class Predictor:
         self.class_names = checkpoint.class_names
         self.transform, self.crop = checkpoint.transform, crop
         self._detector, self.batch_size, self.device = detector, batch_size, device
-        self.caution = CAUTION if data_source(checkpoint.recipe) == DRAWN else None
+        drawn = checkpoint.recipe["dataset"]["name"] == "synthetic"
+        self.warning = DRAWN_FACES if drawn else None
         self._warned = False
 
     @property
     def detector(self) -> Detector:
-        """Finds faces; made when it is first needed."""
+        """The detector, which is made when it is first needed."""
         self._detector = self._detector or Detector()
         return self._detector
 
@@ -109,19 +109,24 @@ class Predictor:
         """Find and classify the faces of images.
 
         Args:
-            images: paths, PIL images or uint8 arrays, (H, W, 3) RGB or (H, W) grey; or one.
-            detect: find the faces; False takes every image as a cut face.
+            images: one or several paths, PIL images or uint8 arrays, (H, W, 3) RGB or (H, W) grey.
+            detect: whether to find the faces; else every image is taken as a cut face.
 
         Returns:
-            For each image its faces, the largest first; none where no face was found.
+            For each image a list of its faces, the largest first.
 
         Raises:
-            UserError: an image that cannot be read, or is not one.
-            UserError: the detector is not installed.
-            UserError: as `classify`.
+            UserError: an image cannot be read, the detector is not installed, or as for `classify`.
+
+        Example:
+            >>> import qcs
+            >>> predictor = qcs.load("model.ckpt")
+            >>> faces = predictor.predict("photo.png", detect=False)[0]
+            >>> len(faces), faces[0].label in predictor.class_names
+            (1, True)
         """
-        if self.caution and not self._warned:
-            warnings.warn(self.caution, stacklevel=2)
+        if self.warning and not self._warned:
+            warnings.warn(self.warning, stacklevel=2)
             self._warned = True
         if isinstance(images, (str, PathLike, np.ndarray, Image.Image)):
             images = [images]
@@ -129,25 +134,27 @@ class Predictor:
         return [result.predictions for result in self.stream(items, detect)]
 
     def stream(self, items: Iterable[Item], detect: bool = True) -> Iterator[Result]:
-        """Do the same for a stream of any length, in order, in batches over its images."""
+        """Find and classify the faces of a stream of images, in order and in batches."""
         waiting: list[tuple[Item, list[Face | None], list[Image.Image]]] = []
         number = pixels = 0
         for item in items:
             faces: list[Face | None] = []
+            crops: list[Image.Image] = []
             if item.image is not None:
                 faces = list(self.detector(item.image)) if detect else [None]
-            crops = [
-                as_trained(item.image, self.crop) if face is None
-                else cut(item.image, face.landmarks, self.crop)
-                for face in faces
-            ]  # fmt: skip
+                pixels += item.image.width * item.image.height
+                crops = [self._crop(item.image, face) for face in faces]
             waiting.append((item, faces, crops))
             number += len(faces)
-            pixels += item.image.width * item.image.height if item.image else 0
-            if number >= self.batch_size or pixels >= MOST_PIXELS:
+            if number >= self.batch_size or pixels >= MAX_WAITING:
                 yield from self._finish(waiting)
                 waiting, number, pixels = [], 0, 0
         yield from self._finish(waiting)
+
+    def _crop(self, image: Image.Image, face: Face | None) -> Image.Image:
+        if face is None:
+            return as_trained(image, self.crop)
+        return cut(image, face.landmarks, self.crop)
 
     def _finish(self, waiting: list) -> Iterator[Result]:
         probabilities = self.classify([crop for *_, crops in waiting for crop in crops])
@@ -163,7 +170,7 @@ class Predictor:
         """Turn cut faces into probabilities (F, K), in batches.
 
         Raises:
-            UserError: the network's answers are not finite, or a batch does not fit into memory.
+            UserError: the probabilities are not finite, or a batch does not fit into memory.
         """
         rows = [np.zeros((0, len(self.class_names)))]
         for start in range(0, len(crops), self.batch_size):
@@ -186,8 +193,8 @@ class Predictor:
         return np.concatenate(rows)
 
     def _prediction(self, face: Face | None, row: np.ndarray) -> Prediction:
-        named = dict(zip(self.class_names, row.tolist(), strict=True))
-        answer = (self.class_names[row.argmax()], float(row.max()), named)
+        by_name = dict(zip(self.class_names, row.tolist(), strict=True))
+        answer = (self.class_names[row.argmax()], float(row.max()), by_name)
         if face is None:
             return Prediction(*answer)
         landmarks = tuple(map(tuple, face.landmarks.tolist()))
@@ -195,61 +202,9 @@ class Predictor:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; PyTorch's allocator of the CPU has no exception of its own."""
+    """Whether memory ran out; on the CPU, PyTorch raises a mere RuntimeError for that."""
     kinds = (torch.OutOfMemoryError, MemoryError)
     return isinstance(error, kinds) or "allocate memory" in str(error)
-
-
-def data_source(recipe: dict[str, Any]) -> str:
-    """The name of the data set that a network was trained on, such as "ferplus"."""
-    dataset = recipe.get("dataset")
-    if isinstance(dataset, dict) and "name" in dataset:
-        return str(dataset["name"])
-    if isinstance(dataset, dict):  # format 1: the path of the function that reads it
-        target = str(dataset.get("_target_"))
-        return next((name for name in (*CROPS, DRAWN) if name in target.split(".")), target)
-    return str(dataset)
-
-
-def crop_of(
-    recipe: dict[str, Any], wanted: str | None = None, detector: Detector | None = None
-) -> tuple[Crop, str]:
-    """How a checkpoint's faces were cut, and what that was taken from.
-
-    Args:
-        recipe: of the checkpoint; its data set decides by default.
-        wanted: a data set of `qcs.inference.crops.CROPS`, or a folder of training crops to measure.
-        detector: for the measurement.
-
-    Raises:
-        UserError: `wanted` is neither.
-        UserError: a folder without faces.
-    """
-    name = wanted or data_source(recipe)
-    if name in CROPS:
-        return CROPS[name], f"as {name} cuts faces"
-    if not wanted:
-        return LOOSE, (
-            f"as ferplus cuts faces, in colour: how {name} does is not known "
-            "(crop=FOLDER of training faces measures it)"
-        )
-    folder = Path(wanted).expanduser()
-    if not folder.is_dir():
-        raise UserError(
-            f"crop={wanted} is neither one of {', '.join(CROPS)} nor a folder of training faces"
-        )
-    files = images_below(folder)
-    step = max(len(files) // MEASURED, 1)
-    crop = measure(_readable(files[::step]), detector or Detector())
-    return crop, f"as measured in {folder}: {crop}"
-
-
-def _readable(files: Sequence[Path]) -> Iterator[Image.Image]:
-    for file in files:
-        try:
-            yield as_image(file)
-        except UserError as error:
-            log.warning("left out: %s", terminal(error))
 
 
 def load(
@@ -267,11 +222,16 @@ def load(
         device: the network's.
         crop: how faces are cut, see `crop_of`.
         form: see `Predictor`.
-        trust: names of the user's own code that the file may name, as ["mine.TinyBackbone"].
+        trust: import paths of the user's own code that may be built, as ["mine.TinyBackbone"].
 
     Raises:
-        UserError: as `qcs.checkpoints.load.load_classifier`, `crop_of`,
+        UserError: as for `qcs.checkpoints.load.load_classifier`, `qcs.inference.crops.crop_of`,
             `qcs.evaluation.apply.pick_device` and `qcs.inference.backends.in_form`.
+
+    Example:
+        >>> import qcs
+        >>> qcs.load("model.ckpt").class_names
+        ('red', 'green', 'blue')
     """
     device = pick_device(device)
     checkpoint = load_classifier(zoo.default_file() if path is None else path, trust)

@@ -1,8 +1,8 @@
-"""Films and webcams, read and written with PyAV, which comes with `pip install -e '.[faces]'`.
+"""Read and write films, and read webcams, with PyAV: `pip install -e '.[faces]'`.
 
-PyAV (https://pyav.basswood-io.com) is FFmpeg as a library: it tells when each frame is shown, which
-films of phones need, whose frame rate varies. It reads from an open file, so that a film can lead
-it to no other file and to no network.
+PyAV (https://pyav.basswood-io.com) is FFmpeg as a library. It knows when each frame is shown;
+films of phones need that, as their frame rate varies. It reads from an open file, so that a film
+cannot make it open another file or a network connection.
 """
 
 import sys
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 FILMS = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
 EXTRA = ("faces", "videos and webcams need")
-# FFmpeg's readers of these files. Playlists, which name other files, are not among them. It is an
-# option of the container: PyAV before 18 crashes where the streams get it as well.
+# The readers of FFmpeg for these files; those of playlists, which name other files, are left out.
+# The option belongs to the container: PyAV before 18 crashes if the streams get it as well.
 READERS = "asf,avi,matroska,webm,mov,mp4,mpeg,mpegts,mpegvideo"
 CLOCK = Fraction(1, 90_000)  # of written films
 MARGIN = 1.0  # seconds by which a whole film may end before the length in its header
@@ -31,7 +31,7 @@ MARGIN = 1.0  # seconds by which a whole film may end before the length in its h
 class Frame(NamedTuple):
     """A frame of a film."""
 
-    number: int  # from 0, of those that the film really holds
+    number: int  # from 0
     seconds: float | None  # after the film's start; None where the film does not say
     image: Image.Image  # upright RGB
 
@@ -49,16 +49,16 @@ def library() -> Any:
     return av
 
 
-def film(path: str | Path, every: int = 1, most: int | None = None) -> Iterator[Frame]:
-    """Read the frames of a film, each once, in the order and at the time that it is shown.
+def film(path: str | Path, every: int = 1, limit: int | None = None) -> Iterator[Frame]:
+    """Read the frames of a film, each of them once, in the order in which they are shown.
 
     Args:
         path: a regular file.
-        every: give each so manieth frame.
-        most: frames to give; None for all.
+        every: return one of so many frames.
+        limit: return at most so many frames; None for all.
 
     Raises:
-        UserError: the file is no film, or is damaged; after the frames that could be read.
+        UserError: the file is not a film, or is damaged; raised after the frames that can be read.
     """
     av = library()
     try:
@@ -68,27 +68,27 @@ def film(path: str | Path, every: int = 1, most: int | None = None) -> Iterator[
                 file, metadata_errors="replace", container_options={"format_whitelist": READERS}
             ) as container,
         ):
-            yield from _frames(container, every, most)
+            yield from _frames(container, every, limit)
     except (av.FFmpegError, OSError) as error:
         raise UserError(_reason(error)) from error
 
 
-def webcam(number: int, every: int = 1, most: int | None = None) -> Iterator[Frame]:
+def webcam(number: int, every: int = 1, limit: int | None = None) -> Iterator[Frame]:
     """Read the frames of a webcam until it is closed.
 
     Raises:
-        UserError: there is no such camera, or it may not be used.
+        UserError: there is no such camera, or permission is missing.
     """
     av = library()
     try:
         with av.open(**_camera(av, number)) as container:
-            yield from _frames(container, every, most)
+            yield from _frames(container, every, limit)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise UserError(_reason(error)) from error
 
 
 def _camera(av: Any, number: int) -> dict[str, Any]:
-    """What PyAV opens a camera by, on this system."""
+    """The arguments with which PyAV opens a camera on this system."""
     if sys.platform == "win32":
         cameras = [d for d in av.enumerate_input_devices("dshow") if "video" in d.media_types]
         if number >= len(cameras):
@@ -99,7 +99,9 @@ def _camera(av: Any, number: int) -> dict[str, Any]:
     return {"file": f"/dev/video{number}", "format": "v4l2"}
 
 
-def _frames(container: "av.container.InputContainer", every: int, most: int | None) -> Iterator:
+def _frames(
+    container: "av.container.InputContainer", every: int, limit: int | None
+) -> Iterator[Frame]:
     av = library()
     stream = container.streams.best("video")
     if stream is None:
@@ -112,7 +114,7 @@ def _frames(container: "av.container.InputContainer", every: int, most: int | No
         if packet.stream_index != stream.index:
             continue
         try:
-            frames = packet.decode()
+            frames: Any = packet.decode()  # of the stream of pictures, so they are `VideoFrame`s
         except av.error.InvalidDataError:  # the frames after it may be whole
             damaged += 1
             continue
@@ -122,7 +124,7 @@ def _frames(container: "av.container.InputContainer", every: int, most: int | No
                 yield Frame(number, seconds, _upright(frame))
                 given += 1
             number += 1
-            if given == most:
+            if given == limit:
                 return
     length = (container.duration or 0) / av.time_base
     if not number:
@@ -156,13 +158,14 @@ class FilmWriter:
         size: width and height of the frames in pixels.
 
     Raises:
-        UserError: it cannot be written; so do the methods.
+        UserError: it cannot be written; the methods raise the same.
     """
 
     def __init__(self, path: str | Path, size: tuple[int, int]) -> None:
         av = library()
         self.path, self.last = path, -1
-        self.size = tuple(max(n + n % 2, 2) for n in size)  # the codec takes even sides
+        width, height = (max(n + n % 2, 2) for n in size)  # the codec takes even sides only
+        self.size = (width, height)
         try:
             self.file = open(path, "wb")  # noqa: SIM115
         except OSError as error:
@@ -190,7 +193,7 @@ class FilmWriter:
         self._mux(frame)
 
     def close(self) -> None:
-        """Write what is still to be written."""
+        """Finish the film and close its file."""
         av = library()
         try:
             with self.file, self.container:
@@ -208,7 +211,7 @@ class FilmWriter:
 
 
 def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """An image with its edge repeated where one row or column is missing."""
+    """An image of the given size; the edge is repeated where one row or column is missing."""
     if any(not 0 <= b - a <= 1 for a, b in zip(image.size, size, strict=True)):
         return image.resize(size)
     padded = Image.new("RGB", size)

@@ -1,4 +1,4 @@
-"""A training job reports to its trial of a search, which may stop it."""
+"""A callback by which a training job reports to its trial of a search, and may be pruned."""
 
 import logging
 from pathlib import Path
@@ -13,14 +13,19 @@ log = logging.getLogger(__name__)
 
 
 class Pruning(Callback):
-    """Reports each validation to the job's trial and stops the run where the study says so."""
+    """Reports the metric after each validation, and stops the run if the study prunes the trial.
+
+    Args:
+        trial: "storage" and "study", which name the study, and "id" of the trial.
+        metric: the name of the metric that is searched for.
+    """
 
     def __init__(self, trial: dict[str, Any], metric: str) -> None:
         study = optuna.load_study(study_name=trial["study"], storage=open_storage(trial["storage"]))
         self.trial, self.metric = optuna.Trial(study, trial["id"]), metric
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report."""
+        """Report the metric of this epoch."""
         if trainer.sanity_checking or self.metric not in trainer.callback_metrics:
             return
         step = trainer.current_epoch

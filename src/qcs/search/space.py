@@ -1,7 +1,7 @@
-"""What a search varies: from hydra.sweeper.space and the command line to Optuna's distributions.
+"""The space of a search: hydra.sweeper.space and the command line as distributions of Optuna.
 
-A choice is kept as the text that a Hydra override takes (`null`, `5.0`, `'a=b'`, `[8,16]`), so that
-every kind of value reaches the job as what it is.
+The values of a choice are kept as texts of Hydra overrides (`null`, `5.0`, `'a=b'`, `[8,16]`), so
+that values of every type reach the job unchanged.
 """
 
 import math
@@ -29,8 +29,8 @@ IntDistribution = optuna.distributions.IntDistribution
 RANGE = {"low", "high", "log", "step"}
 
 
-def text(value: Any) -> str:
-    """Write a plain value as Hydra's override grammar reads it back."""
+def override_text(value: Any) -> str:
+    """Return the text that the grammar of Hydra's overrides reads as a plain value."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -38,9 +38,9 @@ def text(value: Any) -> str:
     if isinstance(value, (int, float)):
         return repr(value)
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(text, value)) + "]"
+        return "[" + ",".join(map(override_text, value)) + "]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{k}:{text(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{k}:{override_text(v)}" for k, v in value.items()) + "}"
     value = str(value)
     return value if _reads_back(value) else QuotedString(value, Quote.single).with_quotes()
 
@@ -53,10 +53,14 @@ def _reads_back(value: str) -> bool:
 
 
 def distribution(key: str, node: Any) -> BaseDistribution:
-    """What {low, high, log, step} or {choices} means.
+    """Return the distribution that {low, high, log, step} or {choices} describes.
+
+    Args:
+        key: the option that is searched over.
+        node: its description.
 
     Raises:
-        UserError: neither of the two, or numbers that make no range; names the key.
+        UserError: it is neither of the two, or its numbers are no range.
     """
     where = f"hydra.sweeper.space: {key} is {node}"
     keys = set(node) if isinstance(node, dict) else set()
@@ -65,7 +69,7 @@ def distribution(key: str, node: Any) -> BaseDistribution:
     if "choices" in keys:
         if not isinstance(node["choices"], list) or not node["choices"]:
             raise UserError(f"{where}, expected a list of one choice or more")
-        return CategoricalDistribution(list(dict.fromkeys(map(text, node["choices"]))))
+        return CategoricalDistribution(list(dict.fromkeys(map(override_text, node["choices"]))))
     low, high, step, log = (node.get(k) for k in ("low", "high", "step", "log"))
     numbers = [n for n in (low, high, step) if n is not None]
     whole = all(isinstance(n, int) for n in numbers)
@@ -82,12 +86,12 @@ def distribution(key: str, node: Any) -> BaseDistribution:
 
 
 def _is_number(value: Any) -> bool:
-    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return plain and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def _of_override(override: Override) -> BaseDistribution:
-    """What Hydra's choice, interval and range say on the command line."""
+    """The distribution of a choice, an interval or a range on the command line."""
     sweep, key = override.value(), override.key_or_group
     if isinstance(sweep, IntervalSweep):
         return distribution(
@@ -106,20 +110,21 @@ def _of_override(override: Override) -> BaseDistribution:
 
 
 def space(given: dict[str, Any], overrides: Sequence[Override]) -> dict[str, BaseDistribution]:
-    """The distributions by key: of the configuration, and of the command line, which goes first.
+    """Return the distributions by key, of the configuration and of the command line.
 
-    A key of the configuration that the command line fixes is not searched over.
+    An override of the command line replaces the distribution of the configuration. A key that the
+    command line sets to one value is not searched over.
 
     Args:
-        given: `hydra.sweeper.space`, plain.
-        overrides: the command line's, parsed.
+        given: `hydra.sweeper.space` as a plain dict.
+        overrides: of the command line, parsed.
 
     Raises:
-        UserError: as `distribution`; or nothing is left to search over.
+        UserError: as for `distribution`, or nothing is left to search over.
     """
-    named = {o.key_or_group for o in overrides}
+    overridden = {o.key_or_group for o in overrides}
     found = {key: distribution(key, node) for key, node in given.items()}
-    found = {key: value for key, value in found.items() if key.lstrip("+") not in named}
+    found = {key: value for key, value in found.items() if key.lstrip("+") not in overridden}
     swept = [o for o in overrides if o.is_sweep_override()]
     found |= {o.get_key_element(): _of_override(o) for o in swept}
     if not found:

@@ -1,7 +1,7 @@
-"""Studies in a file, and what makes two searches the same one.
+"""Studies of Optuna in a file, and when a search continues an earlier one.
 
-A study is of everything that its trials have in common. Its name ends with a digest of that, so a
-search whose backbone, optimiser, data or space is another begins a study of its own.
+The name of a study ends with a digest of all settings that its trials share. A search with another
+backbone, optimiser, data set or space therefore begins a study of its own.
 """
 
 import hashlib
@@ -9,12 +9,13 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from qcs.config.compose import as_dict
 from qcs.config.errors import UserError, missing_extra
 
 try:
@@ -26,22 +27,23 @@ except ImportError as error:
     raise missing_extra("sweep", "a search needs") from error
 
 log = logging.getLogger(__name__)
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # what it says of a trial, we do
-# What does not change the value that a trial comes to: where it writes, what it shows, how many
+Direction = Literal["minimize", "maximize"]
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # its reports on trials repeat ours
+# Settings that do not change the result of a trial: where it writes, what it displays, how many
 # processes read the images.
-INDIFFERENT = (
+IGNORED = (
     "run_dir", "trial", "logger", "test", "store", "loader.num_workers", "loader.timeout",
     "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps",
     "callbacks.dashboard", "callbacks.epoch_log", "callbacks.learning_rate", "callbacks.last",
 )  # fmt: skip
-SEARCHED = "searched"
+SEARCHED = "searched"  # in place of a value that differs between trials
 
 
 def open_storage(path: str | Path) -> JournalStorage:
-    """Open the file of studies; several processes may.
+    """Open the file of studies, which several processes may do at a time.
 
     Raises:
-        UserError: it cannot be read or written, or holds something else.
+        UserError: it cannot be read or written, or it is not a file of studies.
     """
     path = Path(path).expanduser()
     try:
@@ -56,21 +58,21 @@ def open_storage(path: str | Path) -> JournalStorage:
         ) from error
 
 
-def fixed(
+def fixed_settings(
     loader: ConfigLoader,
     config: DictConfig,
     lines: list[str],
     space: dict[str, BaseDistribution],
-    directions: list[str],
+    directions: list[Direction],
 ) -> dict[str, Any]:
-    """What all trials of a search have in common, by key, and what they are searched over for.
+    """Return the settings that all trials of a search share, by key, with the space and directions.
 
     Args:
-        loader: composes a job's config.
-        config: the multirun's.
-        lines: overrides of every job.
-        space: what is searched over.
-        directions: "maximize" or "minimize", by metric.
+        loader: composes the config of a job.
+        config: of the multirun.
+        lines: the overrides of every job.
+        space: distributions by key.
+        directions: "maximize" or "minimize" for each metric.
     """
     job = loader.load_sweep_config(config, lines)
     with open_dict(job):
@@ -79,17 +81,17 @@ def fixed(
             if OmegaConf.select(job, key) is not None and key not in job.hydra.runtime.choices:
                 OmegaConf.update(job, key, SEARCHED)
     before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(job)  # for what the config looks up in it
+    HydraConfig.instance().set_config(job)  # interpolations of the config look values up in it
     try:
-        content = OmegaConf.to_container(job)
+        content = as_dict(job)
         del content["hydra"]
-        found = _flat(OmegaConf.to_container(OmegaConf.create(content), resolve=True))
+        found = _flat(as_dict(OmegaConf.create(content), resolve=list(content)))
     finally:
         HydraConfig.instance().cfg = before
     found = {
         key: value
         for key, value in found.items()
-        if not any(f"{key}.".startswith(f"{group}.") for group in INDIFFERENT)
+        if not any(f"{key}.".startswith(f"{group}.") for group in IGNORED)
     }
     path = found.get("dataset.path")
     if isinstance(path, str) and os.path.exists(os.path.expanduser(path)):
@@ -99,26 +101,33 @@ def fixed(
 
 
 def _flat(node: Any, where: str = "") -> dict[str, Any]:
-    """The leaves by dotted key."""
+    """The values that are no groups, by their keys with dots."""
     if not isinstance(node, dict) or not node:
         return {where: node}
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in node.items():
         found |= _flat(value, f"{where}.{key}" if where else str(key))
     return found
 
 
-def study_name(name: str, fixed: dict[str, Any]) -> str:
-    """The name with a digest of what is fixed."""
-    content = json.dumps(fixed, sort_keys=True, default=str)
+def study_name(name: str, settings: dict[str, Any]) -> str:
+    """Return the name with a digest of the fixed settings."""
+    content = json.dumps(settings, sort_keys=True, default=str)
     return f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
 
 def open_study(
-    storage: JournalStorage, name: str, fixed: dict[str, Any], directions: list[str]
+    storage: JournalStorage, name: str, settings: dict[str, Any], directions: list[Direction]
 ) -> optuna.Study:
-    """Go on with the study of what is fixed, or begin it, and say which."""
-    full = study_name(name, fixed)
+    """Continue the study with these fixed settings, or create it, and log which of the two.
+
+    Args:
+        storage: the file of studies.
+        name: of the study, without the digest.
+        settings: of `fixed_settings`.
+        directions: for each metric.
+    """
+    full = study_name(name, settings)
     others = [s for s in optuna.get_all_study_summaries(storage) if s.study_name != full]
     study = optuna.create_study(
         storage=storage, study_name=full, directions=directions, load_if_exists=True
@@ -126,14 +135,14 @@ def open_study(
     if done := len(study.get_trials(deepcopy=False)):
         log.info("going on with study %s of %d trials", full, done)
         return study
-    study.set_user_attr("fixed", fixed)
+    study.set_user_attr("fixed", settings)
     alike = [s for s in others if s.study_name.startswith(f"{name}-") and "fixed" in s.user_attrs]
     if alike:
         other = alike[-1]
         before = other.user_attrs["fixed"]
-        changed = [k for k in sorted({*before, *fixed}) if before.get(k) != fixed.get(k)]
-        shown = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
-        log.info("a new study, %s: %s differs in %s", full, other.study_name, shown)
+        changed = [k for k in sorted({*before, *settings}) if before.get(k) != settings.get(k)]
+        listed = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
+        log.info("a new study, %s: %s differs in %s", full, other.study_name, listed)
     else:
         log.info("a new study, %s", full)
     return study

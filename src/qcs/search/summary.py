@@ -1,4 +1,4 @@
-"""What the jobs of a multirun came to: a table on the screen and summary.csv, for any launcher."""
+"""The results of the jobs of a multirun, in a table and in summary.csv, for any launcher."""
 
 import csv
 import json
@@ -23,16 +23,16 @@ RESULT, PRUNED, TABLE = "result.json", "pruned", "summary.csv"
 
 
 class Summary(Callback):
-    """Each job leaves result.json in its folder; together they are summary.csv, at any time."""
+    """Writes each job's result.json, and after each job summary.csv with the results of all."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget what an earlier multirun left in the folder; a search goes on with it."""
-        if _plain(config):
+        """Remove the results that an earlier multirun left in the folder; a search continues it."""
+        if _is_grid(config):
             for path in Path(config.hydra.sweep.dir).glob(f"*/{RESULT}"):
                 path.unlink()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Write what a job returned; one that raised an exception has failed, the others go on."""
+        """Write the result of a job; one that raised an exception has failed, the others run."""
         if config.hydra.mode != RunMode.MULTIRUN:
             return
         if job_return.status == JobStatus.FAILED:
@@ -52,7 +52,7 @@ class Summary(Callback):
         _write(Path(config.hydra.sweep.dir), str(config.get("optimized_metric")))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table; a plain multirun with a failed job ends with status 1."""
+        """Print the table; without a search, a failed job means exit status 1."""
         folder = Path(config.hydra.sweep.dir)
         found = _write(folder, str(config.get("optimized_metric")))
         if not found:
@@ -64,17 +64,17 @@ class Summary(Callback):
         for row in rows:
             table.add_row(*(terminal(_short(cell)) for cell in row))
         console().print(table)
-        if any(row[-1] == "failed" for row in rows) and _plain(config):
+        if any(row[-1] == "failed" for row in rows) and _is_grid(config):
             sys.exit(1)  # a search goes on without the failed ones
 
 
-def _plain(config: DictConfig) -> bool:
-    """Whether it is a multirun of all given values, not a search."""
-    return "Basic" in config.hydra.sweeper._target_
+def _is_grid(config: DictConfig) -> bool:
+    """Whether a job is run for each combination of values, by Hydra's own sweeper."""
+    return config.hydra.runtime.choices["hydra/sweeper"] == "basic"
 
 
 def _failed(error: BaseException) -> Failed:
-    """Say what a job raised: the user's mistake in one sentence, else with its traceback."""
+    """Log what a job raised: a `UserError` as one sentence, anything else with its traceback."""
     if isinstance(error, UserError) and not os.environ.get("QCS_TRACEBACK"):
         log.error("error: %s (QCS_TRACEBACK=1 shows the traceback)", error)
         return Failed(str(error))
@@ -83,8 +83,8 @@ def _failed(error: BaseException) -> Failed:
 
 
 def _write(folder: Path, metric: str) -> list[list[str]]:
-    """Put the results below a folder into its summary.csv; return the rows, the header first."""
-    found = {}
+    """Write the results of all jobs into summary.csv; return its rows, the header first."""
+    found: dict[Path, Any] = {}
     for path in folder.glob(f"*/{RESULT}"):
         try:
             found[path.parent] = json.loads(path.read_text(encoding="utf-8"))
@@ -107,13 +107,13 @@ def _write(folder: Path, metric: str) -> list[list[str]]:
 
 
 def _pair(override: str) -> tuple[str, str]:
-    """Key and value; `~key`, which deletes one, has none."""
+    """The key and the value of an override; `~key`, which deletes a key, has no value."""
     key, _, value = override.partition("=")
     return key.lstrip("+"), value
 
 
 def _short(text: str) -> str:
-    """Four digits of a number are enough on the screen."""
+    """A cell for the screen, on which four digits of a number are enough."""
     try:
         return text if "." not in text else f"{float(text):.4g}"
     except ValueError:

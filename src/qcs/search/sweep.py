@@ -1,7 +1,7 @@
 """A search over options with Optuna: `python -m qcs.train -m hparams_search=optuna`.
 
-Trials are asked of a study in a file, run as Hydra jobs by any launcher, and told back. A job
-reports each validation to its trial, which the study may prune.
+A study in a file suggests the values of trials, any launcher of Hydra runs them as jobs, and the
+study is told their results. A job reports each validation to its trial, which may be pruned.
 """
 
 import logging
@@ -19,25 +19,26 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from qcs import plots
+from qcs.config.compose import as_dict
 from qcs.config.errors import Failed, UserError
+from qcs.search.space import override_text
 from qcs.search.space import space as search_space
-from qcs.search.space import text
-from qcs.search.study import fixed, open_storage, open_study, optuna
+from qcs.search.study import Direction, fixed_settings, open_storage, open_study, optuna
 
 log = logging.getLogger(__name__)
 TrialState = optuna.trial.TrialState
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-MAX_FAILURES = 4  # trials in a row, and the search gives up
+MAX_FAILURES = 4  # trials in a row after which the search gives up
 REPEATED = "repeated"  # user attribute of a trial whose values were tried before
 
 
-def _check(options: dict[str, Any], metric: Any) -> list[str]:
-    """Check the sweeper's options; return the directions."""
+def _directions(options: dict[str, Any], metric: Any) -> list[Direction]:
+    """Check the options of the sweeper, and return a direction for each metric."""
     for key in ("n_trials", "n_jobs"):
         if not isinstance(options[key], int) or options[key] < 1:
             raise UserError(f"hydra.sweeper.{key}={options[key]} should be 1 or more")
-    direction, several = options["direction"], not isinstance(options["direction"], str)
-    directions = [direction] if not several else list(direction or [])
+    direction = options["direction"]
+    directions: list[Any] = [direction] if isinstance(direction, str) else list(direction or [])
     if not directions or set(directions) - {"maximize", "minimize"}:
         raise UserError(
             f"hydra.sweeper.direction={direction} should be maximize or minimize, or a list of them"
@@ -53,24 +54,33 @@ def _check(options: dict[str, Any], metric: Any) -> list[str]:
     return directions
 
 
-def _study(options: dict[str, Any], content: dict[str, Any], directions: list[str]) -> optuna.Study:
-    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-    pruners = {None: optuna.pruners.NopPruner, "median": optuna.pruners.MedianPruner,
-               "hyperband": optuna.pruners.HyperbandPruner}  # fmt: skip
-    for key, known in {"sampler": samplers, "pruner": pruners}.items():
-        if options[key] not in known:
-            raise UserError(f"hydra.sweeper.{key}={options[key]} is not one of {list(known)}")
+SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+PRUNERS = {
+    None: optuna.pruners.NopPruner,
+    "median": optuna.pruners.MedianPruner,
+    "hyperband": optuna.pruners.HyperbandPruner,
+}
+
+
+def _study(
+    options: dict[str, Any], settings: dict[str, Any], directions: list[Direction]
+) -> optuna.Study:
+    """Open the study of a search, with its sampler and its pruner."""
+    known: dict[str, list] = {"sampler": list(SAMPLERS), "pruner": list(PRUNERS)}
+    for key, names in known.items():
+        if options[key] not in names:
+            raise UserError(f"hydra.sweeper.{key}={options[key]} is not one of {names}")
     storage = open_storage(options["storage"])
-    study = open_study(storage, options["study_name"], content, directions)
-    study.pruner = pruners[options["pruner"]]()
-    # A search that goes on must not draw the first values again.
+    study = open_study(storage, options["study_name"], settings, directions)
+    study.pruner = PRUNERS[options["pruner"]]()
+    # A search that is continued must not draw its first values again.
     seed = options["seed"] + len(study.get_trials(deepcopy=False))
-    study.sampler = samplers[options["sampler"]](seed=seed)
+    study.sampler = SAMPLERS[options["sampler"]](seed=seed)
     return study
 
 
 def _alive(trial: optuna.trial.FrozenTrial) -> bool:
-    """Whether a running trial's search still runs; of other machines it is assumed."""
+    """Whether the search of a running trial still runs; on other machines that is assumed."""
     host, _, process = trial.user_attrs.get("owner", ":0").rpartition(":")
     if host and host != socket.gethostname():
         return True
@@ -82,7 +92,7 @@ def _alive(trial: optuna.trial.FrozenTrial) -> bool:
 
 
 def _requeue(study: optuna.Study) -> None:
-    """Fail the trials that a killed search left running, and repeat them once."""
+    """Let the trials fail that a killed search left running, and try their values once more."""
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         if not _alive(trial):
             _fail(study, trial, "it was left running", repeat=True)
@@ -95,10 +105,11 @@ def _fail(
 
     Args:
         study: of the trial.
-        trial: running.
-        reason: for the log and the trial's user attributes.
-        repeat: let its values be tried again, unless they were before: it may not have been them.
-        counts: whether that is the one repetition.
+        trial: which is running.
+        reason: for the log and the user attributes of the trial.
+        repeat: whether its values are tried again, as the failure may not be due to them; this is
+            done once.
+        counts: whether this repetition is that one.
     """
     study._storage.set_trial_user_attr(trial._trial_id, "error", reason)
     study.tell(trial.number, state=TrialState.FAIL)
@@ -117,24 +128,31 @@ def run(
     arguments: Sequence[str],
     **options: Any,
 ) -> optuna.Study:
-    """Run trials until the study has `n_trials`; draw what it learned.
+    """Run trials until the study has `n_trials` results, then draw its history and importances.
+
+    Args:
+        launcher: runs the jobs.
+        loader: composes their configs.
+        config: of the multirun.
+        arguments: of the command line.
+        options: of the sweeper, see conf/hparams_search/optuna.yaml.
 
     Raises:
-        UserError: a space or an option that makes no sense, or trials that fail in a row.
+        UserError: the space or an option makes no sense, or too many trials in a row failed.
     """
     overrides = OverridesParser.create(loader).parse_overrides(list(arguments))
-    lines = [o.input_line for o in overrides if not o.is_sweep_override()]
-    given = OmegaConf.to_container(OmegaConf.create(options["space"]), resolve=True)
-    space = search_space(given, overrides)
+    lines = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+    given = OmegaConf.create(options["space"])
+    space = search_space(as_dict(given, resolve=[str(key) for key in given]), overrides)
     HydraConfig.instance().set_config(config)
     metric = loader.load_sweep_config(config, lines).get("optimized_metric")
-    directions = _check(options, metric)
-    content = fixed(loader, config, lines, space, directions)
-    study, folder = _study(options, content, directions), Path(config.hydra.sweep.dir)
+    directions = _directions(options, metric)
+    settings = fixed_settings(loader, config, lines, space, directions)
+    study, folder = _study(options, settings, directions), Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")
     _requeue(study)
-    errors: list[str] = []  # in a row
+    errors: list[str] = []  # of the last trials, all of which failed
     while (missing := options["n_trials"] - len(study.get_trials(deepcopy=False, states=DONE))) > 0:
         trials = [study.ask(space) for _ in range(min(options["n_jobs"], missing))]
         for error in _launch(launcher, study, trials, lines, options):
@@ -152,9 +170,10 @@ def _launch(
     lines: list[str],
     options: dict[str, Any],
 ) -> list[str | None]:
-    """Run trials side by side and tell the study; return the error of each, None for none.
+    """Run trials side by side and tell the study; return the error of each, or None.
 
-    Whatever ends the launcher itself, such as a process that the system killed, fails them all.
+    All of them have failed where the launcher itself ends with an exception, for example because
+    the system killed a process.
     """
     jobs = [lines + _overrides(study, trial, options) for trial in trials]
     try:
@@ -173,15 +192,15 @@ def _launch(
 
 
 def _overrides(study: optuna.Study, trial: optuna.Trial, options: dict[str, Any]) -> list[str]:
-    """A job's overrides; a choice is the text of one already."""
+    """The overrides of a job; the values of a choice are texts of overrides already."""
     trial.set_user_attr("owner", f"{socket.gethostname()}:{os.getpid()}")
-    values = {k: v if isinstance(v, str) else text(v) for k, v in trial.params.items()}
+    values = {k: v if isinstance(v, str) else override_text(v) for k, v in trial.params.items()}
     where = {"storage": options["storage"], "study": study.study_name, "id": trial._trial_id}
-    return [f"{key}={value}" for key, value in values.items()] + [f"trial={text(where)}"]
+    return [f"{key}={value}" for key, value in values.items()] + [f"trial={override_text(where)}"]
 
 
 def _tell(study: optuna.Study, trial: optuna.Trial, result: Any) -> str | None:
-    """Tell the study what a job returned; return its error, if any."""
+    """Tell the study the result of a job; return its error, if there is one."""
     try:
         value = result.return_value
     except Exception as error:  # what the job raised
@@ -203,7 +222,7 @@ def _tell(study: optuna.Study, trial: optuna.Trial, result: Any) -> str | None:
 
 
 def _report(study: optuna.Study, folder: Path, metric: str) -> None:
-    """Draw history.png and importance.png; say what won."""
+    """Draw history.png and importance.png, and log the best trial."""
     trials = study.get_trials(deepcopy=False, states=DONE)
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     several = len(study.directions) > 1

@@ -10,12 +10,10 @@ from lightning import Callback, Trainer
 from torch import nn
 
 from qcs.checkpoints import pretrained, recipe
+from qcs.checkpoints.datasets import read_manifest
 from qcs.checkpoints.files import AtomicCheckpointIO
-from qcs.checkpoints.names import PATH_OF, Trust
 from qcs.config.errors import UserError
-from qcs.config.hints import command_line, dataset_options
 from qcs.config.options import BackboneOptions, instantiate
-from qcs.data import prepared
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.manifest import Manifest
 from qcs.models import QCSNetwork
@@ -49,7 +47,7 @@ def datamodule(config: dict[str, Any]) -> FaceDataModule:
             "has no cross module: set it to 1, or choose model=qcs or model=dcs"
         )
     recipe.require_trust(config)
-    table = manifest(config["dataset"], list(config["augment"].values()), config["store"])
+    table = read_manifest(config["dataset"], list(config["augment"].values()), config["store"])
     if config["test"] and not config["trainer"].get("fast_dev_run") and not table.has("test"):
         raise UserError(
             f"data set {table.root} has no test images for the test at the end: write test=false"
@@ -64,33 +62,6 @@ def datamodule(config: dict[str, Any]) -> FaceDataModule:
         seed=config["seed"],
         input_size=config["model"].get("input_size"),
     )
-
-
-def manifest(
-    dataset: dict[str, Any],
-    transforms: list[Any],
-    folder: str | None = "auto",
-    trust: Trust = None,
-) -> Manifest:
-    """Read a data set, with its prepared images where they are there and current.
-
-    Args:
-        dataset: its source in a config, or the one of a checkpoint's recipe with a `path`.
-        transforms: nodes with `resize` and `size`; what is prepared is of that size.
-        folder: of the stores: "auto" is in the user's cache folder; None uses none.
-        trust: names of the user's own code, for a recipe's source.
-    """
-    table = instantiate(dataset) if "_target_" in dataset else recipe.read_dataset(dataset, trust)
-    sizes = {t.get("resize") or t.get("size") for t in transforms if isinstance(t, dict)}
-    if folder is None or len(sizes) != 1 or None in sizes:
-        return table
-    size = sizes.pop()
-    target = PATH_OF.get(dataset.get("name"), dataset.get("name"))
-    chosen = dataset_options({"_target_": target, **dataset})
-    store = {} if folder == "auto" else {"store": folder}
-    command = command_line("qcs.prepare", {**chosen, "size": size, **store})
-    found = prepared.find(table, size, prepared.base(folder), command)
-    return table if found is None else table.with_store(found)
 
 
 def network(config: dict[str, Any], class_names: Sequence[str]) -> QCSNetwork:

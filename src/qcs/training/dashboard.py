@@ -18,7 +18,7 @@ from qcs import plots
 from qcs.config.bounds import Natural, Seed
 from qcs.config.errors import UserError
 from qcs.data.datamodule import FaceDataModule
-from qcs.evaluation import figures
+from qcs.evaluation import attention
 from qcs.evaluation.report import try_to_draw
 from qcs.models.cross_similarity import CrossSimilarityBlock
 from qcs.training.loggers import log_pictures
@@ -171,7 +171,7 @@ class Dashboard(Callback):
         self, module: QCSModule, data: FaceDataModule, path: Path
     ) -> dict[str, Path]:
         draw = functools.partial(
-            figures.draw_attention,
+            attention.draw_attention,
             network=module.network,
             manifest=data.train
             if data.select_on == "last"

@@ -1,0 +1,96 @@
+"""The data set that a checkpoint is used on: its own one, or another that the user names."""
+
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any
+
+from qcs.checkpoints.names import PATH_OF, Trust, maker
+from qcs.config.errors import UserError
+from qcs.config.hints import command_line, dataset_options
+from qcs.config.options import instantiate
+from qcs.data import prepared
+from qcs.data.manifest import Manifest
+
+
+def checkpoint_manifest(
+    recipe: Mapping[str, Any],
+    dataset: Mapping[str, Any] | None,
+    store: str | None = "auto",
+    trust: Trust = None,
+) -> Manifest:
+    """Read the images that a checkpoint is used on, all splits of them.
+
+    Args:
+        recipe: of the checkpoint.
+        dataset: what the user configured: a whole data set, or no more than its path.
+        store: as for `read_manifest`.
+        trust: as for `read_manifest`.
+
+    Raises:
+        UserError: the data set is not there, or cannot be read.
+    """
+    return read_manifest(dataset_config(recipe, dataset), [recipe["transform"]], store, trust)
+
+
+def dataset_config(recipe: Mapping[str, Any], given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return the data set that is to be read.
+
+    Args:
+        recipe: of a checkpoint.
+        given: what the user configured. Where that names no data set, its keys, such as the path,
+            complete the data set of the recipe.
+    """
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    if {"_target_", "name"} & given.keys():
+        return given
+    return {**recipe["dataset"], **given}
+
+
+def read_manifest(
+    dataset: Mapping[str, Any],
+    transforms: Sequence[Any],
+    store: str | None = "auto",
+    trust: Trust = None,
+) -> Manifest:
+    """Read a data set, with its prepared images where they are there and up to date.
+
+    Args:
+        dataset: of a config, or of `dataset_config`.
+        transforms: configs with `resize` or `size`; prepared images of that size are looked for.
+        store: the folder of prepared images: "auto" means the user's cache folder, None means that
+            none are used.
+        trust: import paths of the user's own code that may read a data set.
+
+    Raises:
+        UserError: the data set is not there, or cannot be read.
+    """
+    table = instantiate(dataset) if "_target_" in dataset else read_dataset(dataset, trust)
+    sizes = {t.get("resize") or t.get("size") for t in transforms if isinstance(t, dict)}
+    size = sizes.pop() if len(sizes) == 1 else None
+    if store is None or size is None:
+        return table
+    name = dataset.get("name")  # of a recipe, where a config has a target
+    options = dataset_options({"_target_": PATH_OF.get(name, name), **dataset})
+    options |= {"size": size} | ({} if store == "auto" else {"store": store})
+    hint = command_line("qcs.prepare", options)
+    found = prepared.find(table, size, prepared.base(store), hint)
+    return table if found is None else table.with_store(found)
+
+
+def read_dataset(dataset: Mapping[str, Any], trust: Trust = None) -> Manifest:
+    """Read the data set of a recipe, to which the user has added the path.
+
+    The drawn faces need no path: they are in the user's cache folder.
+
+    Raises:
+        UserError: the path is missing, or the data set cannot be read.
+    """
+    name = dataset["name"]
+    read = maker("dataset", name, trust)
+    needs_path = name != "synthetic" and "path" in signature(read).parameters
+    if needs_path and dataset.get("path") is None:
+        raise UserError(
+            f"dataset.path is not set: the checkpoint was trained on {name} and holds no path; add "
+            "dataset.path=..., where that data set lies here"
+        )
+    return read(**{key: value for key, value in dataset.items() if key != "name"})
