@@ -181,3 +181,10 @@ def test_a_member_larger_than_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_BYTES", 10)
     with pytest.raises(UserError, match="larger than"):
         damaged_zip(tmp_path / "x.zip", "whole").open("a/x.png")
+
+
+def test_an_open_eps_does_not_reach_ghostscript(tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", None)
+    (tmp_path / "a.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(UserError, match="EPS"):
+        upright_rgb(image)

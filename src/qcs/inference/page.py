@@ -123,7 +123,7 @@ def looked_at(predictor: Predictor, crop: Image.Image, folder: Path) -> str | No
     path, number = _new(folder), levels.shape[1]
     names = [f"level {n}: {100 * share:.0f} %" for n, share in enumerate(levels[0].sum(-1), 1)]
     # Shares of all tokens together, so that the levels can be compared.
-    plots.gaze_sheet(pixels.expand(number, -1, -1, -1), levels * number, [names], path)
+    plots.class_token_maps(pixels.expand(number, -1, -1, -1), levels * number, [names], path)
     return str(path)
 
 
