@@ -120,3 +120,16 @@ def test_a_file_that_was_cut_short_is_noticed(file, tmp_path):
 def test_authors_files_of_before_torch_1_6_are_read(tmp_path):
     torch.save({"a": torch.ones(3)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert read_state_dict(tmp_path / "old.pth").state_dict["a"].tolist() == [1, 1, 1]
+
+
+def test_a_flipped_bit_of_the_directory_does_not_make_a_tensor_a_folder(file, tmp_path):
+    whole, path = bytearray(file.read_bytes()), tmp_path / "flipped.ckpt"
+    with zipfile.ZipFile(file) as opened:
+        entry = opened.start_dir
+    while whole[entry : entry + 4] == b"PK\x01\x02":
+        whole[entry + 38] ^= 0x10
+        path.write_bytes(whole)
+        assert "it is damaged" in one_sentence(path)
+        whole[entry + 38] ^= 0x10
+        entry += 46 + sum(int.from_bytes(whole[entry + k : entry + k + 2], "little")
+                          for k in (28, 30, 32))  # fmt: skip

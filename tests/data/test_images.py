@@ -152,3 +152,10 @@ def test_formats_that_depend_on_the_machine(tmp_path):
         pytest.skip("this Pillow has no AVIF")
     Image.new("RGB", (16, 16), "red").save(tmp_path / "x.avif", quality=100)
     assert read_image(tmp_path / "x.avif").getpixel((5, 5))[0] > 240
+
+
+def test_an_open_eps_does_not_reach_ghostscript(tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.Popen", None)
+    (tmp_path / "a.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(UserError, match="EPS"):
+        upright_rgb(image)

@@ -59,3 +59,10 @@ def test_what_is_compared_is_limited(tmp_path):
     for nothing in (None, [], "x", 5):
         with pytest.raises(UserError, match="two faces or more"):
             actions.compare(nothing, False)
+
+
+def test_a_face_is_classified_with_a_picture_of_where_the_network_looks(tmp_path):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "face.png")
+    actions = Actions(Predictor(load_checkpoint(tiny_checkpoint(tmp_path / "m.ckpt"))), tmp_path)
+    *_, picture = actions.classify(str(tmp_path / "face.png"), detect=False)
+    assert Image.open(picture).width > 300

@@ -279,6 +279,16 @@ def test_an_export_with_weights_elsewhere_or_not_finite_is_refused(whole, tmp_pa
     assert "not finite" in refused(tmp_path / "b.onnx")
 
 
+def test_an_export_with_a_loop_is_refused_before_it_runs(whole, tmp_path):
+    def looping(model):
+        model.graph.node.append(
+            onnx.helper.make_node("Loop", [], [], body=onnx.helper.make_graph([], "b", [], []))
+        )
+
+    resealed(whole, tmp_path / "loop.onnx", looping)
+    assert "holds loops or branches" in refused(tmp_path / "loop.onnx")
+
+
 def test_an_export_of_format_1_is_read_without_a_checksum(whole, tmp_path):
     proto = onnx.load_from_string(whole)
     former = {key: value for key, value in FORMER.items() if key != "format"}

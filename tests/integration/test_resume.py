@@ -112,6 +112,9 @@ def test_a_named_folder_is_the_only_one_and_auto_may_start_anew(tmp_path):
         files.find("last", tmp_path / "b")
     with pytest.raises(UserError, match="ckpt=last finds the newest"):
         files.find("nowhere.ckpt", tmp_path / "b")
+    for odd in ("~nobody-here/last.ckpt", "x" * 300, "x\0y", str(tmp_path)):
+        with pytest.raises(UserError):
+            files.find(odd, tmp_path / "b")
     assert files.newest_beside(tmp_path / "b") == tmp_path / "a"
     with pytest.raises(UserError, match="no run in .*x has a whole checkpoint"):
         files.newest_beside(tmp_path / "x/y")

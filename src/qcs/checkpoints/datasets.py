@@ -69,7 +69,7 @@ def read_manifest(
     size = sizes.pop() if len(sizes) == 1 else None
     if store is None or size is None:
         return table
-    name = dataset.get("name")  # of a recipe, where a config has a target
+    name = str(dataset.get("name"))  # of a recipe, where a config has a target
     options = dataset_options({"_target_": PATH_OF.get(name, name), **dataset})
     options |= {"size": size} | ({} if store == "auto" else {"store": store})
     hint = command_line("qcs.prepare", options)

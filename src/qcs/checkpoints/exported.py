@@ -124,6 +124,8 @@ def to_onnx(model: Exported, path: Path, props: dict[str, str], half: bool = Fal
         output_names=[LOGITS],
         verbose=False,
     )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
     proto = program.model_proto  # made anew at each call
     for node in proto.graph.node:  # stack traces, with the paths of this machine
         del node.metadata_props[:]

@@ -100,9 +100,8 @@ def find(wanted: str, run_dir: Path) -> Path | None:
     if not wanted:
         raise UserError("ckpt= is empty: write last, auto or a file, or ckpt=null for a new run")
     if wanted not in ("last", "auto"):
-        if not Path(wanted).expanduser().is_file():
-            raise UserError(f"no checkpoint at ckpt={wanted}; ckpt=last finds the newest")
-        return Path(wanted).expanduser()
+        missing = f"no checkpoint at ckpt={wanted}; ckpt=last finds the newest"
+        return reading.located(wanted, missing)
     if path := last(run_dir):
         return path
     if wanted == "auto":

@@ -20,6 +20,8 @@ from qcs.checkpoints.reading import PREFIX
 from qcs.config.errors import UserError
 from qcs.data.datasets import Transform
 
+SHARED = 2  # how often the numbers of a file may be used, on average
+
 
 class Checkpoint(NamedTuple):
     """A trained network with everything that is needed to use it."""
@@ -128,6 +130,7 @@ def _network(
     ours = all(parts[kind]["name"] in TABLE[kind] for kind in ("backbone", "model"))
     try:
         if ours:
+            _require_held(state, path)
             with torch.device("meta"):
                 require_fit(state, recipe.network(parts).state_dict())
         network = recipe.network(parts, trust)
@@ -140,6 +143,14 @@ def _network(
         raise UserError(f"{path}: its network cannot be built: {reading.reason(error)}") from error
     network.load_state_dict(state)
     return network.eval()
+
+
+def _require_held(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are far larger than the file: all elements of one can be one number."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    held = path.stat().st_size
+    if size > SHARED * held:
+        raise UserError(f"its weights take {size} bytes of memory, and the file holds {held}")
 
 
 def require_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -129,6 +129,8 @@ def _checked(path: Path, trust: Trust) -> tuple[bytes, dict[str, Any]]:
     if not isinstance(content, dict) or "include_transform" not in content:
         raise UserError(f"{path}: its recipe is not of an export")
     nodes = [node for function in proto.functions for node in function.node]
+    if any(a.HasField("g") or a.graphs for n in (*proto.graph.node, *nodes) for a in n.attribute):
+        raise UserError(f"{path} holds loops or branches, which no export of qcs has")
     constants = [*_constants(proto.graph), *_node_constants(nodes)]
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in constants):
         raise UserError(f"{path} names other files for its weights, which are not read")

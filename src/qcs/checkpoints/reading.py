@@ -20,6 +20,7 @@ LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of before torch 1.6 be
 PREFIX = "network."  # of the network's tensors in a checkpoint
 HEAD = 512  # bytes that tell what a file is
 PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<head")
+FOLDER = 0x10  # of a zip member's attributes
 POINTER = b"version https://git-lfs"
 MAGIC = {
     b"\x89PNG": "a picture",
@@ -119,6 +120,9 @@ def damage(path: Path, legacy: bool = False) -> str | None:
                 return "it is an encrypted zip file"
             if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                 return "its members are compressed, which torch never does"
+            # Torch reads nothing of a folder, and takes what was in memory for the tensor.
+            if any(m.external_attr & FOLDER and not m.is_dir() for m in members):
+                return "it is damaged: a member is called a folder; copy it anew"
             if sum(member.file_size for member in members) > path.stat().st_size:
                 return "its members are larger than the file"
             if len(set(names)) < len(names):

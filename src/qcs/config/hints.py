@@ -6,6 +6,7 @@ This module imports nothing of ours but `keys`, so that every room may use it.
 import re
 from collections.abc import Mapping
 from inspect import signature
+from pkgutil import resolve_name
 from typing import Any
 
 from qcs.config.keys import CONF

@@ -179,7 +179,7 @@ def instantiate(node: Mapping[str, Any], **extra: Any) -> Any:
         raise _refused(node, cause) from error
     build = functools.partial(_build, target, node)
     functools.update_wrapper(build, target.func)
-    build.__signature__ = signature(target)  # whoever calls it looks what it takes
+    build.__dict__["__signature__"] = signature(target)  # whoever calls it looks what it takes
     return build if node.get("_partial_") else build(**extra)
 
 

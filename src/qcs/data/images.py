@@ -111,6 +111,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         UserError: the image has no pixels or more than `MAX_PIXELS`, its numbers have no known
             range, its kind of pixels cannot be converted, or the rest of its file is damaged.
     """
+    if image.format == "EPS":  # an open one is decoded by Ghostscript, which runs its program
+        raise UserError("EPS is a program, which is not run here; save it as PNG")
     width, height = image.size
     if not 0 < width * height <= MAX_PIXELS:
         raise UserError(

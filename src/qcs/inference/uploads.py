@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from qcs.config.errors import UserError
-from qcs.data.image_files import FORMATS, open_file
+from qcs.data.images import FORMATS, open_file
 from qcs.inference.inputs import as_image
 
 MEGAPIXELS = 64  # of an upload; the photos of phones have 12 to 50
