@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qcs.checkpoints import recipe, safetensors, zoo
+from qcs.checkpoints.datasets import checkpoint_manifest
 from qcs.checkpoints.exported import Exported, metadata, to_onnx
 from qcs.checkpoints.load import Checkpoint, load_checkpoint
 from qcs.checkpoints.onnx import open_onnx
@@ -40,7 +41,6 @@ from qcs.eval import evaluate
 from qcs.evaluation import report
 from qcs.evaluation.apply import apply
 from qcs.evaluation.metrics import LEVEL, calibration
-from qcs.training import build
 
 log = logging.getLogger("release")
 
@@ -219,8 +219,7 @@ def _forms(name: str, entry: dict[str, Any]) -> list[str]:
 def release(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Make, check and measure; put the files and the entry into the folder."""
     checkpoint = inference(load_checkpoint(options.ckpt))
-    source = recipe.chosen_dataset(checkpoint.recipe, {"path": options.data})
-    whole = build.manifest(source, [checkpoint.recipe["transform"]], None)
+    whole = checkpoint_manifest(checkpoint.recipe, {"path": options.data}, None)
     data = match_classes(whole, checkpoint.class_names).data
     temperature = calibrate(checkpoint, data) if options.calibrate else 1.0
     files = write(checkpoint, work / options.name)
