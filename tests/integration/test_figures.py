@@ -173,7 +173,7 @@ def test_a_network_without_finite_answers_is_not_drawn(config, tmp_path):
     torch.save(content, tmp_path / "nan.ckpt")
     given = config | {"ckpt": str(tmp_path / "nan.ckpt")}
     for figure in ("attention", "confusion"):
-        with pytest.raises(UserError, match="answers are not finite for . of . images"):
+        with pytest.raises(UserError, match="its weights have numbers in .* that are not finite"):
             figures.draw(given | {"figure": figure}, tmp_path / "x.png")
 
 

@@ -119,7 +119,10 @@ def test_a_run_leaves_everything_in_its_folder(run):
 
 
 def test_eval_agrees_with_the_test_of_the_run(run):
-    qcs("eval", "ckpt=run/checkpoints/best.ckpt", "hydra.run.dir=eval", "num_workers=0", cwd=run)
+    arguments = ["ckpt=run/checkpoints/best.ckpt", "hydra.run.dir=eval", "num_workers=0"]
+    done = qcs("eval", *arguments, cwd=run, ok=False)
+    assert "dataset.path is not set" in done.stderr  # not the drawn faces of the cache folder
+    qcs("eval", *arguments, f"dataset.path={run / 'faces'}", cwd=run)
     ours, theirs = (
         json.loads((run / d / "metrics.json").read_text()) for d in ("eval", "run/test")
     )
@@ -157,7 +160,7 @@ def test_a_checkpoint_that_names_foreign_code_is_refused(run):
     content = torch.load(run / "run/checkpoints/best.ckpt", weights_only=True)
     content["qcs"]["backbone"] = {"_target_": "os.system", "command": "touch hacked"}
     torch.save(content, run / "hostile.ckpt")
-    with pytest.raises(UserError, match="not trusted"):
+    with pytest.raises(UserError, match="which has no name"):
         load_checkpoint(run / "hostile.ckpt")
 
 

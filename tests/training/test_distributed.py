@@ -81,7 +81,8 @@ def test_the_command_line_trains_on_two_processes(tmp_path):
     qcs("train", *options, "loader.num_workers=1", "hydra.run.dir=run", cwd=tmp_path)
     report = json.loads((tmp_path / "run/test/metrics.json").read_text())
     assert report["images"] == 21
-    qcs("eval", "ckpt=run/checkpoints/best.ckpt", "hydra.run.dir=eval", cwd=tmp_path)
+    data = f"dataset.path={tmp_path / 'faces'}"
+    qcs("eval", "ckpt=run/checkpoints/best.ckpt", data, "hydra.run.dir=eval", cwd=tmp_path)
     again = json.loads((tmp_path / "eval/metrics.json").read_text())
     assert again["classes"] == report["classes"]
     assert (tmp_path / "run/csv/metrics.csv").read_text().count("\n") >= 3

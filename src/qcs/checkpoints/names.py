@@ -62,7 +62,8 @@ TABLE: dict[str, dict[str, Callable]] = {
         "image_folder": image_folder.read,
         "lists": lists.read,
         "rafdb": rafdb.read,
-        "synthetic": synthetic.read,
+        "synthetic": synthetic.read,  # in the cache folder
+        "synthetic_folder": synthetic.read,  # in a folder of the user's
     },
 }
 # Import paths, as they stand in configs and in checkpoints of format 1 -> names.
@@ -83,6 +84,7 @@ NAMES = {
     "qcs.data.synthetic.read": "synthetic",
 }
 PATH_OF = {name: path for path, name in reversed(NAMES.items())}  # names -> what conf/ has
+PATH_OF["synthetic_folder"] = PATH_OF["synthetic"]
 
 
 def maker(kind: str, name: str, trust: Trust = None) -> Callable:

@@ -96,7 +96,10 @@ def _without_paths(dataset: Mapping[str, Any]) -> dict[str, Any]:
     names = FILES if ours else dataset.keys() - {"name"}
     left_out = {key for key in names if isinstance(dataset.get(key), str)}
     left_out = {key for key in left_out if not _inside(dataset[key])} | set(PATHS)
-    return {key: value for key, value in dataset.items() if key not in left_out}
+    kept = {key: value for key, value in dataset.items() if key not in left_out}
+    if dataset["name"] == "synthetic" and dataset.get("path") is not None:
+        kept["name"] = "synthetic_folder"  # which is not the set in the cache folder
+    return kept
 
 
 def _inside(name: str) -> bool:
@@ -205,8 +208,8 @@ def _part(kind: str, node: Any, trust: Trust, complete: bool) -> dict[str, Any]:
         if lacking := [n for n in required if n not in options and n not in PATHS]:
             raise UserError(f"{kind} lacks {lacking[0]}")
     if ours:  # the user's own checks its values itself
-        _require_types(make, options, kind)
         require_limits(options, kind)
+        _require_types(make, options, kind)
     return dict(node)
 
 

@@ -93,7 +93,7 @@ class Predictor:
         self.class_names = checkpoint.class_names
         self.transform, self.crop = checkpoint.transform, crop
         self._detector, self.batch_size, self.device = detector, batch_size, device
-        drawn = checkpoint.recipe["dataset"]["name"] == "synthetic"
+        drawn = checkpoint.recipe["dataset"]["name"] in ("synthetic", "synthetic_folder")
         self.warning = DRAWN_FACES if drawn else None
         self._warned = False
 
