@@ -24,6 +24,7 @@ DISTRIBUTIONS = {  # where it is not the name that is imported
     "typing_extensions": "typing-extensions",
     "annotated_types": "annotated-types",
     "yaml": "pyyaml",
+    "pillow_heif": "pillow-heif",
 }
 
 

@@ -71,7 +71,7 @@ def test_quadruplets(folder):
 
 
 def test_attention(folder):
-    outputs = run("attention", folder, ckpt="run/checkpoints/best.ckpt")
+    outputs = run("attention", folder, ckpt="run/checkpoints/best.ckpt", path=str(folder / "faces"))
     assert pictures(outputs) == 2 and "4 roles" in text(outputs)
 
 

@@ -13,7 +13,7 @@ from test_train import qcs
 from conftest import tiny_checkpoint
 from qcs.checkpoints import zoo
 from qcs.checkpoints.load import load_checkpoint
-from qcs.config.options import CONF
+from qcs.config.keys import CONF
 from qcs.zoo import main
 from test_main import HEAVY, python
 

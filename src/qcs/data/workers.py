@@ -136,7 +136,11 @@ def translated_errors() -> Iterator[None]:
         last = text.strip().splitlines()[-1]
         raise UserError(last.partition("UserError: ")[2] or last) from error
     except (RuntimeError, OSError, EOFError) as error:
-        if sentence := _reason(error):
+        try:
+            sentence = _reason(error)
+        except RuntimeError as late:  # torch's handler of SIGCHLD raises wherever we happen to be
+            sentence = _reason(late)
+        if sentence:
             raise UserError(sentence) from error
         raise
 
