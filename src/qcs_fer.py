@@ -4,6 +4,7 @@ The package index has a library for quantum computing that is named `qcs` and im
 name. In an environment with both, it stands in the place of ours, or their files are mixed.
 """
 
+import os
 import runpy
 import sys
 from importlib.util import find_spec
@@ -47,4 +48,7 @@ def main() -> None:
     if found := in_our_place():
         print(f"error: {found}", file=sys.stderr)
         sys.exit(2)
+    # Code of the user's own, such as mine.TinyBackbone, is found where the command is started. It
+    # comes last, so that a file that lies there cannot take the place of a library.
+    sys.path.append(os.getcwd())
     runpy.run_module("qcs", run_name="__main__", alter_sys=True)

@@ -154,6 +154,15 @@ def test_another_library_in_the_place_of_ours_is_named(tmp_path):
     assert str(tmp_path / "qcs/__init__.py") in done.stderr and "pip uninstall qcs" in done.stderr
 
 
+def test_code_of_the_users_own_is_found_where_the_command_starts(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(runpy, "run_module", lambda *_, **__: started.append(sys.path[-1]))
+    qcs_fer.main()
+    assert started == [str(tmp_path)]
+
+
 def test_another_library_beside_ours_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(other(tmp_path, package=False))
     with pytest.raises(UserError, match=r"qcs 2\.1\.0 \(Quantum programs\.\) is another library"):
