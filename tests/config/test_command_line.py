@@ -21,6 +21,8 @@ from qcs.config.keys import CONF
         ("trainer.max_epochs", "trainer.max_epochs has no value"),
         ("+x", "+x has no value"),
         ("--foo", "unrecognized arguments: --foo"),
+        ("hydra.run.dir=", "hydra.run.dir= is empty: write hydra.run.dir=FOLDER, or leave it out"),
+        ("store=", "store= is empty"),
         ("a b=3", "a b cannot be a key"),
     ],
 )

@@ -25,6 +25,9 @@ from qcs.config.validation import nearest
 
 _HOME = re.compile(r"^([^=\s]+=[\"']?)~(?=/|[\"']?$)")
 
+# A folder that is empty text would be the one where the command is started.
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "run_dir", "store", "dataset.path")
+
 
 def expand_home(argument: str) -> str:
     """Expand the "~/" of KEY=~/path, as the shell does only where a word begins with it.
@@ -51,6 +54,9 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
     flags.error = refuse  # type: ignore[method-assign]  # instead of printing all flags
     overrides, parser = flags.parse_intermixed_args(arguments).overrides, OverridesParser.create()
     for override in overrides:
+        key, sign, value = override.partition("=")
+        if key in FOLDERS and sign and not value.strip():  # an unset variable of the shell
+            raise UserError(f"{key}= is empty: write {key}=FOLDER, or leave it out")
         try:
             parser.parse_override(override)
         except HydraException as error:

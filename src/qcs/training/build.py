@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from torch import nn
 
 from qcs.checkpoints import pretrained, recipe
@@ -207,6 +208,8 @@ def trainer(config: dict[str, Any], folder: Path) -> Trainer:
     nodes = [node for node in (config["logger"] or {}).values() if node]
     for node in nodes:
         loggers.require_login(node)
+    if not nodes:  # it refuses to run without a logger, and would have nowhere to write
+        callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
     return instantiate(
         config["trainer"],
         callbacks=callbacks,
