@@ -42,7 +42,7 @@ lint: .venv/.installed
 	$(BIN)/mypy
 
 docs: .venv/.installed
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv .venv-lowest .venv-newest build runs .pytest_cache .ruff_cache .mypy_cache

@@ -47,7 +47,7 @@ def load_checkpoint(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
     Raises:
         UserError: there is no such file, it is damaged, or it is not a checkpoint of this package.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> from qcs.checkpoints.load import load_checkpoint
         >>> checkpoint = load_checkpoint("model.ckpt")

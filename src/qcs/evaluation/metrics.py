@@ -47,7 +47,7 @@ def scores(confusion: Tensor) -> dict[str, Tensor]:
     Returns:
         (...) in [0, 1], float64.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from qcs.evaluation.metrics import scores
         >>> confusion = torch.tensor([[8, 2], [1, 3]])  # ten faces of one class, four of the other
@@ -224,7 +224,7 @@ def paired(
     Raises:
         UserError: there is less than one resample.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from qcs.evaluation.metrics import paired
         >>> first = torch.tensor([[True, True, False, False]])

@@ -118,7 +118,7 @@ class Predictor:
         Raises:
             UserError: an image cannot be read, the detector is not installed, or as for `classify`.
 
-        Example:
+        Examples:
             >>> import qcs
             >>> predictor = qcs.load("model.ckpt")
             >>> faces = predictor.predict("photo.png", detect=False)[0]
@@ -228,7 +228,7 @@ def load(
         UserError: as for `qcs.checkpoints.load.load_classifier`, `qcs.inference.crops.crop_of`,
             `qcs.evaluation.apply.pick_device` and `qcs.inference.backends.in_form`.
 
-    Example:
+    Examples:
         >>> import qcs
         >>> qcs.load("model.ckpt").class_names
         ('red', 'green', 'blue')

@@ -89,7 +89,7 @@ def cross_similarity(
     Raises:
         UserError: the mode "distance" with two roles, where there is no other class.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from qcs.models.cross_similarity import cross_similarity
         >>> queries = torch.randn(2, 4, 49, 8)  # two quadruplets, 7 x 7 tokens of 8 channels

@@ -53,7 +53,7 @@ class QCSNetwork(nn.Module):
         UserError: `roles` is not 1, 2 or 4; there is a cross module for a single role; the heads do
             not divide `embed_dim`; or the backbone does not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from qcs.models import IR, QCSNetwork
         >>> backbone = IR(units=[1, 1], channels=[8, 16])  # two maps, so two levels

@@ -91,7 +91,7 @@ class QCSLoss(nn.Module):
         UserError: a weight is below 0, the weights of both halves are 0, the temperature or the
             label smoothing is out of range, or `class_weights` is "balanced".
 
-    Example:
+    Examples:
         >>> import torch
         >>> from qcs.models import Comparison
         >>> from qcs.training.losses import QCSLoss
