@@ -22,7 +22,8 @@ def commands() -> list[str]:
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        lines = [line for block in BLOCK.finditer(text) for line in block["text"].splitlines()]
+        blocks = [re.sub(r"\\\n\s*", " ", block["text"]) for block in BLOCK.finditer(text)]
+        lines = [line for block in blocks for line in block.splitlines()]
         lines += re.findall(r"`((?:qcs|python -m qcs\.)[^`]+)`", text)
         for line in lines:
             line = line.split("  #")[0].strip().replace("python -m qcs.", "qcs ")
