@@ -1,4 +1,4 @@
-"""Registers the sweeper `qcs_optuna` with Hydra, which imports this module at every start.
+"""Registers the sweeper `qcs_optuna` and the resolver `job_folder` with Hydra at every start.
 
 Therefore it imports nothing heavy. hydra-optuna-sweeper 1.3 requires an Optuna older than 3;
 `qcs.search.sweep` works with today's.
@@ -12,7 +12,9 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from qcs.search.job_folder import job_folder
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Options:
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="qcs_optuna", node=Options, provider="qcs")
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
 
 class OptunaSweeper(Sweeper):

@@ -2,8 +2,9 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from qcs.config.command_line import expand_home, explain, overrides_of
+from qcs.config.command_line import expand_home, explain, overrides_of, quote_path
 from qcs.config.errors import UserError
 from qcs.config.keys import CONF
 
@@ -53,6 +54,17 @@ def test_what_can_be_parsed_passes():
 def test_the_home_folder_is_expanded_where_the_shell_does_not(argument, expanded, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert expand_home(argument) == expanded
+
+
+@pytest.mark.parametrize("name", ["model=qcs,seed=0", 'two "words"', "ü (1)", "{a}[b]"])
+def test_a_path_that_exists_need_not_be_quoted(tmp_path, name):
+    path = tmp_path / name / "best.ckpt"
+    path.parent.mkdir()
+    path.touch()
+    (override,) = overrides_of([quote_path(f"ckpt={path}")])
+    assert OverridesParser.create().parse_override(override).value() == str(path)
+    for other in (f"ckpt={path}x", "seed=0,1", f"ckpt={tmp_path}/a", "-m"):
+        assert quote_path(other) == other
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Searches and multiruns through the command line, on tiny drawn faces."""
 
 import csv
+import json
 from pathlib import Path
 
 import optuna
@@ -55,6 +56,8 @@ def test_a_search_is_summed_up_and_goes_on(data, tmp_path):
     assert "best: trial" in done.stdout
     rows = table(tmp_path)
     assert [row["job"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row["folder"].split(",")[0] for row in rows] == ["0", "1", "2", "3"]
+    assert all("optimizer.lr=" in row["folder"] for row in rows)
     assert [float(r["val/acc"]) for r in rows] == pytest.approx([t.value for t in trials])
     for name in ("history.png", "importance.png"):
         assert (tmp_path / "sweep" / name).stat().st_size > 5000
@@ -113,16 +116,30 @@ def test_a_grid_runs_side_by_side_as_one_after_the_other(data, tmp_path):
     qcs("train", *grid, *joblib, "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert table(tmp_path) == serial
     assert [row["seed"] for row in serial] == ["1", "2"]
-    for folder in ("serial/0", "serial/1", "sweep/0", "sweep/1"):  # a W&B run each
+    folders = [f"{sweep}/seed={seed}" for sweep in ("serial", "sweep") for seed in (1, 2)]
+    assert {row["folder"] for row in serial} == {"seed=1", "seed=2"}
+    for folder in folders:  # a W&B run each
         assert len(list((tmp_path / folder / "wandb").glob("offline-run-*"))) == 1
 
 
 def test_jobs_of_several_models_share_a_folder(data, tmp_path):
-    grid = ["-m", *FEW, data, "trainer.max_epochs=1", "ablation=none,base", "debug=fast"]
+    grid = ["-m", *FEW, data, "trainer.max_epochs=1", "ablation=none,base", "test=true"]
     qcs("train", *grid, "optimized_metric=null", cwd=tmp_path)
     (found,) = tmp_path.glob("runs/sweeps/*/summary.csv")
     with found.open() as file:
-        assert [row["ablation"] for row in csv.DictReader(file)] == ["none", "base"]
+        rows = list(csv.DictReader(file))
+    assert [row["ablation"] for row in rows] == ["none", "base"]
+    for row in rows:
+        folder = found.parent / f"ablation={row['ablation']}"
+        tested = json.loads((folder / "test/metrics.json").read_text())
+        assert folder.name == row["folder"]
+        assert float(row["test/acc"]) == tested["acc"] and float(row["test/f1"]) == tested["f1"]
+    # A path with such signs need not be quoted, and the same command goes on with the jobs.
+    where = f"ckpt={folder.relative_to(tmp_path)}/checkpoints/best.ckpt"
+    qcs("eval", where, data, "device=cpu", cwd=tmp_path)
+    done = qcs("train", *grid, "ckpt=auto", f"hydra.sweep.dir={found.parent}", cwd=tmp_path)
+    assert done.stdout.count("nothing is left to train") == 2
+    assert [row["folder"] for row in rows] == ["ablation=none", "ablation=base"]
 
 
 def test_a_failing_job_is_in_the_table_and_the_others_go_on(data, tmp_path):

@@ -61,7 +61,8 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
         @functools.wraps(main)
         def start() -> None:
             prepare_output()
-            sys.argv[1:] = map(command_line.expand_home, sys.argv[1:])
+            expanded = map(command_line.expand_home, sys.argv[1:])
+            sys.argv[1:] = map(command_line.quote_path, expanded)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through to here
             code: CodeType = job.__code__  # type: ignore[attr-defined]  # of a function
             run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)

@@ -39,6 +39,16 @@ def expand_home(argument: str) -> str:
     return argument if not found or home == "~" else found[1] + home + argument[found.end() :]
 
 
+def quote_path(argument: str) -> str:
+    """Quote the path of KEY=folder/file where it exists and has signs that mean something to Hydra.
+
+    The folders of the jobs of a multirun have such signs, as in `model=qcs,seed=0`.
+    """
+    key, _, value = argument.partition("=")
+    odd = os.sep in value and not re.fullmatch(r"[\w./-]+", value, re.ASCII)
+    return f"{key}={_in_quotes(value)}" if odd and os.path.exists(value) else argument
+
+
 def overrides_of(arguments: Sequence[str]) -> list[str]:
     """The overrides among the arguments of a command, before or after its flags; all can be parsed.
 
@@ -81,8 +91,13 @@ def _how_to_write(override: str) -> str:
 
 
 def _quoted(key: str, value: str) -> str:
-    text = value.strip("\"'").replace("\\", "\\\\").replace('"', '\\"')
-    return shlex.quote(f'{key}="{text}"')
+    stripped = value.strip("\"'")
+    return shlex.quote(f"{key}={_in_quotes(stripped)}")
+
+
+def _in_quotes(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def explain(error: Exception, command: str, overrides: Sequence[str]) -> str | None:
