@@ -64,7 +64,7 @@ def decode_all(
         _Images(manifest, work),
         batch_sampler=chunks,
         num_workers=num_workers,
-        collate_fn=_as_list,
+        collate_fn=list,  # PyTorch would stack the items into tensors
         worker_init_fn=_ignore_interrupts,
     )
     hidden = title is None
@@ -77,11 +77,6 @@ def decode_all(
             f"a process that decodes images was killed ({error}), which is often for lack of "
             "memory; run it again with a smaller num_workers=..."
         ) from error
-
-
-def _as_list(chunk: list[Decoded]) -> list[Decoded]:
-    """The chunk as it is, where PyTorch would stack it into tensors."""
-    return chunk
 
 
 def _ignore_interrupts(worker: int) -> None:

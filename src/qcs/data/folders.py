@@ -22,18 +22,9 @@ from qcs.data.images import HAS_HEIF, HEIF_SUFFIXES, is_image
 log = logging.getLogger(__name__)
 
 JUNK = {
-    "__macosx",
-    "__pycache__",
-    "@eadir",
-    "#recycle",
-    "$recycle.bin",
-    "desktop.ini",
-    "ehthumbs.db",
-    "icon\r",
-    "lost+found",
-    "system volume information",
-    "thumbs.db",
-}
+    "__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "desktop.ini", "ehthumbs.db",
+    "icon\r", "lost+found", "system volume information", "thumbs.db",
+}  # fmt: skip
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),

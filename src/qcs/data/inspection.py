@@ -89,7 +89,9 @@ def inspect(manifest: Manifest, num_workers: int = 2, progress: bool = True) -> 
         num_workers: processes that decode; 0 decodes in this one.
         progress: whether to show a progress bar.
     """
-    counts = np.stack([_counts(manifest, split) for split in SPLITS])
+    labels, classes = manifest.labels, len(manifest.class_names)
+    of_split = (labels[manifest.splits == split] for split in SPLITS)
+    counts = np.stack([np.bincount(found, minlength=classes) for found in of_split])
     sizes: Counter[tuple[int, int]] = Counter()
     unreadable, rows_of = {}, defaultdict(list)
     title = "reading" if progress else None
@@ -107,8 +109,3 @@ def inspect(manifest: Manifest, num_workers: int = 2, progress: bool = True) -> 
 def _hashed(image: Image.Image) -> tuple[tuple[int, int], bytes]:
     """Size and hash of the pixels."""
     return image.size, blake2b(image.tobytes(), digest_size=16).digest()
-
-
-def _counts(manifest: Manifest, split: str) -> np.ndarray:
-    labels = manifest.labels[manifest.splits == split]
-    return np.bincount(labels, minlength=len(manifest.class_names))

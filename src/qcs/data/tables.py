@@ -190,14 +190,14 @@ def unique(rows: Sequence[Row], table: Path) -> list[Row]:
     return list(first.values())
 
 
-def present(root: Path, rows: Sequence[Row], table: Path) -> None:
-    """Check that a table's images are below a folder; each directory is listed once.
+def present(root: Path, rows: Sequence[Row], table: Path) -> list[Row]:
+    """Return the rows of a table as `unique` does, whose images are all below a folder.
 
     Raises:
-        UserError: some are missing; names the first and its line.
+        UserError: as for `unique`, or some are missing; names the first and its line.
     """
-    listed: dict[str, set[str]] = {}
-    missing = []
+    listed: dict[str, set[str]] = {}  # of each directory that is named
+    missing, rows = [], unique(rows, table)
     for row in rows:
         folder, _, name = row.path.rpartition("/")
         if folder not in listed:
@@ -205,7 +205,7 @@ def present(root: Path, rows: Sequence[Row], table: Path) -> None:
         if name not in listed[folder]:
             missing.append(row)
     if not missing:
-        return
+        return rows
     row = missing[0]
     folder, _, name = row.path.rpartition("/")
     alike = [other for other in listed[folder] if same_name(other) == same_name(name)]

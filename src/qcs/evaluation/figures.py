@@ -1,5 +1,7 @@
 """The paper's figures: where networks look, what they compare, which classes they confuse.
 
+Each function draws `images` into the file `path`; `seed` chooses the images that are shown.
+
 C checkpoints, M faces, K classes, L levels, N tokens of a level.
 """
 
@@ -84,9 +86,6 @@ def attention(
     Args:
         checkpoints: by the name of their row.
         images: of the classes of every checkpoint.
-        path: of the picture.
-        seed: of the choice of faces.
-        faces_per_class: how many.
 
     Raises:
         UserError: the checkpoints differ in their classes or in the grids of their tokens.
@@ -107,15 +106,10 @@ def attention(
         raise UserError("the checkpoints of compare differ in model.grid: draw them one by one")
     first = next(iter(checkpoints.values()))
     pixels = unnormalised(images.tensors(first, rows).cpu(), first.transform)
+    drawn = torch.stack(maps)  # (C, M, N)
+    names, classes = list(checkpoints), images.names(rows)
     plots.class_token_maps(
-        pixels,
-        torch.stack(maps),  # (C, M, N)
-        titles,
-        path,
-        list(checkpoints),
-        images.heading,
-        correct,
-        images.names(rows),
+        pixels, drawn, titles, path, names, images.heading, correct, columns=classes
     )
 
 
@@ -143,10 +137,7 @@ def pairs(
     elsewhere what tells the two apart.
 
     Args:
-        checkpoint: with cross similarity attention.
-        images: of its classes.
-        path: of the picture.
-        seed: of the choice of faces.
+        checkpoint: with cross similarity attention, for the classes of the images.
         level: from 1; None for the mean of all levels.
 
     Raises:
@@ -179,13 +170,6 @@ def embedding(
     checkpoint: Checkpoint, images: Images, path: Path, seed: int = 0, max_faces: int = 2000
 ) -> None:
     """Draw t-SNE of the features before the head, and write the points into a CSV file beside it.
-
-    Args:
-        checkpoint: whose base branch gives the features.
-        images: of any classes.
-        path: of the picture.
-        seed: of the choice of images and of t-SNE.
-        max_faces: how many images are drawn at most.
 
     Raises:
         UserError: scikit-learn is not installed, or there are too few faces.
@@ -222,11 +206,6 @@ def embedding(
 def confusion(checkpoint: Checkpoint, images: Images, path: Path) -> None:
     """Draw the confusion matrix of a checkpoint.
 
-    Args:
-        checkpoint: any.
-        images: of its classes.
-        path: of the picture.
-
     Raises:
         UserError: the classes differ.
     """
@@ -241,12 +220,7 @@ Curves = dict[str, list[tuple[float, float]]]  # metric -> (epoch, value)
 
 
 def curves(runs: dict[str, Curves], path: Path) -> None:
-    """Draw losses and accuracies of runs by epoch; values that are not finite are left out.
-
-    Args:
-        runs: by their names.
-        path: of the picture.
-    """
+    """Draw losses and accuracies of runs by epoch; values that are not finite are left out."""
     for run, metrics in runs.items():
         for metric, points in metrics.items():
             lost = [epoch for epoch, value in points if not math.isfinite(value)]

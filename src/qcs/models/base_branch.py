@@ -41,10 +41,7 @@ class BaseBranch(nn.Module):
             pixel of 224 to get 112.
         embed_dim: C.
         grid: tokens a side of each level, so N is grid * grid.
-        depth: number of transformer blocks of the token encoder.
-        num_heads: number of attention heads of each block.
-        drop: dropout probability, see `TokenEncoder`.
-        attention_drop: dropout probability after the attention, see `TokenEncoder`.
+        depth, num_heads, drop, attention_drop: of the token encoder, see `TokenEncoder`.
         landmarks: arguments of `LandmarkBranch`; None builds the network without that branch. With
             the branch and a single role the network is POSTER++.
 

@@ -28,10 +28,7 @@ class CrossModule(nn.Module):
         num_tokens: N.
         embed_dim: C.
         num_classes: K.
-        depth: number of transformer blocks of the token encoder.
-        num_heads: number of attention heads of each block.
-        drop: dropout probability, see `TokenEncoder`.
-        attention_drop: dropout probability after the attention, see `TokenEncoder`.
+        depth, num_heads, drop, attention_drop: of the token encoder, see `TokenEncoder`.
         residual: whether the base branch's tokens are added before the encoder. Through this sum
             the gradient of the cross module reaches the base branch, which the paper calls
             contrastive residual distillation; False is its ablation.

@@ -1,4 +1,8 @@
-"""Sheets of faces, and of the attention of a network to them."""
+"""Sheets of faces, and of the attention of a network to them.
+
+`path` is the file to write, whose suffix is its format: png, pdf or svg. `heading` is the text
+above. Pixels are in [0, 1], and N, the number of values of a map, is a square number.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +34,9 @@ def face_sheet(
     """Draw a sheet of faces, each with a title, which is red where the prediction is wrong.
 
     Args:
-        images: (N, 3, H, W), pixels in [0, 1].
+        images: (N, 3, H, W).
         titles: N short texts.
-        path: file to write; its suffix is the format, png, pdf or svg.
         correct: N flags, whether each prediction is right.
-        heading: text above the sheet.
     """
     columns = min(8, len(images))
     rows = -(-len(images) // columns)
@@ -62,13 +64,11 @@ def attention_sheet(
     """Draw the faces of a group in columns, and below each face its attention at every level.
 
     Args:
-        images: (R, 3, H, W), pixels in [0, 1].
-        attention: (R, L, N), where N is a square number and the N values sum to 1. It is drawn in
+        images: (R, 3, H, W).
+        attention: (R, L, N), whose N values sum to 1. It is drawn in
             multiples of 1 / N, the value of uniform attention. All faces and levels have the same
             scale.
         titles: R short texts.
-        path: file to write; its suffix is the format, png, pdf or svg.
-        heading: text above the sheet.
     """
     levels = _multiples(attention).transpose(0, 1)
     rows, columns = len(levels) + 1, len(images)
@@ -102,14 +102,12 @@ def class_token_maps(
     """Draw M faces in columns, and below them a row of attention maps for each network.
 
     Args:
-        images: (M, 3, H, W), pixels in [0, 1].
-        maps: (R, M, N), where N is a square number: the attention of
+        images: (M, 3, H, W).
+        maps: (R, M, N), the attention of
             `qcs.models.attention_maps.class_token_attention`, summed over the levels, so that each
             map sums to 1. All maps have the same scale.
         titles: R lists of M texts.
-        path: file to write; its suffix is the format, png, pdf or svg.
         rows: R names.
-        heading: text above the picture.
         correct: R lists of M flags; a title is red where its flag is False.
         columns: M texts above the faces.
     """
@@ -148,13 +146,11 @@ def pair_grid(
     """Draw M faces down the side and along the top, and in each cell the map of a pair.
 
     Args:
-        images: (M, 3, H, W), pixels in [0, 1].
-        maps: (M, M, N), where N is a square number, of `qcs.models.attention_maps.pair_maps`; the
+        images: (M, 3, H, W).
+        maps: (M, M, N), of `qcs.models.attention_maps.pair_maps`; the
             map [i, j] is drawn over face i.
         names: M labels. Faces of the same label are compared for what they share, and the cells of
             such pairs are framed.
-        path: file to write; its suffix is the format, png, pdf or svg.
-        heading: text above the picture.
         partners: (M, 3, H, W), the faces that the diagonal cells compare with; None where each
             face is compared with itself.
     """

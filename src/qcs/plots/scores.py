@@ -1,4 +1,7 @@
-"""Pictures of numbers: confusion matrices, calibration, curves, searches, embeddings."""
+"""Pictures of numbers: confusion matrices, calibration, curves, searches, embeddings.
+
+`path` is the file to write, whose suffix is its format: png, pdf or svg. `title` is the text above.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +28,6 @@ def confusion(matrix: Tensor, class_names: Sequence[str], path: Path, title: str
     Args:
         matrix: (K, K) counts; rows are true classes, columns are predicted ones.
         class_names: K names.
-        path: file to write; its suffix is the format, png, pdf or svg.
-        title: text above the picture.
     """
     number, total = len(class_names), matrix.sum(1, keepdim=True)
     share = (100 * matrix.double() / total).numpy()  # NaN in the row of a class without a face
@@ -56,7 +57,6 @@ def reliability(found: dict[str, Tensor], path: Path, title: str = "") -> None:
 
     Args:
         found: what `qcs.evaluation.metrics.calibration` returns.
-        path: file to write; its suffix is the format, png, pdf or svg.
         title: text above the picture; the calibration error follows in the next line.
     """
     count, confidence, accuracy = (found[k].numpy() for k in ("count", "confidence", "accuracy"))
@@ -89,8 +89,6 @@ def search_history(
 
     Args:
         points: the number and the value of each trial; the value is None if it was pruned.
-        path: file to write; its suffix is the format, png, pdf or svg.
-        title: text above the picture.
         minimize: whether the smallest value is the best.
         metric: the name of the metric on the vertical axis.
     """
@@ -118,8 +116,6 @@ def importance(shares: dict[str, float], path: Path, title: str = "") -> None:
 
     Args:
         shares: the share of each option, in [0, 1], by its name.
-        path: file to write; its suffix is the format, png, pdf or svg.
-        title: text above the picture.
     """
     names = sorted(shares, key=lambda name: shares[name])
     figure = Figure(figsize=(6.5, 1 + 0.4 * len(names)))
@@ -139,8 +135,6 @@ def embedding(
         points: (N, 2) coordinates.
         labels: (N,) class indices.
         class_names: K names; those without a point are left out.
-        path: file to write; its suffix is the format, png, pdf or svg.
-        title: text above the picture.
     """
     figure = Figure(figsize=(8.5, 7), layout="constrained")
     axes = figure.add_subplot()
@@ -178,8 +172,6 @@ def curves(
     Args:
         runs: the runs by name, each with its metrics by name, each with its points (epoch, value).
             The metrics of `PANELS` are drawn.
-        path: file to write; its suffix is the format, png, pdf or svg.
-        title: text above the picture.
     """
     figure = Figure(figsize=(11, 4.4 + 0.22 * len(runs)), layout="constrained")
     figure.suptitle(wrapped(title, 11, 12), fontsize=12)
@@ -222,8 +214,6 @@ def groups(values: dict[str, Sequence[float]], path: Path, title: str = "") -> N
 
     Args:
         values: accuracies in [0, 1] by the name of the group.
-        path: file to write; its suffix is the format, png, pdf or svg.
-        title: text above the picture.
     """
     figure = Figure(figsize=(7, 1.2 + 0.5 * len(values)), layout="constrained")
     axes = figure.add_subplot()

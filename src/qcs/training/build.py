@@ -1,4 +1,7 @@
-"""Build the objects of a training run from its config: data, network, loss, module, trainer."""
+"""Build the objects of a training run from its config: data, network, loss, module, trainer.
+
+`config` is that of conf/train.yaml, resolved and checked.
+"""
 
 import logging
 import sys
@@ -29,9 +32,6 @@ log = logging.getLogger(__name__)
 
 def datamodule(config: dict[str, Any]) -> FaceDataModule:
     """Read the data set and make its loaders.
-
-    Args:
-        config: of conf/train.yaml, resolved and checked.
 
     Raises:
         UserError: images are to be in several groups, but the model compares no groups; or there
@@ -82,12 +82,9 @@ def _landmarks(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def loss(config: dict[str, Any], manifest: Manifest) -> nn.Module:
-    """Build the loss of a config.
+    """Build the loss for N training images of K classes.
 
-    Args:
-        config: of conf/train.yaml, resolved and checked. With `class_weights: balanced`, the weight
-            of a class is N / (K * images of the class).
-        manifest: the N training images of K classes.
+    With `class_weights: balanced`, the weight of a class is N / (K * images of the class).
 
     Raises:
         UserError: there is no training image of a class whose weight is to be balanced, or another
@@ -112,7 +109,7 @@ def module(config: dict[str, Any], data: FaceDataModule, resumes: bool = False) 
     """Build the LightningModule for a data set.
 
     Args:
-        config: of conf/train.yaml, resolved and checked.
+        config: of the run.
         data: what `datamodule` returns.
         resumes: whether all weights will come from a checkpoint, so that no files of pre-trained
             weights are read.
@@ -177,28 +174,20 @@ def enable_grad_checkpointing(backbone: nn.Module) -> None:
 
 def _schedule(options: dict[str, Any]) -> Schedule:
     schedule = options.get("schedule")
-    built: Schedule = {"schedule": instantiate(schedule) if schedule else None}
-    if "interval" in options:
-        built["interval"] = options["interval"]
-    return built
+    built = instantiate(schedule) if schedule else None
+    return {"schedule": built, "interval": options.get("interval", "epoch")}
 
 
 def trainer(config: dict[str, Any], folder: Path) -> Trainer:
-    """Build the trainer with its callbacks and loggers.
-
-    Args:
-        config: of conf/train.yaml, resolved and checked.
-        folder: the run's folder.
+    """Build the trainer with its callbacks and loggers, for a run that writes into a folder.
 
     Raises:
         UserError: an option of Lightning's that has another place here, or a callback or logger
             that cannot be used.
     """
     notices.silence()
-    for key, ours in {
-        "accumulate_grad_batches": "accumulate_grad_batches",
-        "gradient_clip_val": "gradient_clip_norm",
-    }.items():
+    moved = {"gradient_clip_val": "gradient_clip_norm"}
+    for key, ours in {"accumulate_grad_batches": "accumulate_grad_batches", **moved}.items():
         if config["trainer"].get(key) is not None:
             raise UserError(f"trainer.{key} is {ours} at the top level here: write {ours}=...")
     show_bar = config["trainer"].get("enable_progress_bar", True) and sys.stdout.isatty()

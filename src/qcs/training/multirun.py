@@ -1,4 +1,7 @@
-"""A job of a multirun: what it must fulfil, and the values that a sweep optimises."""
+"""A job of a multirun: what it must fulfil, and the values that a sweep optimises.
+
+`config` is that of conf/train.yaml, resolved and checked.
+"""
 
 from typing import Any
 
@@ -10,10 +13,6 @@ from qcs.config.errors import UserError
 
 def prepare_job(config: dict[str, Any], multirun_name: str) -> None:
     """Check the config of a job, and let W&B show the jobs of a multirun as one group.
-
-    Args:
-        config: of conf/train.yaml, resolved and checked.
-        multirun_name: name of the multirun's folder.
 
     Raises:
         UserError: the job would start processes, each of which would start the whole multirun
@@ -62,17 +61,12 @@ def _metric_names(config: dict[str, Any]) -> list[str]:
 def optimized_values(
     config: dict[str, Any], metrics: dict[str, float]
 ) -> float | list[float] | None:
-    """Return what a sweep optimises: one value, a list of several, or None.
-
-    Args:
-        config: of conf/train.yaml, resolved and checked.
-        metrics: all metrics of the run by name.
+    """Return what a sweep optimises, of all metrics of the run: a value, a list, or None.
 
     Raises:
         UserError: `optimized_metric` names a metric that the run has not logged.
     """
-    wanted = config["optimized_metric"]
-    names = wanted if isinstance(wanted, list) else [wanted] if wanted else []
+    wanted, names = config["optimized_metric"], _metric_names(config)
     if unknown := [name for name in names if name not in metrics]:
         raise UserError(f"optimized_metric={unknown[0]} is not logged: {sorted(metrics)} are")
     values = [metrics[name] for name in names]

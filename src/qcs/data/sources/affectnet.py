@@ -25,20 +25,12 @@ from qcs.data.tables import (
     read_csv,
     read_text,
     slashes,
-    unique,
 )
 
 # Labels 0 to 7; 8 to 10 (none, uncertain, no face) are dropped.
 CLASS_NAMES = (
-    "Neutral",
-    "Happiness",
-    "Sadness",
-    "Surprise",
-    "Fear",
-    "Disgust",
-    "Anger",
-    "Contempt",
-)
+    "Neutral", "Happiness", "Sadness", "Surprise", "Fear", "Disgust", "Anger", "Contempt",
+)  # fmt: skip
 LABELS = 11
 # Its owners' boxes are about as wide around the face. An estimate, as no copy was at hand.
 CROP = Crop(fer2013.CROP.landmarks)
@@ -118,8 +110,7 @@ def _table(root: Path, table: Path, split: str, classes: int) -> tuple[list[Row]
                 "remove the line, or use dataset.crop=false for faces that are cut already"
             ) from error
         boxes.setdefault(row.path, (x, y, x + width, y + height))
-    rows = unique(rows, table)
-    present(root, rows, table)
+    rows = present(root, rows, table)
     cut = [boxes[row.path] for row in rows]
     return rows, np.array(cut, dtype=np.int64).reshape(-1, 4)
 

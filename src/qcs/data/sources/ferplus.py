@@ -27,15 +27,8 @@ Rule = Literal["majority", "argmax", "probability", "soft"]
 
 # The order of the votes, and of the authors' lists.
 CLASS_NAMES = (
-    "Neutral",
-    "Happiness",
-    "Surprise",
-    "Sadness",
-    "Anger",
-    "Disgust",
-    "Fear",
-    "Contempt",
-)
+    "Neutral", "Happiness", "Surprise", "Sadness", "Anger", "Disgust", "Fear", "Contempt",
+)  # fmt: skip
 CROP = fer2013.CROP  # of the same images
 VOTED = len(CLASS_NAMES) + 2  # unknown, not a face
 TABLE = "label.csv"

@@ -10,7 +10,7 @@ from qcs.config.bounds import Natural
 from qcs.config.errors import UserError
 from qcs.data.folders import expanded, require_path
 from qcs.data.manifest import Manifest
-from qcs.data.tables import Row, as_index, present, read_pairs, unique
+from qcs.data.tables import Row, as_index, present, read_pairs
 
 HINT = "a folder of images, with lists of `name label` in it or at dataset.train, dataset.test"
 
@@ -60,6 +60,4 @@ def _listed(
     for line, image, label in zip(*read_pairs(table), strict=True):
         index = as_index(label, label_base, len(class_names), f"{table} line {line}")
         rows.append(Row(image, index, split, line))
-    rows = unique(rows, table)
-    present(root, rows, table)
-    return rows
+    return present(root, rows, table)

@@ -14,7 +14,7 @@ from qcs.config.errors import UserError
 from qcs.data.crop import Crop
 from qcs.data.folders import require_path
 from qcs.data.manifest import Manifest
-from qcs.data.tables import Row, as_index, present, read_csv, read_pairs, read_text, unique
+from qcs.data.tables import Row, as_index, present, read_csv, read_pairs, read_text
 
 # Labels 1 to 7.
 CLASS_NAMES = ("Surprise", "Fear", "Disgust", "Happiness", "Sadness", "Anger", "Neutral")
@@ -66,8 +66,7 @@ def _official(root: Path, images: str) -> Manifest:
         index = as_index(label, 1, len(CLASS_NAMES), where)
         file = name if images == "original" else f"{name.removesuffix('.jpg')}_aligned.jpg"
         rows.append(Row(f"Image/{images}/{file}", index, split, line))
-    rows = unique(rows, table)
-    present(root, rows, table)
+    rows = present(root, rows, table)
     boxes = _boxes(root, rows) if images == "original" else None
     return Manifest.build(root, rows, CLASS_NAMES, boxes=boxes)
 
@@ -95,7 +94,5 @@ def _repackaged(root: Path) -> Manifest:
         for line, name, label in zip(lines, columns["image"], columns["label"], strict=True):
             index = as_index(label, 1, len(CLASS_NAMES), f"{table} line {line}")
             listed.append(Row(f"{split}/{index + 1}/{name}", index, split, line))
-        listed = unique(listed, table)
-        present(root, listed, table)
-        rows += listed
+        rows += present(root, listed, table)
     return Manifest.build(root, rows, CLASS_NAMES)

@@ -63,14 +63,8 @@ def make(
         folder: where to put images/<split>/*.jpg, manifest.csv and README.txt.
         seed: seed of the drawings, 0 or more.
         size: side of the images in pixels.
-        train: training images per class.
-        val: validation images per class.
-        test: test images per class.
+        train, val, test: images per class.
         workers: most processes to draw with; by default one per CPU core.
-
-    Returns:
-        The folder as a path.
-
     Raises:
         UserError: the folder holds something that is not a whole set, or cannot be written.
     """
@@ -115,17 +109,7 @@ def read(
     Args:
         path: folder of the set; by default one in the user's cache folder whose name holds
             all the other arguments and the version of the drawing code.
-        seed: as in `make`, like the arguments after it.
-        size: side of the images in pixels.
-        train: training images per class.
-        val: validation images per class.
-        test: test images per class.
-
-    Returns:
-        The manifest, its classes in the order of EXPRESSIONS.
-
-    Raises:
-        UserError: the folder holds something that is not a whole set.
+        seed, size, train, val, test: as for `make`, and so are the errors.
     """
     if path is None:
         path = cache_folder() / f"synthetic-v{VERSION}-s{seed}-{size}px-{train}-{val}-{test}"

@@ -15,17 +15,11 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from qcs.config.errors import UserError
+from qcs.data.synthetic import skin
 from qcs.data.synthetic.features import draw_brows, draw_eyes, draw_mouth, draw_nose
 from qcs.data.synthetic.hair import draw_beard, draw_hair, draw_hair_behind, draw_moustache
 from qcs.data.synthetic.people import EXPRESSIONS, make_actions, make_person, make_shot
 from qcs.data.synthetic.scene import Scene
-from qcs.data.synthetic.skin import (
-    draw_background,
-    draw_body,
-    draw_creases,
-    draw_skin,
-    head_outline,
-)
 from qcs.data.synthetic.wear import draw_cloth, draw_glasses, draw_hand, draw_hat
 
 __all__ = ["EXPRESSIONS", "draw_face"]
@@ -52,12 +46,12 @@ def _finish(s: Scene, size: int, rng: np.random.Generator) -> np.ndarray:
 def _compose(s: Scene, entropy: list[int]) -> None:
     """Everything from the background to what lies over the face, from back to front."""
     looks, shot = np.random.default_rng([*entropy[:2], 3]), s.shot
-    draw_background(s, np.random.default_rng([*entropy, 4]))
+    skin.draw_background(s, np.random.default_rng([*entropy, 4]))
     if shot.hat != "veil":
         draw_hair_behind(s)
-    draw_body(s)
-    draw_skin(s, s.mask(head_outline(s)))
-    draw_creases(s)
+    skin.draw_body(s)
+    skin.draw_skin(s, s.mask(skin.head_outline(s)))
+    skin.draw_creases(s)
     if s.person.beard:
         draw_beard(s, looks)
     draw_eyes(s)

@@ -10,6 +10,11 @@ from qcs.data.synthetic.scene import Scene
 from qcs.data.synthetic.shapes import ink, mix, ribbon, spline
 
 
+def _between(u: np.ndarray, top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """The outline of what lies between two curves over the same u."""
+    return np.concatenate((np.stack((u, top), 1), np.stack((u, bottom), 1)[::-1]))
+
+
 def _lids(s: Scene, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """u of the eye from the inner to the outer corner, v of upper and of lower lid."""
     p, key = s.person, "l" if side < 0 else "r"
@@ -29,15 +34,12 @@ def _lids(s: Scene, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def draw_eyes(s: Scene) -> None:
     """Draws both eyes with their lids and lashes."""
     p, a, shot = s.person, s.act, s.shot
-    layer = Image.new(
-        "RGB", s.image.size, ink(mix((238, 234, 230), p.skin, 0.15), 1 - 0.25 * shot.contrast)
-    )
-    balls, pen = s.image, ImageDraw.Draw(layer)
-    openings = []
+    white = ink(mix((238, 234, 230), p.skin, 0.15), 1 - 0.25 * shot.contrast)
+    layer = Image.new("RGB", s.image.size, white)
+    pen, openings = ImageDraw.Draw(layer), []
     for side in (-1, 1):
         u, top, bottom = _lids(s, side)
-        opening = np.concatenate((np.stack((u, top), 1), np.stack((u, bottom), 1)[::-1]))
-        openings.append(s.at(opening))
+        openings.append(s.at(_between(u, top, bottom)))
         shade = ribbon(np.stack((u, top + 0.012), 1), np.full(len(u), 0.045))
         pen.polygon(s.at(shade), fill=ink(mix((178, 172, 172), p.skin, 0.2)))
         look = (side * p.eye_gap + 0.05 * shot.gaze, -0.027 + 0.045 * min(1.0, a["gaze"]))
@@ -49,7 +51,7 @@ def draw_eyes(s: Scene) -> None:
         gx, gy, r = x + 0.025 * s.unit * np.sign(shot.light[0]), y - 0.026 * s.unit, 0.015 * s.unit
         pen.ellipse((gx - r, gy - r, gx + r, gy + r), fill=(250, 250, 250))
         _lid_skin(s, u, top)
-    balls.paste(layer, mask=s.mask(*openings))
+    s.image.paste(layer, mask=s.mask(*openings))
     for side in (-1, 1):
         _lashes(s, side)
 
@@ -60,9 +62,8 @@ def _lid_skin(s: Scene, u: np.ndarray, top: np.ndarray) -> None:
     bulge = 0.03 * (1 - np.linspace(-1, 1, len(u)) ** 2) ** 0.6 + 0.008
     crease = np.minimum(top - bulge * 0.6, -0.095 - 0.03 * (p.eye_open - 1) + bulge * -0.5)
     crease[[0, -1]] = top[[0, -1]]
-    lid = np.concatenate((np.stack((u, top), 1), np.stack((u, crease), 1)[::-1]))
     colour = mix(p.skin * (0.90, 0.84, 0.82), (110, 70, 100), 0.5 * p.makeup)
-    s.fill(lid, ink(colour))
+    s.fill(_between(u, top, crease), ink(colour))
     s.stroke(np.stack((u, crease), 1)[1:-1], ink(p.skin * (0.66, 0.56, 0.53)), 0.012)
 
 
@@ -154,10 +155,6 @@ def _lips(s: Scene) -> dict[str, np.ndarray]:
     return {"u": p.mouth_width * half * t, "a": upper, "b": top, "c": bottom, "d": lower}
 
 
-def _between(u: np.ndarray, top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    return np.concatenate((np.stack((u, top), 1), np.stack((u, bottom), 1)[::-1]))
-
-
 def draw_mouth(s: Scene) -> np.ndarray:
     """Draws the mouth and returns the upper edge of its upper lip."""
     p, lips = s.person, _lips(s)
@@ -193,19 +190,12 @@ def _cavity(s: Scene, u: np.ndarray, top: np.ndarray, bottom: np.ndarray) -> Non
     edge = top + bite * (1 - r**4)
     inner = r < 0.9
     s.fill(_between(u[inner], top[inner], edge[inner]), ink(np.array((226, 220, 206)), dim), 0.03)
+    groove = ink(np.array((190, 180, 168)), dim)
     for place in (4, 7, 10, 14, 18, 21, 24):
-        s.stroke(
-            [(u[place], top[place]), (u[place], edge[place])],
-            ink(np.array((190, 180, 168)), dim),
-            0.006,
-            0.03,
-        )
+        s.stroke([(u[place], top[place]), (u[place], edge[place])], groove, 0.006, 0.03)
     if s.act["stretch"] > 0.25 and gap.max() > 0.05:
         inner = r < 0.75
         low = bottom - np.minimum(gap * 0.3, 0.04) * (1 - r**4)
-        s.fill(
-            _between(u[inner], low[inner], bottom[inner]),
-            ink(np.array((208, 200, 186)), dim),
-            0.03,
-        )
+        lower = ink(np.array((208, 200, 186)), dim)
+        s.fill(_between(u[inner], low[inner], bottom[inner]), lower, 0.03)
     s.stroke(np.stack((u, top), 1), (70, 26, 28), 0.012, 0.03)

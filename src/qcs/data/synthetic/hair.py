@@ -47,15 +47,9 @@ def draw_moustache(s: Scene, top: np.ndarray, rng: np.random.Generator) -> None:
 
 # Volume over the skull and v of the lower end at the side of the face, by style of hair.
 _HAIR_SHAPES = {
-    "buzz": (0.03, -0.12),
-    "short": (0.10, -0.05),
-    "part": (0.14, -0.02),
-    "fringe": (0.12, 0.1),
-    "receding": (0.06, -0.05),
-    "long": (0.12, 0.3),
-    "curly": (0.20, 0.0),
-    "bun": (0.07, -0.1),
-}
+    "buzz": (0.03, -0.12), "short": (0.10, -0.05), "part": (0.14, -0.02), "fringe": (0.12, 0.1),
+    "receding": (0.06, -0.05), "long": (0.12, 0.3), "curly": (0.20, 0.0), "bun": (0.07, -0.1),
+}  # fmt: skip
 
 
 def draw_hair_behind(s: Scene) -> None:

@@ -8,38 +8,13 @@ import numpy as np
 
 from qcs.data.synthetic.shapes import mix
 
-EXPRESSIONS: tuple[str, ...] = (
-    "Surprise",
-    "Fear",
-    "Disgust",
-    "Happiness",
-    "Sadness",
-    "Anger",
-    "Neutral",
-)
-
-# The facial actions and the action units that they stand for; the last three have none.
-_ACTION_UNITS = {
-    "brow_in": 1,
-    "brow_out": 2,
-    "knit": 4,
-    "lid": 5,
-    "cheek": 6,
-    "tight": 7,
-    "wrinkle": 9,
-    "upper": 10,
-    "smile": 12,
-    "frown": 15,
-    "chin": 17,
-    "stretch": 20,
-    "press": 24,
-    "part": 25,
-    "jaw": 26,
-    "droop": None,
-    "gaze": None,
-    "round": None,  # of the mouth
-}
-ACTIONS = tuple(_ACTION_UNITS)
+EXPRESSIONS = ("Surprise", "Fear", "Disgust", "Happiness", "Sadness", "Anger", "Neutral")
+# The facial actions. They stand for the action units 1, 2, 4, 5, 6, 7, 9, 10, 12, 15, 17, 20, 24,
+# 25 and 26; the last three, of which "round" is the mouth's, stand for none.
+ACTIONS = (
+    "brow_in", "brow_out", "knit", "lid", "cheek", "tight", "wrinkle", "upper", "smile", "frown",
+    "chin", "stretch", "press", "part", "jaw", "droop", "gaze", "round",
+)  # fmt: skip
 # The strength of the actions in each expression, which has some variants.
 _VARIANTS: dict[str, tuple[dict[str, float], ...]] = {
     "Surprise": (

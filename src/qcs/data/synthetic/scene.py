@@ -66,9 +66,7 @@ class Scene:
     def grid(self) -> tuple[np.ndarray, np.ndarray]:
         """Head units (after yaw and pitch) of the points of the shading grid."""
         steps = (np.arange(_SHADE_SIDE) + 0.5) * self.side / _SHADE_SIDE
-        x, y = np.meshgrid(
-            (steps - self.centre[0]) / self.unit, (steps - self.centre[1]) / self.unit
-        )
+        x, y = np.meshgrid(*((steps - middle) / self.unit for middle in self.centre))
         cos, sin = np.cos(self.shot.roll), np.sin(self.shot.roll)
         return x * cos + y * sin, y * cos - x * sin
 

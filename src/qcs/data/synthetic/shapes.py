@@ -20,11 +20,8 @@ def ink(colour: ArrayLike, gain: float = 1.0) -> tuple[int, int, int]:
 def spline(points: ArrayLike, closed: bool = False, steps: int = 6) -> np.ndarray:
     """A smooth curve (a Catmull-Rom spline) through points (m, 2), about (m * steps, 2)."""
     p = np.asarray(points, float)
-    ring = (
-        np.concatenate((p[-1:], p, p[:2]))
-        if closed
-        else np.concatenate((2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]))
-    )
+    before, after = (p[-1:], p[:2]) if closed else (2 * p[:1] - p[1:2], 2 * p[-1:] - p[-2:-1])
+    ring = np.concatenate((before, p, after))
     a, b, c, d = ring[:-3], ring[1:-2], ring[2:-1], ring[3:]
     t = np.linspace(0, 1, steps, endpoint=False)[:, None, None]
     cubic = b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))

@@ -22,10 +22,8 @@ def draw_background(s: Scene, rng: np.random.Generator) -> None:
     for _ in range(rng.integers(0, 6)):
         x, y, w, h = rng.uniform((-0.2, -0.2, 0.05, 0.1), (1, 1, 0.6, 0.9)) * s.side
         shape = s.pen.rectangle if rng.random() < 0.6 else s.pen.ellipse
-        shape(
-            (x, y, x + w, y + h),
-            fill=ink(mix(first, mix(rng.uniform(10, 245, 3), rng.uniform(10, 245), 0.5), 0.5)),
-        )
+        colour = mix(rng.uniform(10, 245, 3), rng.uniform(10, 245), 0.5)
+        shape((x, y, x + w, y + h), fill=ink(mix(first, colour, 0.5)))
     s.image.paste(s.image.resize((24, 24)).resize(s.image.size, Image.Resampling.BICUBIC))
 
 
@@ -42,11 +40,8 @@ def draw_body(s: Scene) -> None:
     dip = [(0.0, top + 0.25 * shot.props[1])]
     s.fill(np.concatenate((dip, right, (right * (-1, 1))[::-1])), ink(shot.cloth), -0.1, rim=True)
     for side in (-1, 1):
-        ear = spline(
-            np.array([(0.94, -0.12), (1.1, -0.14), (1.13, 0.05), (1.06, 0.25), (0.95, 0.24)])
-            * (side * p.half_width, 1),
-            closed=True,
-        )
+        edge = [(0.94, -0.12), (1.1, -0.14), (1.13, 0.05), (1.06, 0.25), (0.95, 0.24)]
+        ear = spline(np.array(edge) * (side * p.half_width, 1), closed=True)
         s.fill(ear, ink(p.skin, 0.84), -0.22, rim=True)
         inner = np.array((side * p.half_width * 1.03, 0.05))
         s.fill(inner + (ear - inner) * 0.55, ink(p.skin * (0.7, 0.6, 0.58)), -0.22, rim=True)

@@ -25,12 +25,9 @@ def draw_glasses(s: Scene) -> None:
         if dark:
             s.fill(ring, (26, 24, 28), 0.08)
         s.stroke(ring, frame, width, 0.08)
-        s.pen.line(
-            s.at([(side * (p.eye_gap + 0.015 + rx), -0.02)], 0.08)
-            + s.at([(side * p.half_width * 1.02, -0.03)], -0.1, rim=True),
-            fill=frame,
-            width=max(1, round(width * s.unit)),
-        )
+        hinge = s.at([(side * (p.eye_gap + 0.015 + rx), -0.02)], 0.08)
+        ear = s.at([(side * p.half_width * 1.02, -0.03)], -0.1, rim=True)
+        s.pen.line(hinge + ear, fill=frame, width=max(1, round(width * s.unit)))
     gap = p.eye_gap + 0.015 - rx
     s.stroke(spline([(-gap, 0.0), (0, -0.03), (gap, 0.0)]), frame, width, 0.1)
 
@@ -64,14 +61,8 @@ def draw_hat(s: Scene) -> None:
 
 
 _BRIM = (
-    (-1.0, 0.02),
-    (-0.6, -0.08),
-    (0.0, -0.11),
-    (0.6, -0.08),
-    (1.0, 0.02),
-    (0.5, 0.1),
-    (-0.5, 0.1),
-)
+    (-1.0, 0.02), (-0.6, -0.08), (0.0, -0.11), (0.6, -0.08), (1.0, 0.02), (0.5, 0.1), (-0.5, 0.1),
+)  # fmt: skip
 
 
 def draw_cloth(s: Scene) -> None:
