@@ -1,23 +1,20 @@
 """Look at a data set before training on it: `python -m qcs.check dataset=... dataset.path=...`."""
 
-import io
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from typing_extensions import TypedDict
 
 from qcs import plots
 from qcs.config.bounds import Natural, Workers
 from qcs.config.command import command
+from qcs.config.console import console
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
 from qcs.config.hints import command_line
@@ -47,8 +44,6 @@ def check(config: dict[str, Any]) -> Inspection:
     Args:
         config: of conf/check.yaml, as plain data that was checked.
     """
-    if config["sheet_faces"] < 0:
-        raise UserError(f"sheet_faces must be 0 or more, got {config['sheet_faces']}")
     manifest, folder = instantiate(config["dataset"]), Path(config["run_dir"])
     found = inspect(manifest, config["num_workers"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,11 +87,10 @@ def _clean(found: Inspection, path: Path) -> None:
 
 def _content(found: Inspection) -> dict[str, Any]:
     manifest = found.manifest
-    duplicates = {
-        "duplicates_across_splits": found.across,
-        "duplicates_with_other_labels": found.contradicting,
-        "duplicates": found.groups,
-    }
+
+    def named(groups: list[list[int]]) -> list[list[str]]:
+        return [[_named(found, row) for row in group] for group in groups]
+
     return {
         "images": len(manifest),
         "counts": {
@@ -107,10 +101,9 @@ def _content(found: Inspection) -> dict[str, Any]:
         "unreadable": list(found.unreadable.values()),
         "small_classes": found.small_classes,
         "problems": found.problems(),
-        **{
-            name: [[_named(found, row) for row in group] for group in groups]
-            for name, groups in duplicates.items()
-        },
+        "duplicates_across_splits": named(found.across),
+        "duplicates_with_other_labels": named(found.contradicting),
+        "duplicates": named(found.groups),
     }
 
 
@@ -121,28 +114,26 @@ def _named(found: Inspection, row: int) -> str:
 
 
 def _print(found: Inspection) -> None:
-    """Print the report; names are the user's, and never read as markup."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # for letters that the terminal does not have
-        sys.stdout.reconfigure(errors="backslashreplace")
-    console, manifest = Console(markup=False, highlight=False), found.manifest
-    title = Text(terminal(f"{manifest.root.name}: {len(manifest)} images"))
+    """Print the report."""
+    screen, manifest = console(), found.manifest
+    title = terminal(f"{manifest.root.name}: {len(manifest)} images")
     table = Table("class", *SPLITS, title=title)
     for name, row in zip(manifest.class_names, found.counts.T, strict=True):
-        table.add_row(Text(terminal(name)), *map(str, row))
+        table.add_row(terminal(name), *map(str, row))
     table.add_section()
     table.add_row("all", *map(str, found.counts.sum(1)))
-    console.print(table)
+    screen.print(table)
     common = ", ".join(f"{w}x{h}: {n}" for (w, h), n in found.sizes.most_common(SHOWN))
-    console.print(f"{len(found.sizes)} sizes, the most frequent: {common}")
+    screen.print(f"{len(found.sizes)} sizes, the most frequent: {common}")
     within = len(found.groups) - len(found.across)
-    console.print(f"{within} images appear more than once in one split")
+    screen.print(f"{within} images appear more than once in one split")
     for sentence in found.unreadable.values():
-        console.print(terminal(sentence), style="red", soft_wrap=True)
+        screen.print(terminal(sentence), style="red", soft_wrap=True)
     for group in found.across[:SHOWN]:
         equal = ", ".join(_named(found, row) for row in group)
-        console.print(terminal(f"equal: {equal}"), soft_wrap=True)
+        screen.print(terminal(f"equal: {equal}"), soft_wrap=True)
     for sentence in found.problems() or ["no faults found"]:
-        console.print(terminal(sentence), style="bold", soft_wrap=True)
+        screen.print(terminal(sentence), style="bold", soft_wrap=True)
 
 
 def _sheet(found: Inspection, path: Path, number: int) -> None:

@@ -110,13 +110,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
 def _prepare_folder(config: dict[str, Any], folder: Path, resumed: files.State | None) -> None:
     """Check that the run may write to its folder; let a resumed one log to its W&B run.
 
-    Args:
-        config: of conf/train.yaml; the id of the W&B run is added to it.
-        folder: the run's folder.
-        resumed: the state of the checkpoint, if it is of this folder.
-
-    Raises:
-        UserError: a new run would write over another one.
+    `resumed` is the state of the checkpoint, if it is of this folder.
     """
     if resumed is None:
         dry_run = bool(config["trainer"].get("fast_dev_run"))  # it writes nothing

@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
 from qcs.config.errors import Failed, UserError
+from qcs.config.hints import override_text
 from qcs.config.keys import CONF
 from qcs.search import sweep
-from qcs.search.space import distribution, override_text, space
+from qcs.search.space import distribution, space
 
 
 class Launcher:

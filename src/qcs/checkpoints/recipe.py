@@ -35,17 +35,13 @@ SELECTED = ("val", "test", "last")
 
 
 def describe(config: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
-    """Return the recipe of a training run.
-
-    Args:
-        config: plain and checked: backbone, model, dataset, augment, select_on, maybe trust.
-        class_names: of the data set, in the model's order.
+    """Return the recipe of a training run, of its config and the model's class names.
 
     Raises:
         UserError: the checkpoint could not be loaded again: it names what is not of this package
             and not trusted, or a number is beyond a limit.
     """
-    nodes = {"backbone": config["backbone"], "model": _untrained(config["model"])}
+    nodes = {"backbone": config["backbone"], "model": untrained(config["model"])}
     nodes |= {"dataset": config["dataset"], "transform": config["augment"]["eval"]}
     content: dict[str, Any] = {kind: _named(kind, node) for kind, node in nodes.items()}
     backbone = {k: v for k, v in content["backbone"].items() if k not in TRAINING}
@@ -75,12 +71,12 @@ def _named(kind: str, node: Any) -> dict[str, Any]:
         raise UserError(f"{kind} is {short_repr(node)}, which names no _target_")
     if "name" in node:
         raise UserError(f"{kind}.name is no argument that a recipe can hold: give it another name")
-    options, target = dict(node), node["_target_"]
-    del options["_target_"]
+    options = dict(node)
+    target = options.pop("_target_")
     return {"name": NAMES.get(target, target), **options}
 
 
-def _untrained(model: Mapping[str, Any]) -> dict[str, Any]:
+def untrained(model: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model without the file of its landmark network, which only training needs."""
     base = model.get("base")
     landmarks = base.get("landmarks") if isinstance(base, Mapping) else None
@@ -94,8 +90,8 @@ def _without_paths(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """Return a data set without the paths of the machine on which the network was trained."""
     ours = dataset["name"] in TABLE["dataset"]
     names = FILES if ours else dataset.keys() - {"name"}
-    left_out = {key for key in names if isinstance(dataset.get(key), str)}
-    left_out = {key for key in left_out if not _inside(dataset[key])} | set(PATHS)
+    files = {key for key in names if isinstance(dataset.get(key), str)}
+    left_out = {key for key in files if not _inside(dataset[key])} | set(PATHS)
     kept = {key: value for key, value in dataset.items() if key not in left_out}
     if dataset["name"] == "synthetic" and dataset.get("path") is not None:
         kept["name"] = "synthetic_folder"  # which is not the set in the cache folder
@@ -165,9 +161,8 @@ def _parse(content: dict[str, Any], trust: Trust) -> dict[str, Any]:
 
 
 def _class_names(names: Any) -> list[str]:
-    if not isinstance(names, (list, tuple)) or not all(
-        isinstance(name, str) and name.strip() for name in names
-    ):
+    texts = names if isinstance(names, (list, tuple)) else [None]
+    if not all(isinstance(name, str) and name.strip() for name in texts):
         raise UserError(f"class_names={short_repr(names)} is not a list of names")
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError(f"class_names={short_repr(names)} are not two or more different names")
@@ -203,9 +198,9 @@ def _part(kind: str, node: Any, trust: Trust, complete: bool) -> dict[str, Any]:
             f"{', '.join(takes) or 'none'}"
         )
     if complete:
-        required = [n for n in takes if parameters[n].default is Parameter.empty]
-        required = [n for n in required if parameters[n].kind is not Parameter.VAR_POSITIONAL]
-        if lacking := [n for n in required if n not in options and n not in PATHS]:
+        own = [n for n in takes if parameters[n].kind is not Parameter.VAR_POSITIONAL]
+        required = [n for n in own if parameters[n].default is Parameter.empty and n not in PATHS]
+        if lacking := [n for n in required if n not in options]:
             raise UserError(f"{kind} lacks {lacking[0]}")
     if ours:  # the user's own checks its values itself
         require_limits(options, kind)

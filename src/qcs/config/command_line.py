@@ -20,6 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from qcs.config.compose import as_dict, compose
 from qcs.config.errors import UserError
+from qcs.config.hints import override_text
 from qcs.config.keys import CONF
 from qcs.config.validation import nearest
 
@@ -46,7 +47,7 @@ def quote_path(argument: str) -> str:
     """
     key, _, value = argument.partition("=")
     odd = os.sep in value and not re.fullmatch(r"[\w./-]+", value, re.ASCII)
-    return f"{key}={_in_quotes(value)}" if odd and os.path.exists(value) else argument
+    return f"{key}={override_text(value)}" if odd and os.path.exists(value) else argument
 
 
 def overrides_of(arguments: Sequence[str]) -> list[str]:
@@ -91,22 +92,14 @@ def _how_to_write(override: str) -> str:
 
 
 def _quoted(key: str, value: str) -> str:
-    stripped = value.strip("\"'")
-    return shlex.quote(f"{key}={_in_quotes(stripped)}")
-
-
-def _in_quotes(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    text = value.strip("\"'").replace("\\", "\\\\").replace('"', '\\"')
+    return shlex.quote(f'{key}="{text}"')
 
 
 def explain(error: Exception, command: str, overrides: Sequence[str]) -> str | None:
     """Return the sentence for an error of Hydra or OmegaConf; None for any other error.
 
-    Args:
-        error: the exception that was raised.
-        command: the name of the command, a file of conf/.
-        overrides: of its command line.
+    `command` is the name of a file of conf/, and `overrides` are those of its command line.
     """
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not set: write {error.full_key}=..."

@@ -36,3 +36,13 @@ def as_dict(config: Any, resolve: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TypeError(f"expected a group of keys, got {type(content).__name__}")
     return {str(key): value for key, value in content.items()}
+
+
+def flat(node: Any, where: str = "") -> dict[str, Any]:
+    """Return the values of nested groups by their keys with dots; an empty group is a value."""
+    if not isinstance(node, dict) or not node:
+        return {where: node}
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= flat(value, f"{where}.{key}" if where else str(key))
+    return found

@@ -22,7 +22,7 @@ def command_line(module: str, options: Mapping[str, Any]) -> str:
 
 def option(key: str, value: Any) -> str:
     """Return one `key=value` of a command; the value is None, a scalar, or a list of such."""
-    text = f"{key}={_value(value)}"
+    text = f"{key}={override_text(value)}"
     if re.fullmatch(r"[\w/.,:=+@%-]+", text, re.ASCII):
         return text
     if not re.search(r'["$`\\!]', text):
@@ -30,9 +30,12 @@ def option(key: str, value: Any) -> str:
     return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
-def _value(value: Any) -> str:
+def override_text(value: Any) -> str:
+    """Return the text that the grammar of Hydra's overrides reads as a plain value."""
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(_value, value)) + "]"
+        return "[" + ",".join(map(override_text, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{override_text(v)}" for k, v in value.items()) + "}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (int, float)):

@@ -63,7 +63,8 @@ class FaceDataModule(LightningDataModule):
             network itself would.
 
     Raises:
-        UserError: there are no training images, or none to select on, or a number is out of range.
+        UserError: there are no training images, or none to select on, or an image is to be in
+            several groups of one.
     """
 
     def __init__(
@@ -86,7 +87,11 @@ class FaceDataModule(LightningDataModule):
         input_size: Pixels | None = None,
     ) -> None:
         super().__init__()
-        _require_sizes(batch_size, eval_batch_size, num_workers, timeout, groups_per_image, roles)
+        if groups_per_image < 1 or (groups_per_image > 1 and roles == 1):
+            raise UserError(
+                f"loader.groups_per_image={groups_per_image} must be 1 or more, and 1 where "
+                "nothing is compared (model.roles=1)"
+            )
         self.manifest = manifest = _with_selection(manifest, select_on, val_fraction, seed)
         self.select_on, self.seed, self.input_size = select_on, seed, input_size
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -196,22 +201,6 @@ class FaceDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         """Batches of the test split."""
         return self.eval_dataloader("test")
-
-
-def _require_sizes(
-    batch_size: int, eval_batch_size: int, num_workers: int, timeout: int, groups: int, roles: int
-) -> None:
-    if min(batch_size, eval_batch_size) < 1 or min(num_workers, timeout) < 0:
-        raise UserError(
-            "loader.batch_size and loader.eval_batch_size must be 1 or more and "
-            "loader.num_workers and loader.timeout 0 or more, got "
-            f"{batch_size}, {eval_batch_size}, {num_workers}, {timeout}"
-        )
-    if groups < 1 or (groups > 1 and roles == 1):
-        raise UserError(
-            f"loader.groups_per_image={groups} must be 1 or more, and 1 where "
-            "nothing is compared (model.roles=1)"
-        )
 
 
 def _with_selection(

@@ -72,19 +72,16 @@ def attention_sheet(
     """
     levels = _multiples(attention).transpose(0, 1)
     rows, columns = len(levels) + 1, len(images)
-    figure = Figure(figsize=(1.9 * columns + 0.9, 2.0 * rows + 0.5), layout="constrained")
-    figure.suptitle(wrapped(heading, 1.9 * columns, 11), fontsize=11)
-    axes = figure.subplots(rows, columns, squeeze=False)
+    size = (1.9 * columns + 0.9, 2.0 * rows + 0.5)
+    figure, axes = _grid(rows, columns, size, heading, 1.9 * columns)
     for ax, image, title in zip(axes[0], images, titles, strict=True):
-        ax.imshow(image.permute(1, 2, 0).numpy())
+        _show(ax, image)
         ax.set_title(lines(title, ems=1.85 * 72 / 8.5), fontsize=8.5)
     norm = _norm(levels)
     for level, face in np.ndindex(*levels.shape[:2]):
         shown = _overlay(axes[level + 1, face], images[face], levels[level, face], norm)
         axes[level + 1, 0].set_ylabel(f"level {level + 1}", fontsize=10)
     axes[0, 0].set_ylabel("input", fontsize=10)
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
     _scale(figure, shown, axes[1:])
     save(figure, path)
 
@@ -112,13 +109,11 @@ def class_token_maps(
         columns: M texts above the faces.
     """
     maps = _multiples(maps)
-    figure = Figure(
-        figsize=(1.7 * len(images) + 1, 2.0 * (len(maps) + 1) + 0.4), layout="constrained"
-    )
-    figure.suptitle(wrapped(heading, 1.7 * len(images), 11), fontsize=11)
-    axes = figure.subplots(len(maps) + 1, len(images), squeeze=False)
+    width = 1.7 * len(images)
+    size = (width + 1, 2.0 * (len(maps) + 1) + 0.4)
+    figure, axes = _grid(len(maps) + 1, len(images), size, heading, width)
     for ax, image in zip(axes[0], images, strict=True):
-        ax.imshow(image.permute(1, 2, 0).numpy())
+        _show(ax, image)
     for ax, name in zip(axes[0], columns, strict=False):
         ax.set_title(label(name, ems=1.65 * 72 / 9), fontsize=9)
     norm = _norm(maps)
@@ -129,8 +124,6 @@ def class_token_maps(
         axes[r + 1, m].set_title(title, fontsize=8, color="black" if good else "crimson")
     for ax, name in zip(axes[1:, 0], rows, strict=False):
         ax.set_ylabel(label(name, ems=1.8 * 72 / 10), fontsize=10)
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
     _scale(figure, shown, axes[1:])
     save(figure, path)
 
@@ -156,13 +149,12 @@ def pair_grid(
     """
     number, multiples = len(images), _multiples(maps)
     side = number + (1 if partners is None else 2)
-    figure = Figure(figsize=(1.3 * side + 1, 1.3 * side + 0.4), layout="constrained")
-    figure.suptitle(wrapped(heading, 1.3 * side, 11), fontsize=11)
-    axes = figure.subplots(number + 1, side, squeeze=False)
+    size = (1.3 * side + 1, 1.3 * side + 0.4)
+    figure, axes = _grid(number + 1, side, size, heading, 1.3 * side)
     norm = _norm(multiples)
     for i, (image, name) in enumerate(zip(images, names, strict=True), start=1):
         for ax in (axes[0, i], axes[i, 0]):
-            ax.imshow(image.permute(1, 2, 0).numpy())
+            _show(ax, image)
         axes[0, i].set_title(label(name, ems=1.25 * 72 / 9), fontsize=9)
         axes[i, 0].set_ylabel(label(name, ems=1.25 * 72 / 9), fontsize=9)
     for i, j in np.ndindex(number, number):
@@ -172,16 +164,28 @@ def pair_grid(
                 spine.set(color="deepskyblue", linewidth=2.5)
     if partners is not None:
         for ax, image in zip(axes[1:, -1], partners, strict=True):
-            ax.imshow(image.permute(1, 2, 0).numpy())
+            _show(ax, image)
         axes[1, -1].set_title("on the diagonal,\ncompared with", fontsize=8)
         axes[0, -1].set_axis_off()
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
     axes[0, 0].set_axis_off()
     axes[0, 0].text(0.5, 0.5, "framed: what is shared\nelse: what differs", ha="center",
                     va="center", fontsize=7)  # fmt: skip
     _scale(figure, shown, axes)
     save(figure, path)
+
+
+def _grid(
+    rows: int, columns: int, size: tuple[float, float], heading: str, width: float
+) -> tuple[Figure, np.ndarray]:
+    """Make a figure of (rows, columns) axes without ticks; sizes are in inches."""
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(wrapped(heading, width, 11), fontsize=11)
+    options: dict[str, list] = {"xticks": [], "yticks": []}
+    return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw=options)
+
+
+def _show(ax: Axes, image: Tensor) -> None:
+    ax.imshow(image.permute(1, 2, 0).numpy())
 
 
 def _multiples(attention: Tensor) -> Tensor:

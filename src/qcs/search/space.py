@@ -8,17 +8,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import (
-    IntervalSweep,
-    Override,
-    Quote,
-    QuotedString,
-    RangeSweep,
-)
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from qcs.config.errors import UserError
+from qcs.config.hints import override_text
 from qcs.search.study import optuna
 
 BaseDistribution = optuna.distributions.BaseDistribution
@@ -29,35 +22,8 @@ IntDistribution = optuna.distributions.IntDistribution
 RANGE = {"low", "high", "log", "step"}
 
 
-def override_text(value: Any) -> str:
-    """Return the text that the grammar of Hydra's overrides reads as a plain value."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(map(override_text, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{k}:{override_text(v)}" for k, v in value.items()) + "}"
-    value = str(value)
-    return value if _reads_back(value) else QuotedString(value, Quote.single).with_quotes()
-
-
-def _reads_back(value: str) -> bool:
-    try:
-        return OverridesParser.create().parse_override(f"key={value}").value() == value
-    except HydraException:
-        return False
-
-
 def distribution(key: str, node: Any) -> BaseDistribution:
-    """Return the distribution that {low, high, log, step} or {choices} describes.
-
-    Args:
-        key: the option that is searched over.
-        node: its description.
+    """Return the distribution of an option that {low, high, log, step} or {choices} describes.
 
     Raises:
         UserError: it is neither of the two, or its numbers are no range.
@@ -114,10 +80,6 @@ def space(given: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Bas
 
     An override of the command line replaces the distribution of the configuration. A key that the
     command line sets to one value is not searched over.
-
-    Args:
-        given: `hydra.sweeper.space` as a plain dict.
-        overrides: of the command line, parsed.
 
     Raises:
         UserError: as for `distribution`, or nothing is left to search over.

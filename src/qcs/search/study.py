@@ -15,7 +15,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from qcs.config.compose import as_dict
+from qcs.config.compose import as_dict, flat
 from qcs.config.errors import UserError, missing_extra
 
 try:
@@ -67,12 +67,7 @@ def fixed_settings(
 ) -> dict[str, Any]:
     """Return the settings that all trials of a search share, by key, with the space and directions.
 
-    Args:
-        loader: composes the config of a job.
-        config: of the multirun.
-        lines: the overrides of every job.
-        space: distributions by key.
-        directions: "maximize" or "minimize" for each metric.
+    `config` is that of the multirun, and `lines` are the overrides of every job.
     """
     job = loader.load_sweep_config(config, lines)
     with open_dict(job):
@@ -85,7 +80,7 @@ def fixed_settings(
     try:
         content = as_dict(job)
         del content["hydra"]
-        found = _flat(as_dict(OmegaConf.create(content), resolve=list(content)))
+        found = flat(as_dict(OmegaConf.create(content), resolve=list(content)))
     finally:
         HydraConfig.instance().cfg = before
     found = {
@@ -100,16 +95,6 @@ def fixed_settings(
     return found | {"directions": directions}
 
 
-def _flat(node: Any, where: str = "") -> dict[str, Any]:
-    """The values that are no groups, by their keys with dots."""
-    if not isinstance(node, dict) or not node:
-        return {where: node}
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= _flat(value, f"{where}.{key}" if where else str(key))
-    return found
-
-
 def study_name(name: str, settings: dict[str, Any]) -> str:
     """Return the name with a digest of the fixed settings."""
     content = json.dumps(settings, sort_keys=True, default=str)
@@ -119,14 +104,7 @@ def study_name(name: str, settings: dict[str, Any]) -> str:
 def open_study(
     storage: JournalStorage, name: str, settings: dict[str, Any], directions: list[Direction]
 ) -> optuna.Study:
-    """Continue the study with these fixed settings, or create it, and log which of the two.
-
-    Args:
-        storage: the file of studies.
-        name: of the study, without the digest.
-        settings: of `fixed_settings`.
-        directions: for each metric.
-    """
+    """Continue the study of that name and settings, or create it; log which of the two."""
     full = study_name(name, settings)
     others = [s for s in optuna.get_all_study_summaries(storage) if s.study_name != full]
     study = optuna.create_study(

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from qcs import plots
 from qcs.config.compose import as_dict
 from qcs.config.errors import Failed, UserError
-from qcs.search.space import override_text
+from qcs.config.hints import override_text
 from qcs.search.space import space as search_space
 from qcs.search.study import Direction, fixed_settings, open_storage, open_study, optuna
 
@@ -101,15 +101,10 @@ def _requeue(study: optuna.Study) -> None:
 def _fail(
     study: optuna.Study, trial: Any, reason: str, repeat: bool = False, counts: bool = True
 ) -> None:
-    """Tell the study that a trial failed.
+    """Tell the study that a trial failed, and why.
 
-    Args:
-        study: of the trial.
-        trial: which is running.
-        reason: for the log and the user attributes of the trial.
-        repeat: whether its values are tried again, as the failure may not be due to them; this is
-            done once.
-        counts: whether this repetition is that one.
+    With `repeat`, its values are tried once more, as the failure may not be due to them. A
+    repetition that does not count may be followed by another one.
     """
     study._storage.set_trial_user_attr(trial._trial_id, "error", reason)
     study.tell(trial.number, state=TrialState.FAIL)
@@ -130,12 +125,7 @@ def run(
 ) -> optuna.Study:
     """Run trials until the study has `n_trials` results, then draw its history and importances.
 
-    Args:
-        launcher: runs the jobs.
-        loader: composes their configs.
-        config: of the multirun.
-        arguments: of the command line.
-        options: of the sweeper, see conf/hparams_search/optuna.yaml.
+    `config` is that of the multirun; conf/hparams_search/optuna.yaml explains the options.
 
     Raises:
         UserError: the space or an option makes no sense, or too many trials in a row failed.

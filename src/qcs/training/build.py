@@ -70,10 +70,7 @@ def network(config: dict[str, Any], class_names: Sequence[str]) -> QCSNetwork:
     backbone = {
         k: v for k, v in config["backbone"].items() if k not in BackboneOptions.__annotations__
     }
-    model = config["model"]
-    if landmarks := _landmarks(model):
-        own = {k: v for k, v in landmarks.items() if k != "weights"}
-        model = {**model, "base": {**model["base"], "landmarks": own}}
+    model = recipe.untrained(config["model"])
     return instantiate(model, backbone=instantiate(backbone), num_classes=len(class_names))
 
 

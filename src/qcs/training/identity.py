@@ -5,10 +5,10 @@ the same decisive settings.
 """
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qcs.config.compose import flat
 from qcs.config.errors import UserError
 from qcs.data.manifest import Manifest
 
@@ -16,42 +16,22 @@ log = logging.getLogger(__name__)
 
 # Other settings, such as devices, loader processes, epochs and loggers, may change on resuming.
 DECISIVE = (
-    "seed",
-    "select_on",
-    "backbone",
-    "model",
-    "loss",
-    "augment",
-    "optimizer",
-    "scheduler",
-    "sam",
-    "accumulate_grad_batches",
-    "gradient_clip_norm",
-    "loader.batch_size",
-    "loader.groups_per_image",
-    "loader.negatives",
-    "loader.anchors",
-    "loader.samples_per_epoch",
-    "loader.val_fraction",
-    "trainer.precision",
-    "callbacks",
-)
+    "seed", "select_on", "backbone", "model", "loss", "augment", "optimizer", "scheduler", "sam",
+    "accumulate_grad_batches", "gradient_clip_norm", "loader.batch_size",
+    "loader.groups_per_image", "loader.negatives", "loader.anchors", "loader.samples_per_epoch",
+    "loader.val_fraction", "trainer.precision", "callbacks",
+)  # fmt: skip
 # Callbacks that save, show and log, but have no effect on the weights.
 OBSERVERS = ("last", "dashboard", "learning_rate", "epoch_log")
 # A schedule that counts steps depends on the number of steps, and so on these.
-LENGTH = tuple(
-    f"trainer.{key}"
-    for key in ("max_epochs", "max_steps", "limit_train_batches", "overfit_batches")
-)
+LENGTH = (
+    "trainer.max_epochs", "trainer.max_steps", "trainer.limit_train_batches",
+    "trainer.overfit_batches",
+)  # fmt: skip
 
 
 def identity(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
-    """Return the identity of a run as plain data for its checkpoints.
-
-    Args:
-        config: of conf/train.yaml, resolved and checked.
-        manifest: the data set with all of its splits.
-    """
+    """Return the identity of a run, of its config and all of its data, for its checkpoints."""
     data = {
         "name": manifest.root.name,
         "images": len(manifest),
@@ -65,7 +45,8 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a run's weights, by their keys on the command line."""
     callbacks = config["callbacks"] or {}
     kept = {k: v for k, v in callbacks.items() if k not in OBSERVERS}
-    found = _flat(config | {"callbacks": _without_folders(kept)})
+    found = flat(config | {"callbacks": _without_folders(kept)})
+    found = {key: value for key, value in found.items() if value not in (None, {})}
     keys = DECISIVE + (LENGTH if (config["scheduler"] or {}).get("interval") == "step" else ())
     return {k: v for k, v in found.items() if any(k == d or k.startswith(f"{d}.") for d in keys)}
 
@@ -75,17 +56,6 @@ def _without_folders(callbacks: dict[str, Any]) -> dict[str, Any]:
         name: {k: v for k, v in (node or {}).items() if k != "dirpath"}
         for name, node in callbacks.items()
     }
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by their dotted keys, without those that are null."""
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def require_same(saved: dict[str, Any] | None, now: dict[str, Any], ckpt: Path) -> None:

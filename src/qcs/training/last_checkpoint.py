@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from qcs.checkpoints.files import LAST, last
 from qcs.config.bounds import Count, Positive
-from qcs.config.errors import UserError
 from qcs.training.distributed import NonFiniteLoss, StepFlags
 from qcs.training.loggers import complete
 from qcs.training.module import QCSModule
@@ -69,9 +68,6 @@ class LastCheckpoint(Checkpoint):
             saves none by steps.
         every_n_minutes: number of minutes between two checkpoints within an epoch; None saves none
             by the clock.
-
-    Raises:
-        UserError: an interval is not above 0.
     """
 
     def __init__(
@@ -80,11 +76,6 @@ class LastCheckpoint(Checkpoint):
         every_n_steps: Count | None = None,
         every_n_minutes: Positive | None = None,
     ) -> None:
-        if (every_n_steps or 1) < 1 or (every_n_minutes or 1) <= 0:
-            raise UserError(
-                "callbacks.last.every_n_steps and every_n_minutes must be above 0 or null, got "
-                f"{every_n_steps} and {every_n_minutes}"
-            )
         self.folder = Path(dirpath)
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
         self._step, self._saved, self._status = 0, 0.0, STOPPED

@@ -72,13 +72,10 @@ def metrics_file(folder: Path) -> Path:
 
 
 def drop_rows(folder: Path, step: int) -> None:
-    """Remove the rows of a step and all later ones, which the resumed run will write again.
+    """Remove the rows of a step and all later ones from a logger's folder: they will come again.
 
     A file that cannot be read is renamed to metrics.damaged.csv, and a warning is logged.
 
-    Args:
-        folder: the logger's folder.
-        step: the first step to remove.
     """
     path = metrics_file(folder)
     if not path.is_file():
@@ -105,16 +102,11 @@ def complete(loggers: Iterable[Logger], row: dict[str, float]) -> None:
     """
     loggers = list(loggers)
     folders = [Path(logger.log_dir) for logger in loggers if isinstance(logger, CSVLogger)]
-    if not row or not any(metrics_file(folder).is_file() for folder in folders):
+    folders = [folder for folder in folders if metrics_file(folder).is_file()]
+    if not row or not folders:
         return
     values = {name: value for name, value in row.items() if name != "step"}
-    there = [
-        r
-        for f in folders
-        if metrics_file(f).is_file()
-        for r in _rows(f)
-        if r.keys() >= values.keys()
-    ]
+    there = [r for folder in folders for r in _rows(folder) if r.keys() >= values.keys()]
     if not any(int(r["step"]) == row["step"] for r in there):
         for logger in loggers:
             logger.log_metrics(values, step=int(row["step"]))
