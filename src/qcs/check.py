@@ -39,11 +39,7 @@ SHOWN = 5  # examples of a fault that are printed; check.json has all of them
 
 
 def check(config: dict[str, Any]) -> Inspection:
-    """Print the report and write check.json and faces.png into the run's folder.
-
-    Args:
-        config: of conf/check.yaml, as plain data that was checked.
-    """
+    """Print the report and write check.json and faces.png into the run's folder."""
     manifest, folder = instantiate(config["dataset"]), Path(config["run_dir"])
     found = inspect(manifest, config["num_workers"])
     folder.mkdir(parents=True, exist_ok=True)

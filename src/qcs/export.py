@@ -71,7 +71,10 @@ def export(config: dict[str, Any]) -> dict[str, float]:
     write = to_onnx if out.suffix == ".onnx" else to_program
     try:
         write(model, part, metadata(model, checkpoint.recipe))
-        real = None if data is None else _sample(model, checkpoint, data.split(config["split"]))
+        real = None
+        if data is not None:
+            split = data.split(config["split"])
+            real = _inputs(model, checkpoint, split, _drawn(split, CHECKED))
         result = {"difference": check(model, part, real)}
         if config["int8"] and data is not None:  # without data, `_data` has raised
             result |= _quantise(config, model, checkpoint, data, part)
@@ -119,18 +122,17 @@ def _data(config: dict[str, Any], checkpoint: Checkpoint) -> Manifest | None:
         return None
 
 
+def _drawn(data: Manifest, number: int) -> np.ndarray:
+    """The rows of some images, drawn at random."""
+    return np.random.default_rng(SEED).permutation(len(data))[:number]
+
+
 def _inputs(model: Exported, checkpoint: Checkpoint, data: Manifest, rows: np.ndarray) -> Tensor:
     """Images of some rows as the file takes them; uint8 ones are of the transform's size."""
     images = [pixels(data, int(row), model.resize) for row in rows]
     if not model.include_transform:
         images = [checkpoint.transform(image) for image in images]
     return torch.stack(images)
-
-
-def _sample(model: Exported, checkpoint: Checkpoint, data: Manifest) -> Tensor:
-    """A few real images, drawn at random, as the file takes them."""
-    rows = np.random.default_rng(SEED).permutation(len(data))[:CHECKED]
-    return _inputs(model, checkpoint, data, rows)
 
 
 @torch.inference_mode()
@@ -179,7 +181,7 @@ def _quantise(
     The accuracies are measured as `qcs.eval` does, on images in the classes of the checkpoint.
     """
     train = data.split("train")
-    rows = np.random.default_rng(SEED).permutation(len(train))[: config["calibration_images"]]
+    rows = _drawn(train, config["calibration_images"])
     parts = np.array_split(rows, max(len(rows) // config["batch_size"], 1))
     batches = (_inputs(model, checkpoint, train, part).numpy() for part in parts)
     small = path.with_suffix(".int8.onnx")

@@ -48,10 +48,6 @@ class Settings(TypedDict):
 def draw(config: dict[str, Any], path: Path) -> None:
     """Draw the figure that a config names.
 
-    Args:
-        config: the command's.
-        path: of the picture.
-
     Raises:
         UserError: a checkpoint, a data set or a run is not there, or does not fit the figure.
     """

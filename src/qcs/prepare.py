@@ -31,11 +31,7 @@ class Settings(TypedDict):
 
 
 def prepare(config: dict[str, Any]) -> Path:
-    """Make the store that training looks for, or go on making it; return its folder.
-
-    Args:
-        config: of conf/prepare.yaml, as plain data that was checked.
-    """
+    """Make the store that training looks for, or go on making it; return its folder."""
     if config["store"] is None:
         raise UserError("store=null has no place to write to: store=auto, or a folder")
     manifest, base = instantiate(config["dataset"]), prepared.base(config["store"])

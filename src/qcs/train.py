@@ -71,9 +71,6 @@ def train(config: dict[str, Any]) -> dict[str, float]:
 
     Until all checks have passed, nothing but a lock is written there.
 
-    Args:
-        config: of conf/train.yaml, resolved and checked.
-
     Returns:
         All metrics of the run by name, such as "val/acc" and "test/acc".
 

@@ -78,10 +78,6 @@ def load_checkpoint(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
 def load_classifier(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
     """Load a checkpoint or an .onnx file of `python -m qcs.export`, which can only classify.
 
-    Args:
-        path: the file.
-        trust: as for `load_checkpoint`.
-
     Raises:
         UserError: as for `load_checkpoint` and `qcs.checkpoints.onnx.open_onnx`.
     """
@@ -155,11 +151,7 @@ def _require_held(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def require_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Check that weights have exactly the network's names, shapes and kinds of numbers.
-
-    Args:
-        state: the weights.
-        own: the state dict of the network.
+    """Check that weights have exactly the names, shapes and kinds of numbers of a state dict `own`.
 
     Raises:
         UserError: names the first weight that differs.

@@ -44,12 +44,7 @@ def checkpoint_groups(ckpt: str | None, compare: Mapping | Sequence | None) -> d
 
 
 def only_checkpoint(ckpt: str | None, compare: Mapping | Sequence | None, option: str) -> str:
-    """Return the file where an option of a command takes one checkpoint only.
-
-    Args:
-        ckpt: the file.
-        compare: several, which are refused.
-        option: for the message, as "figure=pairs".
+    """Return the file where an option of a command, as "figure=pairs", takes one checkpoint only.
 
     Raises:
         UserError: `compare` is given, or no checkpoint.

@@ -19,13 +19,7 @@ METADATA = "qcs"  # the key of the recipe, which is JSON
 
 
 def write(path: Path, network: QCSNetwork, recipe: dict[str, Any]) -> None:
-    """Write a network with its recipe and a checksum over all of the file.
-
-    Args:
-        path: to write.
-        network: the recipe's.
-        recipe: of format 2, see `qcs.checkpoints.recipe.parse`.
-    """
+    """Write a network with its recipe (`qcs.checkpoints.recipe`) and a checksum over all of it."""
     state = {f"{reading.PREFIX}{k}": _small(v) for k, v in network.state_dict().items()}
     about = {METADATA: json.dumps(recipe, allow_nan=False), checksum.KEY: checksum.EMPTY}
     content = safetensors.torch.save(state, about)

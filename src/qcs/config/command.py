@@ -32,12 +32,9 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Turn a function of a composed config into the main of a command.
+    """Turn a function of a composed config into the main of a command, named as its file of conf/.
 
     In a multirun a job that fails by the user's mistake returns `Failed`, and the others go on.
-
-    Args:
-        name: of the command, a file of conf/.
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:

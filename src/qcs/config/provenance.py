@@ -19,12 +19,8 @@ ROOT = Path(__file__).resolve().parents[3]  # of the source tree, if there is on
 def git_revision(root: Path = ROOT) -> str | None:
     """Return the commit of this package's source tree, with "-dirty" if files were changed.
 
-    Args:
-        root: of the source tree.
-
-    Returns:
-        None where there is no source tree, or its root is not that of a repository. A virtual
-        environment inside another project lies in a repository whose commit is not ours.
+    It is None where there is no source tree, or its root is not that of a repository. A virtual
+    environment inside another project lies in a repository whose commit is not ours.
     """
     try:
         project = (root / "pyproject.toml").read_text(encoding="utf-8")

@@ -45,11 +45,6 @@ def match_classes(data: Manifest, class_names: Sequence[str]) -> ClassMatch:
     """Give the images of a data set the labels of a network, by the names of their classes.
 
     Images of a class that the network does not know are left out.
-
-    Args:
-        data: the images.
-        class_names: of the network, in its order.
-
     Raises:
         UserError: the two have fewer than two classes in common, or one of them has two classes
             of the same name.

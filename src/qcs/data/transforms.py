@@ -32,10 +32,7 @@ def resized(image: Image, size: int) -> Tensor:
 def pixels(manifest: Manifest, row: int, size: int | None = None) -> Tensor:
     """One image of a manifest, (3, H, W) uint8; the prepared one where the manifest has a store.
 
-    Args:
-        manifest: of the image.
-        row: its row.
-        size: H and W of an image that is not prepared; None for those of its file.
+    `size` is H and W of an image that is not prepared; None stands for those of its file.
     """
     if manifest.store is not None and manifest.stored is not None:
         return torch.from_numpy(manifest.store[manifest.stored[row]])

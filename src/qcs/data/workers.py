@@ -100,12 +100,7 @@ def free_shared_memory() -> int | None:
 
 
 def require_shared_memory(batch: int, workers: int, batches: int) -> None:
-    """Check that the batches of the loader processes have room in shared memory.
-
-    Args:
-        batch: bytes of a batch.
-        workers: number of loader processes.
-        batches: number of batches in an epoch.
+    """Check that an epoch's batches, of so many bytes each, have room in shared memory.
 
     Raises:
         UserError: they do not fit into /dev/shm.

@@ -159,15 +159,7 @@ class LandmarkBranch(nn.Module):
             self.attention.append(LandmarkAttention(width, side, head_size, rate))
 
     def forward(self, images: Sequence[Tensor], landmarks: Sequence[Tensor]) -> list[Tensor]:
-        """Refine the maps of all levels.
-
-        Args:
-            images: L maps (B, C, S, S) of the backbone.
-            landmarks: the maps of the landmark network.
-
-        Returns:
-            L maps of the same shapes.
-        """
+        """Refine the backbone's L maps (B, C, S, S) by the maps of the landmark network."""
         queries = [f(landmarks[i]) for f, i in zip(self.lateral, self.sources, strict=True)]
         return [f(x, q) for f, x, q in zip(self.attention, images, queries, strict=True)]
 

@@ -21,11 +21,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure to a file without pyplot, so that no display is needed.
 
     Text is drawn as it is: `$` does not start a formula, and characters that the usual font does
-    not have are taken from another font.
-
-    Args:
-        figure: the figure, completely drawn.
-        path: file to write; its suffix is the format, one of `Format`.
+    not have are taken from another font. The suffix of the file is one of `Format`.
     """
     FigureCanvasAgg(figure)
     texts = figure.findobj(Text)

@@ -38,13 +38,7 @@ def lines(text: str, ems: float | None = None) -> str:
 
 
 def wrapped(text: str, inches: float, points: float) -> str:
-    """Break a heading into lines that fit a width.
-
-    Args:
-        text: the heading.
-        inches: the width.
-        points: the font size.
-    """
+    """Break a heading into lines that fit a width in inches, at a font size in points."""
     average = 0.55  # the mean width of a character, in units of the font size
     return textwrap.fill(label(text), max(int(inches * 72 / points / average), 40))
 

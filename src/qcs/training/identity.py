@@ -59,12 +59,9 @@ def _without_folders(callbacks: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_same(saved: dict[str, Any] | None, now: dict[str, Any], ckpt: Path) -> None:
-    """Check that a run is resumed as the same run.
+    """Check that a run is resumed as the same run, by its identity in the checkpoint and now.
 
-    Args:
-        saved: the identity in the checkpoint, which is None in checkpoints of older versions.
-        now: the identity of the run that this command describes.
-        ckpt: path of the checkpoint, for the message.
+    Checkpoints of older versions have none.
 
     Raises:
         UserError: the data or the decisive settings differ; the message names them.
@@ -90,11 +87,8 @@ def require_same_processes(
 ) -> None:
     """Check that a run is resumed with as many processes as before, where that matters.
 
-    Args:
-        saved: the identity in the checkpoint, which is None in checkpoints of older versions.
-        processes: number of processes of the run that this command describes.
-        by_step: whether the schedule of the learning rate counts steps.
-        within_epoch: whether the checkpoint was saved within an epoch.
+    It does where the schedule of the learning rate counts steps, and where the checkpoint was saved
+    within an epoch.
 
     Raises:
         UserError: the number differs, and the schedule or the rest of the epoch depends on it.

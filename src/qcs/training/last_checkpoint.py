@@ -30,8 +30,7 @@ STOPPED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 def exit_on_interrupt(folder: Path) -> Iterator[None]:
     """End the process with status 130 and one message if Ctrl-C stops a run without saving it.
 
-    Args:
-        folder: the run's folder, which may hold an earlier checkpoint to resume from.
+    The run's folder may hold an earlier checkpoint to resume from.
     """
     try:
         yield

@@ -207,11 +207,7 @@ def log_pictures(loggers: Iterable[Logger], pictures: dict[str, Path], step: int
 def log_report(loggers: Iterable[Logger], folder: Path, result: dict[str, Any], step: int) -> None:
     """Give the pictures of a report and its table of classes to the loggers.
 
-    Args:
-        loggers: the trainer's loggers.
-        folder: the folder that `qcs.evaluation.report.write` has written.
-        result: what that function returned.
-        step: the step under which they are logged.
+    `qcs.evaluation.report.write` has written them into the folder, and returned the result.
     """
     loggers, split = list(loggers), result["split"]
     pictures = {f"{split}/{n}": folder / f"{n}.png" for n in PICTURES}
@@ -228,13 +224,9 @@ def log_report(loggers: Iterable[Logger], folder: Path, result: dict[str, Any], 
 
 
 def by_epoch(table: Path) -> dict[str, list[tuple[float, float]]]:
-    """Read the metrics of a run by name.
+    """Read a run's csv/metrics.csv: of each metric, pairs of an epoch and its last value.
 
-    Args:
-        table: the run's csv/metrics.csv.
-
-    Returns:
-        Pairs of epoch, counted from 1, and the last value of that epoch.
+    Epochs are counted from 1.
     """
     found: dict[str, dict[float, float]] = {}
     with table.open(newline="", encoding="utf-8") as file:

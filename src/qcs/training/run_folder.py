@@ -26,10 +26,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     The operating system holds the lock for this process alone. A killed process therefore leaves
     none behind, and loader workers do not inherit it. On a network drive without locks, a warning
-    is logged instead.
-
-    Args:
-        folder: it is made if it does not exist.
+    is logged instead. The folder is made if it does not exist.
 
     Raises:
         UserError: another process trains there, or nothing can be written.
@@ -83,13 +80,8 @@ def refuse_second_run(folder: Path) -> None:
 def deferred_log(name: str = LOG) -> Iterator["DeferredLog"]:
     """Keep the lines of the log in memory until the run is certain to write to its folder.
 
-    The lines of a run that is refused are on the screen alone.
-
-    Args:
-        name: name of the log file.
-
-    Yields:
-        The log, whose `open_in` writes the lines to a folder.
+    The lines of a run that is refused are on the screen alone. The log's `open_in` writes them to a
+    folder, into a file of that name.
     """
     root, handler = logging.getLogger(), DeferredLog(name)
     root.addHandler(handler)

@@ -84,11 +84,9 @@ def total_steps(trainer: Trainer, accumulate: int) -> int | float:
 
 
 def require_long_enough(schedule: object, steps: int | float) -> None:
-    """Check a schedule that a resumed run takes from its checkpoint.
+    """Check that a schedule from a checkpoint lasts for so many optimiser steps.
 
-    Args:
-        schedule: the schedule; one that has no `total_steps` has any length.
-        steps: number of optimiser steps of the run as it is configured now.
+    One that has no `total_steps` has any length.
 
     Raises:
         UserError: the schedule ends before the run does.

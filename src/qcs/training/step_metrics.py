@@ -12,10 +12,7 @@ from qcs.models import Comparison
 def step_metrics(out: Comparison, losses: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
     """Compute the losses and accuracies of a step as scalars () by name, "train/...".
 
-    Args:
-        out: the network's outputs for the groups.
-        losses: what the loss returns.
-        labels: (B, R) class indices.
+    `losses` is what the loss returns, and the labels are (B, R) class indices.
     """
     values = {f"train/{name}": value.detach() for name, value in losses.items()}
     for name, logits in {"acc": out.base_logits, "acc_cross": out.cross_logits}.items():
