@@ -1,4 +1,4 @@
-"""Registers the sweeper `qcs_optuna` and the resolver `job_folder` with Hydra at every start.
+"""Registers the sweeper `qcs_optuna` and a resolver with Hydra at every start.
 
 Therefore it imports nothing heavy. hydra-optuna-sweeper 1.3 requires an Optuna older than 3;
 `qcs.search.sweep` works with today's.
@@ -13,8 +13,6 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-
-from qcs.search.job_folder import job_folder
 
 
 @dataclass
@@ -34,7 +32,15 @@ class Options:
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="qcs_optuna", node=Options, provider="qcs")
-OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
+
+
+def _job_folder(overrides: str, number: int) -> str:
+    from qcs.search.job_folder import job_folder
+
+    return job_folder(overrides, number)
+
+
+OmegaConf.register_new_resolver("qcs.job_folder", _job_folder, replace=True)
 
 
 class OptunaSweeper(Sweeper):
