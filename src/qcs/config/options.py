@@ -128,14 +128,10 @@ def resolve(cfg: DictConfig, settings: type) -> dict[str, Any]:
             check(value, key)
         if found := problem(value, hints[key], key):
             raise UserError(found)
-    if missing := sorted(_required_keys(settings) - config.keys()):
+    required: frozenset[str] = settings.__required_keys__  # type: ignore[attr-defined]
+    if missing := sorted(required - config.keys()):
         raise UserError(f"{missing[0]} was taken out of the configuration, which needs it")
     return config
-
-
-def _required_keys(settings: type) -> frozenset[str]:
-    """The keys of a `TypedDict` that must be there."""
-    return settings.__required_keys__  # type: ignore[attr-defined]
 
 
 def _expand_home(value: Any) -> Any:

@@ -132,8 +132,8 @@ def _write(folder: Path) -> list[list[str]]:
     measured = list(dict.fromkeys(name for job in jobs for name in job["metrics"]))
     rows = [["job", "folder", *varied, *measured, "state"]]
     for name, job, p in zip(names, jobs, pairs, strict=True):
-        metrics = (_text(job["metrics"].get(k)) for k in measured)
-        cells = [*(p.get(k, "") for k in varied), *metrics]
+        metrics = (json.dumps(job["metrics"][k]) if k in job["metrics"] else "" for k in measured)
+        cells = (*(p.get(k, "") for k in varied), *metrics)
         rows.append([str(job["job"]), name, *cells, job["state"]])
     part = folder / f"{TABLE}.{os.getpid()}.part"
     with part.open("w", newline="", encoding="utf-8") as file:
@@ -154,7 +154,3 @@ def _short(text: str) -> str:
         return text if "." not in text else f"{float(text):.4g}"
     except ValueError:
         return text
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else json.dumps(value)

@@ -74,10 +74,6 @@ def network(config: dict[str, Any], class_names: Sequence[str]) -> QCSNetwork:
     return instantiate(model, backbone=instantiate(backbone), num_classes=len(class_names))
 
 
-def _landmarks(model: dict[str, Any]) -> dict[str, Any]:
-    return (model.get("base") or {}).get("landmarks") or {}
-
-
 def loss(config: dict[str, Any], manifest: Manifest) -> nn.Module:
     """Build the loss for N training images of K classes.
 
@@ -120,7 +116,8 @@ def module(config: dict[str, Any], data: FaceDataModule, resumes: bool = False) 
     net: Any = recipe.network(parts, config.get("trust")) if resumes else None
     if net is None:
         net = network(config, class_names)
-        _load_weights(net, options.get("weights"), _landmarks(config["model"]).get("weights"))
+        landmarks = (config["model"].get("base") or {}).get("landmarks") or {}
+        _load_weights(net, options.get("weights"), landmarks.get("weights"))
     if options.get("grad_checkpointing"):
         enable_grad_checkpointing(net.base.backbone)
     return QCSModule(

@@ -34,7 +34,9 @@ def test_selected(
     Returns:
         "test/acc", "test/mean_acc" and "test/f1" in the first process, nothing in the others.
     """
-    path = _selected(trainer)
+    paths = (best_model_path(callback) for callback in trainer.checkpoint_callbacks)
+    # best.ckpt, or else last.ckpt, or none where no checkpoint is kept
+    path = next((Path(path) for path in paths if path and Path(path).is_file()), None)
     if path:
         # Lightning would load the file too, but callbacks that average weights would replace them.
         module.load_state_dict(reading.read(path)["state_dict"])
@@ -57,9 +59,3 @@ def test_selected(
         logger.save()
     log.info("checkpoint %s, report in %s", path, folder / "test")
     return values
-
-
-def _selected(trainer: lightning.Trainer) -> Path | None:
-    """Return best.ckpt, or else last.ckpt; None where no checkpoint is kept."""
-    paths = (best_model_path(callback) for callback in trainer.checkpoint_callbacks)
-    return next((Path(path) for path in paths if path and Path(path).is_file()), None)

@@ -43,19 +43,11 @@ def identity(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a run's weights, by their keys on the command line."""
-    callbacks = config["callbacks"] or {}
-    kept = {k: v for k, v in callbacks.items() if k not in OBSERVERS}
-    found = flat(config | {"callbacks": _without_folders(kept)})
+    kept = {k: v or {} for k, v in (config["callbacks"] or {}).items() if k not in OBSERVERS}
+    found = flat(config | {"callbacks": {k: {**v, "dirpath": None} for k, v in kept.items()}})
     found = {key: value for key, value in found.items() if value not in (None, {})}
     keys = DECISIVE + (LENGTH if (config["scheduler"] or {}).get("interval") == "step" else ())
     return {k: v for k, v in found.items() if any(k == d or k.startswith(f"{d}.") for d in keys)}
-
-
-def _without_folders(callbacks: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: {k: v for k, v in (node or {}).items() if k != "dirpath"}
-        for name, node in callbacks.items()
-    }
 
 
 def require_same(saved: dict[str, Any] | None, now: dict[str, Any], ckpt: Path) -> None:

@@ -37,6 +37,8 @@ CROP = Crop(fer2013.CROP.landmarks)
 BOX = ("face_x", "face_y", "face_width", "face_height")
 COLUMNS = ("subDirectory_filePath", *BOX, "facial_landmarks", "expression", "valence", "arousal")
 TABLES = {"training.csv": "train", "validation.csv": "test"}
+# Where the sub-folders of images may be.
+IMAGES = ("Manually_Annotated_Images/", "Manually_Annotated/Manually_Annotated_Images/")
 FOLDERS = {"train_set": "train", "val_set": "test"}
 HINT = (
     "a folder with training.csv, validation.csv (or Manually_Annotated_file_lists/ with them) and "
@@ -75,14 +77,6 @@ def read(path: str | None = None, classes: Literal[7, 8] = 7, crop: bool = True)
     return Manifest.build(root, rows, names, boxes=np.concatenate(boxes) if crop else None)
 
 
-def _image_folder(root: Path) -> str:
-    """Where the sub-folders of images are, relative to the root, with a slash."""
-    for folder in ("Manually_Annotated_Images/", "Manually_Annotated/Manually_Annotated_Images/"):
-        if (root / folder).is_dir():
-            return folder
-    return ""
-
-
 def _table(root: Path, table: Path, split: str, classes: int) -> tuple[list[Row], np.ndarray]:
     """Rows and boxes (N, 4) of one CSV; some copies of validation.csv come without a header."""
     text = read_text(table)
@@ -93,7 +87,7 @@ def _table(root: Path, table: Path, split: str, classes: int) -> tuple[list[Row]
     lines, columns = read_csv(table, (COLUMNS[0], *BOX, "expression"), text)
     names, labels = columns[COLUMNS[0]], columns["expression"]
     corners = list(zip(*(columns[name] for name in BOX), strict=True))
-    folder, rows = _image_folder(root), []
+    folder, rows = next((f for f in IMAGES if (root / f).is_dir()), ""), []
     boxes: dict[str, tuple[int, int, int, int]] = {}
     for line, name, label, box in zip(lines, names, labels, corners, strict=True):
         where = f"{table} line {line - first}"

@@ -6,6 +6,7 @@ depth. The name of a class may differ in capitals and blanks between the splits.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +58,10 @@ def read(path: str | None = None, test_fraction: Fraction = 0.2, seed: Seed = 0)
             )
         rows.append((image.path, label, image.split or "train"))
     manifest = Manifest.build(root, rows, names)
-    return manifest if images[0].split else _cut_test(manifest, test_fraction, seed)
+    if images[0].split:
+        return manifest
+    held = manifest.hold_out(test_fraction, seed, key="dataset.test_fraction")
+    return replace(held, splits=np.where(held.splits == "val", "test", "train"))
 
 
 def find_images(root: Path) -> list[ClassImage]:
@@ -108,9 +112,3 @@ def _class_names(root: Path, images: Sequence[ClassImage]) -> list[str]:
                 "which differ by capitals or blanks only; put their images into one folder"
             )
     return names
-
-
-def _cut_test(manifest: Manifest, fraction: float, seed: int) -> Manifest:
-    held = manifest.hold_out(fraction, seed, key="dataset.test_fraction")
-    splits = np.where(held.splits == "val", "test", "train")
-    return Manifest(held.root, held.paths, held.labels, splits, held.class_names)
