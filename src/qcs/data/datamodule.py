@@ -63,8 +63,8 @@ class FaceDataModule(LightningDataModule):
             network itself would.
 
     Raises:
-        UserError: there are no training images, or none to select on, or an image is to be in
-            several groups of one.
+        UserError: there are no training images, or none to select on, or `groups_per_image` is
+            above 1 for a single role.
     """
 
     def __init__(

@@ -95,12 +95,9 @@ def _unnamed(config: DictConfig) -> list[str]:
 
 def _metrics(config: DictConfig, value: Any, folder: Path) -> dict[str, float]:
     """What a job came to: the optimised metrics, and those of the test set if it was tested."""
-    metric = config.get("optimized_metric")
-    found = (
-        {metric: value}
-        if isinstance(metric, str)
-        else dict(zip(metric or [], value or [], strict=True))
-    )
+    metric = config.get("optimized_metric") or []
+    names, values = ([metric], [value]) if isinstance(metric, str) else (metric, value or [])
+    found = dict(zip(names, values, strict=True))
     if config.get("test") and (folder / TEST).is_file():
         report = json.loads((folder / TEST).read_text(encoding="utf-8"))
         found |= {f"test/{name}": report[name] for name in TESTED}

@@ -180,8 +180,8 @@ def trainer(config: dict[str, Any], folder: Path) -> Trainer:
             that cannot be used.
     """
     notices.silence()
-    moved = {"gradient_clip_val": "gradient_clip_norm"}
-    for key, ours in {"accumulate_grad_batches": "accumulate_grad_batches", **moved}.items():
+    accumulate, clip = "accumulate_grad_batches", "gradient_clip_norm"
+    for key, ours in ((accumulate, accumulate), ("gradient_clip_val", clip)):
         if config["trainer"].get(key) is not None:
             raise UserError(f"trainer.{key} is {ours} at the top level here: write {ours}=...")
     show_bar = config["trainer"].get("enable_progress_bar", True) and sys.stdout.isatty()
