@@ -46,6 +46,7 @@ class Summary(Callback):
             "value": None if failed else value,
         }
         folder = Path(config.hydra.runtime.output_dir)
+        folder.mkdir(exist_ok=True)  # a run that is refused leaves none
         if (folder / PRUNED).exists():
             content["state"] = "pruned"
         (folder / RESULT).write_text(json.dumps(content) + "\n", encoding="utf-8")
