@@ -92,6 +92,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         module = build.module(config, data, resumes=ckpt is not None)
         module.run = run
         trainer = _trainer(config, folder, state)
+        loggers.start(trainer.loggers)
         if trainer.is_global_zero and not is_dry_run(trainer):
             log_file.open_in(folder)
             provenance.write(folder, config)

@@ -18,6 +18,7 @@ from conftest import tiny_checkpoint, tiny_recipe
 from qcs.checkpoints import datasets, names, recipe
 from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
+from qcs.data.sources import synthetic
 from qcs.models import IR
 
 CYCLE: dict = {"name": "qcs"}
@@ -316,6 +317,21 @@ def test_a_data_set_needs_a_path_of_the_users(tmp_path):
         datasets.read_dataset(datasets.dataset_config(parts, {"path": "nowhere"}))
     own = {"_target_": "qcs.data.sources.rafdb.read", "path": "x"}
     assert datasets.dataset_config(parts, own) == own
+
+
+def test_a_file_asks_for_no_more_drawn_faces_than_minutes_draw(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    read = []
+    monkeypatch.setattr(synthetic, "make", lambda folder, **_: read.append(folder) or tmp_path)
+    monkeypatch.setattr(synthetic.Manifest, "from_csv", lambda *_, **options: options)
+    datasets.read_dataset({"name": "synthetic"})
+    large = {"name": "synthetic", "train": 20_000, "size": 2048}
+    with pytest.raises(UserError, match=r"write dataset=synthetic dataset.train=20000 dataset"):
+        datasets.read_dataset(large)
+    assert len(read) == 1
+    synthetic.cached(size=2048, train=20_000).mkdir(parents=True)  # the user has drawn them
+    datasets.read_dataset(large)
+    assert len(read) == 2
 
 
 def test_a_recipe_holds_no_path_of_the_machine_that_trained():

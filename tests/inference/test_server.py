@@ -3,13 +3,16 @@
 import asyncio
 import json
 import socket
+from typing import Any
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from qcs.config.errors import UserError
 from qcs.inference import guard as guards
 from qcs.inference.guard import Guard
-from qcs.inference.server import listen
+from qcs.inference.server import _requests, listen
 
 API = "/gradio_api/"
 
@@ -27,9 +30,12 @@ def ask(tmp_path):
         body = (await receive())["body"] if scope["method"] == "POST" else b""
         headers = [(b"access-control-allow-origin", b"*")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if scope["path"].endswith("queue/data"):  # as gradio does for a session it does not know
+            raise RuntimeError("Caught handled exception, but response already started.")
         await send({"type": "http.response.body", "body": b"passed on " + body})
 
-    guard = Guard(app, 7860, folder, {0, 1})
+    request = TypeAdapter(TypedDict("Request", {"data": Any}))
+    guard = Guard(app, 7860, folder, dict.fromkeys((0, 1, "classify"), request))
 
     def ask(method="GET", path="/", body=b"", host="127.0.0.1:7860", **headers):
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -102,10 +108,41 @@ def test_a_request_names_uploads_alone(ask, wrap, address, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"5", b"[" * 100_000, b"\xff", {"fn_index": 7}, {"fn_index": -1}]
-)
+    "body", [b"", b"{", b"[]", b"5", b"[" * 100_000, b"\xff", {"fn_index": 7}, {"fn_index": -1},
+     {"fn_index": []}, {"data": []}, {"fn_index": 0}],
+)  # fmt: skip
 def test_a_body_that_is_none_of_the_pages_is_refused(ask, body):
     assert ask("POST", f"{API}queue/join", body)[0] in (400, 404)
+
+
+def test_a_function_of_the_page_takes_what_its_components_hold(tmp_path):
+    gradio = pytest.importorskip("gradio")
+    with gradio.Blocks() as blocks:
+        inputs = [gradio.Image(), gradio.Checkbox(), gradio.File(), gradio.State()]
+        gradio.Button().click(lambda *_: None, inputs, api_name="classify")
+        gradio.Examples([["a.png", True], ["b.png", True]], inputs[:2], cache_examples=False)
+    requests = _requests(blocks)
+    upload = {"path": "a.png", "orig_name": "b.png"}
+
+    def taken(function, *data):
+        try:
+            requests[function].validate_json(json.dumps({"data": data}), strict=True)
+        except ValidationError:
+            return False
+        return True
+
+    assert taken("classify", upload, True, [upload], None) and taken(0, None, False, None, None)
+    for wrong in ([], [None], ["a.png", True, None, None], [upload, "yes", None, None],
+                  [upload, True, upload, None], [{"url": "x"}, True, None, None],
+                  [upload, True, None, 5], [None] * 9):  # fmt: skip
+        assert not taken("classify", *wrong), wrong
+    assert taken("load_example", 1) and not any(
+        taken("load_example", n) for n in (2, -1, None, 0.5)
+    )
+
+
+def test_a_page_of_a_former_process_gets_an_answer_that_ends(ask):
+    assert ask(path=f"{API}queue/data")[::2] == (200, b"")
 
 
 def test_bytes_are_limited(ask, monkeypatch):

@@ -31,6 +31,13 @@ def job(value, *overrides: str) -> JobReturn:
     return done
 
 
+def test_a_job_that_left_no_folder_has_a_result(tmp_path):
+    cfg = config(tmp_path)
+    (tmp_path / "0").rmdir()  # as a run that is refused does
+    Summary().on_job_end(cfg, job_return=job(UserError("no such file")))
+    assert (tmp_path / "0/result.json").is_file()
+
+
 def rows(folder) -> list[list[str]]:
     with (folder / "summary.csv").open(newline="") as file:
         return list(csv.reader(file))

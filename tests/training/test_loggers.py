@@ -90,3 +90,15 @@ def test_wandb_asks_for_a_login_before_anything_is_trained(monkeypatch, tmp_path
     (tmp_path / ".netrc").unlink()
     settings.mode = "offline"
     loggers.require_login(node)
+
+
+def test_what_wandb_refuses_is_one_sentence_before_anything_is_written(monkeypatch, tmp_path):
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**_: object) -> None:
+        raise wandb.errors.CommError("user is not logged in\nlog in")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    loggers.start([loggers.CSVLogger(str(tmp_path))])
+    with pytest.raises(UserError, match=r"begin there \(user is not logged in\); .*offline=true"):
+        loggers.start([loggers.WandbLogger(save_dir=tmp_path)])

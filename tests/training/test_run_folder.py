@@ -45,6 +45,14 @@ def test_a_second_process_is_kept_out_until_the_first_is_dead(tmp_path):
         os.kill(worker, signal.SIGKILL)
 
 
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError), run_folder.locked(tmp_path / "mistyped"):
+        raise UserError("no checkpoint")
+    with run_folder.locked(tmp_path / "run"):
+        (tmp_path / "run" / "config.yaml").write_text("")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_folder_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
     def unsupported(*_: object) -> None:
         raise OSError(38, "Function not implemented")

@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
+from itertools import starmap
 from typing import Any
 
 from qcs.checkpoints.names import PATH_OF, Trust, maker
 from qcs.config.errors import UserError
-from qcs.config.hints import command_line, dataset_options
+from qcs.config.hints import command_line, dataset_options, option
 from qcs.config.options import instantiate
 from qcs.data import prepared
 from qcs.data.manifest import Manifest
+from qcs.data.sources import synthetic
+
+MOST_DRAWN = 1 << 30  # pixels that are drawn because a file asks for them; minutes of work
 
 
 def checkpoint_manifest(
@@ -83,7 +87,8 @@ def read_dataset(dataset: Mapping[str, Any], trust: Trust = None) -> Manifest:
     The drawn faces need no path: they are in the user's cache folder.
 
     Raises:
-        UserError: the path is missing, or the data set cannot be read.
+        UserError: the path is missing, a file asks for too many drawn faces, or the data set cannot
+            be read.
     """
     name = dataset["name"]
     read = maker("dataset", name, trust)
@@ -93,4 +98,22 @@ def read_dataset(dataset: Mapping[str, Any], trust: Trust = None) -> Manifest:
             f"dataset.path is not set: the checkpoint was trained on {name} and holds no path; add "
             "dataset.path=..., where that data set lies here"
         )
-    return read(**{key: value for key, value in dataset.items() if key != "name"})
+    options = {key: value for key, value in dataset.items() if key != "name"}
+    if name == "synthetic" and options.get("path") is None:
+        _require_few(options)
+    return read(**options)
+
+
+def _require_few(options: Mapping[str, Any]) -> None:
+    """Refuse a set of drawn faces that would take hours, unless it has been drawn already."""
+    given = {key: value for key, value in options.items() if key != "path"}
+    full = {k: p.default for k, p in signature(synthetic.read).parameters.items()} | given
+    faces = len(synthetic.EXPRESSIONS) * (full["train"] + full["val"] + full["test"])
+    side = max(full["size"], 64)  # smaller ones take no less time
+    if faces * side**2 > MOST_DRAWN and not synthetic.cached(**given).exists():
+        again = dataset_options({"_target_": PATH_OF["synthetic"], **given})
+        raise UserError(
+            f"the checkpoint was trained on {faces} drawn faces of {full['size']} pixels a side, "
+            "which are not in the cache folder and take long to draw; to draw them, write "
+            + " ".join(starmap(option, again.items()))
+        )

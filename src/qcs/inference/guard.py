@@ -8,9 +8,11 @@ outside of the page's folder.
 """
 
 import json
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from qcs.config.errors import UserError
 from qcs.inference.uploads import uploaded_file
@@ -27,7 +29,8 @@ GET_EXACTLY = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "
     f"{API}{name}" for name in ("queue/data", "upload_progress", "startup-events", "app_id", "info")
 }
 POST = (f"{API}call/", f"{API}run/", f"{API}api/")
-POST_EXACTLY = {f"{API}{name}" for name in ("queue/join", "upload", "reset", "cancel")}
+WITHOUT_DATA = {f"{API}reset", f"{API}cancel"}
+POST_EXACTLY = {f"{API}queue/join", f"{API}upload"} | WITHOUT_DATA
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -49,11 +52,12 @@ class Guard:
         app: of gradio.
         port: on which it is served.
         folder: of uploads; files elsewhere are neither read nor sent.
-        functions: the numbers of the page's functions.
+        functions: by the number and the name of each of the page's functions, the request that it
+            takes.
     """
 
     def __init__(
-        self, app: Callable, port: int, folder: Path, functions: Collection[int] = ()
+        self, app: Callable, port: int, folder: Path, functions: Mapping[Any, TypeAdapter]
     ) -> None:
         self.app, self.folder, self.functions = app, folder, functions
         names = [f"{name}:{port}" for name in (HOST, "localhost")]
@@ -77,7 +81,15 @@ class Guard:
             return
         # The page asks for whole files only, so requests for parts of files are not passed on.
         headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
-        await self.app(scope | {"headers": headers}, receive, _with_headers(send, scope["path"]))
+        try:
+            await self.app(
+                scope | {"headers": headers}, receive, _with_headers(send, scope["path"])
+            )
+        except RuntimeError as error:
+            # Gradio's way to end the answer to a page that was open before this process began.
+            if "response already started" not in str(error):
+                raise
+            await send({"type": "http.response.body", "body": b""})
 
     def _check(self, scope: Message) -> None:
         headers = [tuple(part.decode("latin-1") for part in pair) for pair in scope["headers"]]
@@ -129,9 +141,21 @@ class Guard:
             raise Refused(400, "that is no JSON object") from error
         for path in _paths(content):
             self._require_own(path)
-        if content.get("fn_index") is not None and content["fn_index"] not in self.functions:
-            raise Refused(404, "there is no such function")
+        if scope["path"].rstrip("/") not in WITHOUT_DATA:
+            self._check_call(scope["path"], content, body)
         return _repeat(body)
+
+    def _check_call(self, path: str, content: Message, body: bytes) -> None:
+        """Refuse a call that gradio would answer with a traceback in the log."""
+        name = content.get("fn_index")
+        if name is None:
+            name = next((path.removeprefix(p) for p in POST if path.startswith(p)), None)
+        if not isinstance(name, (int, str)) or name not in self.functions:
+            raise Refused(404, "there is no such function")
+        try:
+            self.functions[name].validate_json(body, strict=True)
+        except ValidationError as error:
+            raise Refused(400, "the function takes other data") from error
 
 
 def _paths(content: Any) -> Iterator[Any]:

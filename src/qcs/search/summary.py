@@ -54,6 +54,7 @@ class Summary(Callback):
             "state": "failed" if failed else "pruned" if (folder / PRUNED).exists() else "done",
             "metrics": {} if failed else _metrics(config, job_return._return_value, folder),
         }
+        folder.mkdir(exist_ok=True)  # a run that is refused leaves none
         (folder / RESULT).write_text(json.dumps(content) + "\n", encoding="utf-8")
         _write(Path(config.hydra.sweep.dir))
 

@@ -181,6 +181,26 @@ def require_login(node: dict[str, Any]) -> None:
     )
 
 
+def start(loggers: Iterable[Logger]) -> None:
+    """Begin the run of W&B, before anything of the training is written.
+
+    Raises:
+        UserError: its server refuses the key, the project or the run, or cannot be reached.
+    """
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger):
+            continue
+        import wandb
+
+        try:
+            logger.experiment  # noqa: B018  # a property that connects
+        except wandb.errors.Error as error:
+            raise UserError(
+                f"logger=wandb: no run can begin there ({str(error).splitlines()[0]}); check the "
+                "network and the key (`wandb login --relogin`), or write logger.wandb.offline=true"
+            ) from error
+
+
 def _in_netrc(url: str) -> bool:
     """Return whether a netrc file, where `wandb login` stores keys, has one for a server."""
     names = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import IO
@@ -26,7 +26,8 @@ def locked(folder: Path) -> Iterator[None]:
 
     The operating system holds the lock for this process alone. A killed process therefore leaves
     none behind, and loader workers do not inherit it. On a network drive without locks, a warning
-    is logged instead. The folder is made if it does not exist.
+    is logged instead. The folder is made if it does not exist, and removed at the end if nothing
+    was written.
 
     Raises:
         UserError: another process trains there, or nothing can be written.
@@ -51,7 +52,13 @@ def locked(folder: Path) -> Iterator[None]:
             log.warning(
                 "%s cannot be locked (%s): start no second process there", folder, error.strerror
             )
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # such as that it has become another's
+                if [path.name for path in folder.iterdir()] == [LOCK]:
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
 
 
 def _lock(file: IO[str]) -> None:

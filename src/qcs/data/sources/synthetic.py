@@ -112,9 +112,14 @@ def read(
         seed, size, train, val, test: as for `make`, and so are the errors.
     """
     if path is None:
-        path = cache_folder() / f"synthetic-v{VERSION}-s{seed}-{size}px-{train}-{val}-{test}"
+        path = cached(seed, size, train, val, test)
     folder = make(expanded(path), seed=seed, size=size, train=train, val=val, test=test)
     return Manifest.from_csv(folder / "manifest.csv", class_names=EXPRESSIONS)
+
+
+def cached(seed: int = 0, size: int = 96, train: int = 400, val: int = 60, test: int = 100) -> Path:
+    """The folder in the user's cache folder for a set of `read` without a path."""
+    return cache_folder() / f"synthetic-v{VERSION}-s{seed}-{size}px-{train}-{val}-{test}"
 
 
 def _rows(counts: dict[str, int]) -> list[tuple[str, str, str, int]]:
