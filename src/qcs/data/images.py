@@ -7,7 +7,7 @@ name says, only a decoder of `FORMATS` opens it.
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import BinaryIO
@@ -67,17 +67,25 @@ def open_file(path: str | Path) -> BinaryIO:
     return os.fdopen(number, "rb")
 
 
-def decode(file: BinaryIO) -> Image.Image:
+def decode(file: BinaryIO, opened: Callable[[Image.Image], None] | None = None) -> Image.Image:
     """Decode an open file into upright RGB; of an animation, its first frame.
+
+    Args:
+        file: whose content counts, not its name.
+        opened: called with the image when its size is known, before its pixels are decoded.
 
     Raises:
         UserError: the file is not a whole image of `FORMATS`, or `upright_rgb` refuses it.
     """
     with _pillow_errors(), Image.open(file, formats=FORMATS) as image:
+        if opened:
+            opened(image)
         return upright_rgb(image)
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(
+    path: str | Path, opened: Callable[[Image.Image], None] | None = None
+) -> Image.Image:
     """Read a regular file into upright RGB, see `decode`.
 
     Raises:
@@ -85,7 +93,7 @@ def read_image(path: str | Path) -> Image.Image:
         UserError: it cannot be decoded.
     """
     with open_file(path) as file:
-        return decode(file)
+        return decode(file, opened)
 
 
 @contextmanager

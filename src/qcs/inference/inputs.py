@@ -6,7 +6,7 @@ A file that cannot be read becomes an item with an error, and the others are rea
 import glob
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -181,16 +181,28 @@ def open_items(
 
 def _items(files: Sequence[Source], every: int, max_frames: int | None) -> Iterator[Item]:
     for file in files:
-        key = Key(file.file, file.name)
-        if file.error:
-            yield Item(key, error=file.error)
-        elif file.kind == "image":
-            try:
-                yield Item(key, as_image(file.file))
-            except UserError as error:
-                yield Item(key, error=str(error))
+        if file.error or file.kind == "image":
+            yield read(file)
         else:
             yield from _frames(file, every, max_frames)
+
+
+def read(
+    source: Source, opened: Callable[[Image.Image], None] | None = None
+) -> Item:
+    """Read an image; one that cannot be read is an item with an error.
+
+    Args:
+        source: of the kind "image".
+        opened: see `qcs.data.images.decode`.
+    """
+    key = Key(source.file, source.name)
+    if source.error:
+        return Item(key, error=source.error)
+    try:
+        return Item(key, read_image(source.file, opened))
+    except (OSError, ValueError, MemoryError) as error:
+        return Item(key, error=f"cannot read {source.file} as an image ({reason(error)})")
 
 
 def _frames(file: Source, every: int, max_frames: int | None) -> Iterator[Item]:

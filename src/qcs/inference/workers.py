@@ -1,0 +1,364 @@
+"""Photos decoded, searched for faces and cut by worker processes, in order.
+
+A worker is a Python of its own that imports neither torch nor the caller's program. It is sent a
+few photos ahead and answers with cut faces, which are small, so no photo travels back. Each worker
+has a socket pair of its own: when it is killed, the photo on which it worked is known.
+"""
+
+import logging
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal, NamedTuple
+
+from PIL import Image
+
+from qcs.config.errors import UserError
+from qcs.config.escape import terminal
+from qcs.inference.crops import Crop, as_trained, cut
+from qcs.inference.detector import Detector, Face
+from qcs.inference.inputs import Item, Source, read
+
+log = logging.getLogger(__name__)
+
+FEW = 32  # photos that are done before worker processes would have started
+AHEAD = 4  # photos that a worker is sent before it has answered
+LARGE = 16_000_000  # pixels; of the photos that have more, one is decoded at a time
+MAX_WAITING = 50_000_000  # pixels of frames and cut faces that are held here
+TIMEOUT = 120.0  # seconds
+READY, ASKS = "ready", "asks to decode a large photo"
+ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+class Look(NamedTuple):
+    """What was found in an image."""
+
+    item: Item  # an image of a worker's own is left out of it
+    pixels: int  # of the image
+    faces: list[Face | None]  # None is the whole image, taken as a cut face
+    crops: list[Image.Image]  # as many
+    source: Source | Item | None = None  # from which the image can be read again
+
+
+class _Job(NamedTuple):
+    number: int
+    source: Source | Item
+    ended: bool = False  # whether a worker was killed over it
+
+
+def look(source: Source | Item, detector: Detector | None, crop: Crop, opened: Any = None) -> Look:
+    """Read an image if it is not read yet, find its faces, and cut them out.
+
+    Args:
+        source: the image.
+        detector: None takes the image as a cut face.
+        crop: how faces are cut.
+        opened: see `qcs.data.images.decode`.
+    """
+    item = read(source, opened) if isinstance(source, Source) else source
+    if (image := item.image) is None:
+        return Look(item, 0, [], [])
+    faces: list[Face | None] = list(detector(image)) if detector else [None]
+    crops = [cut(image, f.landmarks, crop) if f else as_trained(image, crop) for f in faces]
+    return Look(item, image.width * image.height, faces, crops)
+
+
+# -- how many ----------------------------------------------------------------------------
+
+
+def workers_for(wanted: int | Literal["auto"], photos: float) -> int:
+    """Return the number of workers for some photos; "auto" means one for each processor.
+
+    Raises:
+        UserError: the number is negative, or this system has no socket pairs to inherit.
+    """
+    if wanted == "auto":
+        usable = processors() if os.name == "posix" else 1
+        return usable if usable > 1 and photos >= FEW else 0
+    if wanted < 0:
+        raise UserError(f"workers={wanted} is negative: write a number, 0 for none, or auto")
+    if wanted and os.name != "posix":
+        raise UserError(f"workers={wanted} works on Linux and macOS: write workers=0")
+    return wanted
+
+
+def processors() -> int:
+    """The number of processors that this process may use, by its affinity and its cgroup."""
+    own = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    for name in ("cpu.max", "cpu/cpu.cfs_quota_us"):  # of versions 2 and 1
+        with suppress(OSError, ValueError, IndexError):
+            quota, *period = (CGROUPS / name).read_text().split()
+            if not period:
+                period = [(CGROUPS / "cpu/cpu.cfs_period_us").read_text()]
+            if int(quota) > 0:
+                own = min(own, math.ceil(int(quota) / int(period[0])))
+    return max(own, 1)
+
+
+# -- the side of the caller --------------------------------------------------------------
+
+
+def looks(
+    sources: Iterable[Source | Item],
+    number: int,
+    detector: Detector | None,
+    crop: Crop,
+    timeout: float = TIMEOUT,
+) -> Iterator[Look]:
+    """Look at images in worker processes, and yield what was found in the order of the images.
+
+    A photo over which a worker is killed twice, or which takes a worker too long, is an item with
+    an error. The workers end with the iterator.
+
+    Args:
+        sources: the images; those that are not read yet are read by the workers.
+        number: of workers.
+        detector: its settings are the workers'; each has a detector of one thread.
+        crop: how faces are cut.
+        timeout: seconds for a photo.
+
+    Raises:
+        UserError: a worker is killed while it starts.
+        RuntimeError: a bug; with the traceback of the worker.
+    """
+    settings = detector and (detector.threshold, detector.longest, detector.smallest)
+    pool = _Pool(sources, number, (settings, crop), timeout)
+    try:
+        yield from pool
+    finally:
+        for worker in pool.workers:
+            worker.end()
+
+
+class _Worker:
+    """A process, and the photos that it was sent, on the first of which it works."""
+
+    def __init__(self, setup: Any) -> None:
+        self.setup = setup
+        self.jobs: deque[_Job] = deque()
+        self.start()
+
+    def start(self) -> None:
+        """Start the process and send it the photos."""
+        self.connection, theirs = Pipe()
+        code = (
+            f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}\n"
+            f"from qcs.inference import workers; workers.work({theirs.fileno()})"
+        )
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | ONE_THREAD,
+                start_new_session=True,  # Ctrl-C is for its parent alone, which ends it
+            )
+        self.ready, self.since = False, time.monotonic()
+        for message in (self.setup, *(job.source for job in self.jobs)):
+            self.send(message)
+
+    def add(self, job: _Job) -> None:
+        """Send a photo."""
+        if not self.jobs and self.ready:
+            self.since = time.monotonic()
+        self.jobs.append(job)
+        self.send(job.source)
+
+    def send(self, message: Any) -> None:
+        """Send something; a process that is gone is noticed when nothing comes back."""
+        with suppress(OSError):
+            self.connection.send(message)
+
+    def end(self) -> int:
+        """Kill the process, and return its exit status."""
+        self.process.kill()
+        self.connection.close()
+        return self.process.wait()
+
+
+class _Pool:
+    def __init__(
+        self, sources: Iterable[Source | Item], number: int, setup: Any, timeout: float
+    ) -> None:
+        self.sources, self.timeout = iter(sources), timeout
+        self.workers = [_Worker(setup) for _ in range(number)]
+        self.window = 2 * AHEAD * number  # photos that may be ahead of the slowest
+        self.done: dict[int, Look] = {}
+        self.head = self.next = self.held = 0
+        self.large: _Worker | None = None  # decodes a large photo
+        self.asking: deque[_Worker] = deque()  # would like to
+
+    def __iter__(self) -> Iterator[Look]:
+        while True:
+            self._fill()
+            if self.head in self.done:
+                found = self.done.pop(self.head)
+                self.head += 1
+                self.held -= _pixels(found.crops) + _pixels([_frame(found.source)])
+                yield found
+            elif self.head == self.next:
+                return
+            else:
+                self._receive()
+
+    def _fill(self) -> None:
+        """Send photos to the workers that have the fewest."""
+        while self.next < self.head + self.window and self.held < MAX_WAITING:
+            worker = min(self.workers, key=lambda worker: len(worker.jobs))
+            if len(worker.jobs) >= AHEAD or (source := next(self.sources, None)) is None:
+                return
+            job, self.next = _Job(self.next, source), self.next + 1
+            self.held += _pixels([_frame(source)])
+            if source.error:
+                self._finish(job, Look(_failed(source, source.error), 0, [], []))
+            else:
+                worker.add(job)
+
+    def _receive(self) -> None:
+        """Take the answers that are there; wait for the first, and for none of them too long."""
+        busy = [worker for worker in self.workers if worker.jobs]
+        limit = min(worker.since for worker in busy) + self.timeout - time.monotonic()
+        ready = wait([worker.connection for worker in busy], None if limit == math.inf else max(limit, 0))
+        for worker in busy:
+            if worker.connection in ready:
+                self._take(worker)
+            elif not ready and time.monotonic() - worker.since >= self.timeout:
+                why = f"a worker process was at it for {self.timeout:g} seconds"
+                self._restart(worker, why, give_up=True)
+
+    def _take(self, worker: _Worker) -> None:
+        try:
+            message = worker.connection.recv()
+        except (EOFError, OSError):
+            status = worker.process.wait()
+            by = f"signal {-status}" if status < 0 else f"status {status}"
+            why = f"two worker processes ended over it, with {by}; often memory is too small"
+            return self._restart(worker, why, give_up=worker.jobs[0].ended)
+        worker.since = time.monotonic()
+        if message == READY:
+            worker.ready = True
+        elif message == ASKS:
+            worker.since = math.inf
+            self.asking.append(worker)
+            self._permit()
+        elif isinstance(message, str):
+            raise RuntimeError(f"in a worker process:\n{message}")
+        else:
+            job = worker.jobs.popleft()
+            if isinstance(job.source, Item):
+                message = message._replace(item=job.source)
+            self._finish(job, message)
+            self._release(worker)
+
+    def _finish(self, job: _Job, found: Look) -> None:
+        self.done[job.number] = found = found._replace(source=job.source)
+        self.held += _pixels(found.crops)
+
+    def _restart(self, worker: _Worker, why: str, give_up: bool) -> None:
+        """Start a process anew that ended or hangs; its first photo is to blame."""
+        worker.end()
+        if not worker.ready:
+            raise UserError(f"a worker process did not start ({why}): write a smaller workers=...")
+        job = worker.jobs.popleft()
+        if give_up:
+            item = _failed(job.source, why)
+            self._finish(job, Look(item, 0, [], []))
+        else:
+            log.warning("a worker process ended at %s, which is tried again", _name(job.source))
+            worker.jobs.appendleft(job._replace(ended=True))
+        self.asking = deque(other for other in self.asking if other is not worker)
+        self._release(worker)
+        worker.start()
+
+    def _release(self, worker: _Worker) -> None:
+        if self.large is worker:
+            self.large = None
+            self._permit()
+
+    def _permit(self) -> None:
+        """Let the next worker decode a large photo, unless one does so."""
+        if self.large is None and self.asking:
+            self.large = self.asking.popleft()
+            self.large.since = time.monotonic()
+            self.large.send(None)
+
+
+def _frame(source: Source | Item | None) -> Image.Image | None:
+    """The image of an item, which is held here until it is answered."""
+    return source.image if isinstance(source, Item) else None
+
+
+def _pixels(images: Iterable[Image.Image | None]) -> int:
+    return sum(image.width * image.height for image in images if image)
+
+
+def _name(source: Source | Item) -> str:
+    key = source.key if isinstance(source, Item) else source
+    return terminal(getattr(key, "member", None) or getattr(key, "file", key))
+
+
+def _failed(source: Source | Item, why: str) -> Item:
+    """The item of a photo that cannot be read."""
+    if isinstance(source, Source):
+        return read(source._replace(error=why))
+    return source._replace(image=None, error=why)
+
+
+# -- the side of the worker --------------------------------------------------------------
+
+
+def work(descriptor: int) -> None:
+    """Answer photos until the caller is gone.
+
+    Args:
+        descriptor: of the socket to the caller.
+    """
+    connection = Connection(descriptor)
+    settings, crop = connection.recv()
+    photos: SimpleQueue = SimpleQueue()
+    permits: SimpleQueue = SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, photos, permits), daemon=True).start()
+    detector = settings and Detector(*settings, threads=1)
+
+    def opened(image: Image.Image) -> None:
+        if image.width * image.height > LARGE:
+            connection.send(ASKS)
+            permits.get()
+
+    try:
+        connection.send(READY)
+        while True:
+            connection.send(_answer(photos.get(), detector, crop, opened))
+    except OSError:  # the caller is gone
+        os._exit(0)
+
+
+def _listen(connection: Connection, photos: SimpleQueue, permits: SimpleQueue) -> None:
+    """Take what the caller sends, so that it never waits; end with the caller."""
+    try:
+        while True:
+            message = connection.recv()
+            (permits if message is None else photos).put(message)
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _answer(source: Source | Item, detector: Any, crop: Crop, opened: Any) -> Look | str:
+    """What is sent back of a photo, without the photo; of a bug, its traceback."""
+    try:
+        found = look(source, detector, crop, opened)
+        return found._replace(item=found.item._replace(image=None))
+    except Exception:
+        return traceback.format_exc()
