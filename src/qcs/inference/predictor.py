@@ -47,6 +47,7 @@ class Prediction(NamedTuple):
     box: tuple[float, ...] | None = None  # left, top, right, bottom in pixels
     landmarks: tuple[tuple[float, float], ...] | None = None  # see qcs.inference.detector
     score: float | None = None  # of the detector
+    embedding: np.ndarray | None = None  # (C,) float16, where it was asked for
 
 
 class Result(NamedTuple):
