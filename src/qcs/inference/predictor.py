@@ -7,10 +7,11 @@ F faces of an image, K classes.
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +23,11 @@ from qcs.checkpoints.names import Trust
 from qcs.config.errors import UserError
 from qcs.evaluation.apply import pick_device
 from qcs.inference.backends import Form, in_form
-from qcs.inference.crops import LOOSE, Crop, as_trained, crop_of, cut
+from qcs.inference.crops import LOOSE, Crop, crop_of
 from qcs.inference.detector import Detector, Face
-from qcs.inference.inputs import Input, Item, as_image
+from qcs.inference.inputs import Input, Item, as_image, read
+from qcs.inference.sources import Source
+from qcs.inference.workers import TIMEOUT, Look, look, looks, workers_for
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class Prediction(NamedTuple):
     box: tuple[float, ...] | None = None  # left, top, right, bottom in pixels
     landmarks: tuple[tuple[float, float], ...] | None = None  # see qcs.inference.detector
     score: float | None = None  # of the detector
+    embedding: np.ndarray | None = None  # (C,) float16, where it was asked for
 
 
 class Result(NamedTuple):
@@ -104,13 +108,18 @@ class Predictor:
         return self._detector
 
     def predict(
-        self, images: Input | Sequence[Input], detect: bool = True
+        self,
+        images: Input | Sequence[Input],
+        detect: bool = True,
+        workers: int | Literal["auto"] = 0,
     ) -> list[list[Prediction]]:
         """Find and classify the faces of images.
 
         Args:
             images: one or several paths, PIL images or uint8 arrays, (H, W, 3) RGB or (H, W) grey.
             detect: whether to find the faces; else every image is taken as a cut face.
+            workers: processes that read the images and find the faces, worth it for many images;
+                "auto" takes one for each processor.
 
         Returns:
             For each image a list of its faces, the largest first.
@@ -130,40 +139,58 @@ class Predictor:
             self._warned = True
         if isinstance(images, (str, PathLike, np.ndarray, Image.Image)):
             images = [images]
-        items = (Item(number, as_image(image)) for number, image in enumerate(images))
-        return [result.predictions for result in self.stream(items, detect)]
+        found = []
+        items = (_item(image) for image in images)
+        for result in self.stream(items, detect, workers_for(workers, len(images)), keep=False):
+            if result.error is not None:
+                raise UserError(result.error)
+            found.append(result.predictions)
+        return found
 
-    def stream(self, items: Iterable[Item], detect: bool = True) -> Iterator[Result]:
-        """Find and classify the faces of a stream of images, in order and in batches."""
-        waiting: list[tuple[Item, list[Face | None], list[Image.Image]]] = []
+    def stream(
+        self,
+        items: Iterable[Item | Source],
+        detect: bool = True,
+        workers: int = 0,
+        keep: bool = True,
+        timeout: float = TIMEOUT,
+    ) -> Iterator[Result]:
+        """Find and classify the faces of a stream of images, in order and in batches.
+
+        Args:
+            items: the images; a `Source` is read here, or by a worker.
+            detect: whether to find the faces; else every image is taken as a cut face.
+            workers: processes that read, find and cut, see `qcs.inference.workers`; 0 for none.
+            keep: whether results hold the images; those that a worker read are read again for it.
+            timeout: seconds for a photo in a worker.
+        """
+        detector = self.detector if detect else None
+        found = (
+            looks(items, workers, detector, self.crop, timeout)
+            if workers
+            else (look(item, detector, self.crop) for item in items)
+        )
+        waiting: list[Look] = []
         number = pixels = 0
-        for item in items:
-            faces: list[Face | None] = []
-            crops: list[Image.Image] = []
-            if item.image is not None:
-                faces = list(self.detector(item.image)) if detect else [None]
-                pixels += item.image.width * item.image.height
-                crops = [self._crop(item.image, face) for face in faces]
-            waiting.append((item, faces, crops))
-            number += len(faces)
+        for one in found:
+            waiting.append(one)
+            number += len(one.faces)
+            pixels += one.pixels
             if number >= self.batch_size or pixels >= MAX_WAITING:
-                yield from self._finish(waiting)
+                yield from self._finish(waiting, keep)
                 waiting, number, pixels = [], 0, 0
-        yield from self._finish(waiting)
+        yield from self._finish(waiting, keep)
 
-    def _crop(self, image: Image.Image, face: Face | None) -> Image.Image:
-        if face is None:
-            return as_trained(image, self.crop)
-        return cut(image, face.landmarks, self.crop)
-
-    def _finish(self, waiting: list) -> Iterator[Result]:
-        probabilities = self.classify([crop for *_, crops in waiting for crop in crops])
+    def _finish(self, waiting: list[Look], keep: bool) -> Iterator[Result]:
+        probabilities = self.classify([crop for one in waiting for crop in one.crops])
         start = 0
-        for item, faces, crops in waiting:
+        for item, _, faces, crops, source in waiting:
             rows = probabilities[start : start + len(faces)]
             start += len(faces)
             found = [self._prediction(f, row) for f, row in zip(faces, rows, strict=True)]
-            yield Result(item.key, item.image, item.error, found, crops)
+            if keep and isinstance(source, Source) and not item.error:
+                item = read(source)
+            yield Result(item.key, item.image if keep else None, item.error, found, crops)
 
     @torch.no_grad()
     def classify(self, crops: Sequence[Image.Image]) -> np.ndarray:
@@ -199,6 +226,13 @@ class Predictor:
             return Prediction(*answer)
         landmarks = tuple(map(tuple, face.landmarks.tolist()))
         return Prediction(*answer, tuple(face.box.tolist()), landmarks, face.score)
+
+
+def _item(image: Input) -> Item | Source:
+    """A path as a source, which a worker can read, and anything else as an image."""
+    if isinstance(image, (str, PathLike)):
+        return Source(os.fspath(image), os.fspath(image), "image")
+    return Item(None, as_image(image))
 
 
 def _out_of_memory(error: Exception) -> bool:

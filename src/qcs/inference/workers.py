@@ -28,7 +28,8 @@ from qcs.config.errors import UserError
 from qcs.config.escape import terminal
 from qcs.inference.crops import Crop, as_trained, cut
 from qcs.inference.detector import Detector, Face
-from qcs.inference.inputs import Item, Source, read
+from qcs.inference.inputs import Item, read
+from qcs.inference.sources import Source
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +231,9 @@ class _Pool:
         """Take the answers that are there; wait for the first, and for none of them too long."""
         busy = [worker for worker in self.workers if worker.jobs]
         limit = min(worker.since for worker in busy) + self.timeout - time.monotonic()
-        ready = wait([worker.connection for worker in busy], None if limit == math.inf else max(limit, 0))
+        ready = wait(
+            [worker.connection for worker in busy], None if limit == math.inf else max(limit, 0)
+        )
         for worker in busy:
             if worker.connection in ready:
                 self._take(worker)
@@ -330,7 +333,7 @@ def work(descriptor: int) -> None:
     photos: SimpleQueue = SimpleQueue()
     permits: SimpleQueue = SimpleQueue()
     threading.Thread(target=_listen, args=(connection, photos, permits), daemon=True).start()
-    detector = settings and Detector(*settings, threads=1)
+    detector = settings and Detector(*settings, 1)
 
     def opened(image: Image.Image) -> None:
         if image.width * image.height > LARGE:
