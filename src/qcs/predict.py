@@ -35,9 +35,9 @@ from qcs.inference.inputs import open_items
 from qcs.inference.outputs import Records
 from qcs.inference.pictures import Pictures, Written
 from qcs.inference.predictor import Predictor, Result
+from qcs.inference.processors import workers_for
 from qcs.inference.shards import Shard
 from qcs.inference.sources import Source, files_of
-from qcs.inference.workers import workers_for
 
 log = logging.getLogger(__name__)
 

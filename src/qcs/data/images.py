@@ -80,7 +80,7 @@ def decode(file: BinaryIO, opened: Callable[[Image.Image], None] | None = None) 
     with _pillow_errors(), Image.open(file, formats=FORMATS) as image:
         if opened:
             opened(image)
-        return upright_rgb(image)
+        return upright_rgb(image, in_place=True)
 
 
 def read_image(
@@ -109,11 +109,15 @@ def _pillow_errors() -> Iterator[None]:
         raise UserError(str(error).strip() or type(error).__name__) from error
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image, in_place: bool = False) -> Image.Image:
     """Turn an open image into upright RGB, as every command and the Python API see it.
 
     The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, and what is transparent is
     laid on white.
+
+    Args:
+        image: of any mode.
+        in_place: whether it may be changed, which saves copies of large images.
 
     Raises:
         UserError: the image has no pixels or more than `MAX_PIXELS`, its numbers have no known
@@ -128,7 +132,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
             "make it smaller"
         )
     with _pillow_errors():
-        return _rgb(ImageOps.exif_transpose(image))
+        image.load()  # its file may be closed soon
+        return _rgb(ImageOps.exif_transpose(image, in_place=in_place) or image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -143,4 +148,4 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

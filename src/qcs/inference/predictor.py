@@ -26,8 +26,10 @@ from qcs.inference.backends import Form, in_form
 from qcs.inference.crops import LOOSE, Crop, crop_of
 from qcs.inference.detector import Detector, Face
 from qcs.inference.inputs import Input, Item, as_image, read
+from qcs.inference.looking import Look, look
+from qcs.inference.processors import workers_for
 from qcs.inference.sources import Source
-from qcs.inference.workers import TIMEOUT, Look, look, looks, workers_for
+from qcs.inference.workers import TIMEOUT, looks
 
 log = logging.getLogger(__name__)
 

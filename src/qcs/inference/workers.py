@@ -1,8 +1,9 @@
-"""Photos decoded, searched for faces and cut by worker processes, in order.
+"""Photos read, searched for faces and cut by worker processes, in order.
 
-A worker is a Python of its own that imports neither torch nor the caller's program. It is sent a
-few photos ahead and answers with cut faces, which are small, so no photo travels back. Each worker
-has a socket pair of its own: when it is killed, the photo on which it worked is known.
+A worker is a Python of its own that imports neither torch nor the caller's program, see
+`qcs.inference.looking.work`. It is sent a few photos ahead and answers with cut faces, which are
+small, so no photo travels back. Each worker has a socket pair of its own, so that the photo on which
+it worked is known when it is killed.
 """
 
 import logging
@@ -10,105 +11,36 @@ import math
 import os
 import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
-from queue import SimpleQueue
-from typing import Any, Literal, NamedTuple
+from multiprocessing.connection import wait
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
-from qcs.inference.crops import Crop, as_trained, cut
-from qcs.inference.detector import Detector, Face
+from qcs.inference.crops import Crop
+from qcs.inference.detector import Detector
 from qcs.inference.inputs import Item, read
+from qcs.inference.looking import ASKS, READY, Look
 from qcs.inference.sources import Source
 
 log = logging.getLogger(__name__)
 
-FEW = 32  # photos that are done before worker processes would have started
 AHEAD = 4  # photos that a worker is sent before it has answered
-LARGE = 16_000_000  # pixels; of the photos that have more, one is decoded at a time
 MAX_WAITING = 50_000_000  # pixels of frames and cut faces that are held here
 TIMEOUT = 120.0  # seconds
-READY, ASKS = "ready", "asks to decode a large photo"
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-CGROUPS = Path("/sys/fs/cgroup")
-
-
-class Look(NamedTuple):
-    """What was found in an image."""
-
-    item: Item  # an image of a worker's own is left out of it
-    pixels: int  # of the image
-    faces: list[Face | None]  # None is the whole image, taken as a cut face
-    crops: list[Image.Image]  # as many
-    source: Source | Item | None = None  # from which the image can be read again
 
 
 class _Job(NamedTuple):
     number: int
     source: Source | Item
     ended: bool = False  # whether a worker was killed over it
-
-
-def look(source: Source | Item, detector: Detector | None, crop: Crop, opened: Any = None) -> Look:
-    """Read an image if it is not read yet, find its faces, and cut them out.
-
-    Args:
-        source: the image.
-        detector: None takes the image as a cut face.
-        crop: how faces are cut.
-        opened: see `qcs.data.images.decode`.
-    """
-    item = read(source, opened) if isinstance(source, Source) else source
-    if (image := item.image) is None:
-        return Look(item, 0, [], [])
-    faces: list[Face | None] = list(detector(image)) if detector else [None]
-    crops = [cut(image, f.landmarks, crop) if f else as_trained(image, crop) for f in faces]
-    return Look(item, image.width * image.height, faces, crops)
-
-
-# -- how many ----------------------------------------------------------------------------
-
-
-def workers_for(wanted: int | Literal["auto"], photos: float) -> int:
-    """Return the number of workers for some photos; "auto" means one for each processor.
-
-    Raises:
-        UserError: the number is negative, or this system has no socket pairs to inherit.
-    """
-    if wanted == "auto":
-        usable = processors() if os.name == "posix" else 1
-        return usable if usable > 1 and photos >= FEW else 0
-    if wanted < 0:
-        raise UserError(f"workers={wanted} is negative: write a number, 0 for none, or auto")
-    if wanted and os.name != "posix":
-        raise UserError(f"workers={wanted} works on Linux and macOS: write workers=0")
-    return wanted
-
-
-def processors() -> int:
-    """The number of processors that this process may use, by its affinity and its cgroup."""
-    own = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    for name in ("cpu.max", "cpu/cpu.cfs_quota_us"):  # of versions 2 and 1
-        with suppress(OSError, ValueError, IndexError):
-            quota, *period = (CGROUPS / name).read_text().split()
-            if not period:
-                period = [(CGROUPS / "cpu/cpu.cfs_period_us").read_text()]
-            if int(quota) > 0:
-                own = min(own, math.ceil(int(quota) / int(period[0])))
-    return max(own, 1)
-
-
-# -- the side of the caller --------------------------------------------------------------
 
 
 def looks(
@@ -134,9 +66,12 @@ def looks(
         UserError: a worker is killed while it starts.
         RuntimeError: a bug; with the traceback of the worker.
     """
-    settings = detector and (detector.threshold, detector.longest, detector.smallest)
-    pool = _Pool(sources, number, (settings, crop), timeout)
+    names = ("threshold", "longest", "smallest")
+    settings = detector and {name: getattr(detector, name) for name in names}
+    pool = _Pool(sources, timeout)
     try:
+        for _ in range(number):
+            pool.workers.append(_Worker((settings, crop)))
         yield from pool
     finally:
         for worker in pool.workers:
@@ -156,7 +91,7 @@ class _Worker:
         self.connection, theirs = Pipe()
         code = (
             f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}\n"
-            f"from qcs.inference import workers; workers.work({theirs.fileno()})"
+            f"from qcs.inference import looking; looking.work({theirs.fileno()})"
         )
         with theirs:
             self.process = subprocess.Popen(
@@ -167,15 +102,20 @@ class _Worker:
                 start_new_session=True,  # Ctrl-C is for its parent alone, which ends it
             )
         self.ready, self.since = False, time.monotonic()
-        for message in (self.setup, *(job.source for job in self.jobs)):
-            self.send(message)
+        self.send(self.setup)
+        for job in self.jobs:
+            self.send_photo(job.source)
 
     def add(self, job: _Job) -> None:
-        """Send a photo."""
+        """Take on a photo."""
         if not self.jobs and self.ready:
             self.since = time.monotonic()
         self.jobs.append(job)
-        self.send(job.source)
+        self.send_photo(job.source)
+
+    def send_photo(self, source: Source | Item) -> None:
+        """Send a photo, without a key of the caller's, which may be anything."""
+        self.send(source if isinstance(source, Source) else source._replace(key=None))
 
     def send(self, message: Any) -> None:
         """Send something; a process that is gone is noticed when nothing comes back."""
@@ -190,12 +130,9 @@ class _Worker:
 
 
 class _Pool:
-    def __init__(
-        self, sources: Iterable[Source | Item], number: int, setup: Any, timeout: float
-    ) -> None:
+    def __init__(self, sources: Iterable[Source | Item], timeout: float) -> None:
         self.sources, self.timeout = iter(sources), timeout
-        self.workers = [_Worker(setup) for _ in range(number)]
-        self.window = 2 * AHEAD * number  # photos that may be ahead of the slowest
+        self.workers: list[_Worker] = []
         self.done: dict[int, Look] = {}
         self.head = self.next = self.held = 0
         self.large: _Worker | None = None  # decodes a large photo
@@ -216,7 +153,8 @@ class _Pool:
 
     def _fill(self) -> None:
         """Send photos to the workers that have the fewest."""
-        while self.next < self.head + self.window and self.held < MAX_WAITING:
+        window = 2 * AHEAD * len(self.workers)  # photos that may be ahead of the slowest
+        while self.next < self.head + window and self.held < MAX_WAITING:
             worker = min(self.workers, key=lambda worker: len(worker.jobs))
             if len(worker.jobs) >= AHEAD or (source := next(self.sources, None)) is None:
                 return
@@ -317,51 +255,3 @@ def _failed(source: Source | Item, why: str) -> Item:
     if isinstance(source, Source):
         return read(source._replace(error=why))
     return source._replace(image=None, error=why)
-
-
-# -- the side of the worker --------------------------------------------------------------
-
-
-def work(descriptor: int) -> None:
-    """Answer photos until the caller is gone.
-
-    Args:
-        descriptor: of the socket to the caller.
-    """
-    connection = Connection(descriptor)
-    settings, crop = connection.recv()
-    photos: SimpleQueue = SimpleQueue()
-    permits: SimpleQueue = SimpleQueue()
-    threading.Thread(target=_listen, args=(connection, photos, permits), daemon=True).start()
-    detector = settings and Detector(*settings, 1)
-
-    def opened(image: Image.Image) -> None:
-        if image.width * image.height > LARGE:
-            connection.send(ASKS)
-            permits.get()
-
-    try:
-        connection.send(READY)
-        while True:
-            connection.send(_answer(photos.get(), detector, crop, opened))
-    except OSError:  # the caller is gone
-        os._exit(0)
-
-
-def _listen(connection: Connection, photos: SimpleQueue, permits: SimpleQueue) -> None:
-    """Take what the caller sends, so that it never waits; end with the caller."""
-    try:
-        while True:
-            message = connection.recv()
-            (permits if message is None else photos).put(message)
-    except (EOFError, OSError):
-        os._exit(0)
-
-
-def _answer(source: Source | Item, detector: Any, crop: Crop, opened: Any) -> Look | str:
-    """What is sent back of a photo, without the photo; of a bug, its traceback."""
-    try:
-        found = look(source, detector, crop, opened)
-        return found._replace(item=found.item._replace(image=None))
-    except Exception:
-        return traceback.format_exc()
