@@ -19,16 +19,15 @@ from omegaconf import DictConfig
 from typing_extensions import TypedDict
 
 from qcs.checkpoints import zoo
-from qcs.checkpoints.load import load_classifier
 from qcs.config.bounds import Count, Positive, Probability, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
 from qcs.config.options import resolve
-from qcs.evaluation.apply import pick_device
+from qcs.evaluation.device import pick_device
 from qcs.inference import shards
 from qcs.inference.archive import SUFFIX, Archive
-from qcs.inference.backends import Form
+from qcs.inference.backends import Form, open_network
 from qcs.inference.crops import crop_of
 from qcs.inference.detector import Detector
 from qcs.inference.inputs import open_items
@@ -175,15 +174,16 @@ def _network(config: dict[str, Any]) -> str:
 
 def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
     device = pick_device(config["device"])
-    if config["ckpt"] is None:
-        log.info("network %s (`qcs zoo` tells of it, ckpt=... takes another)", zoo.default())
-    checkpoint, detector = load_classifier(_network(config), config.get("trust")), None
+    checkpoint = open_network(config["ckpt"], device, config["form"], config.get("trust"))
+    detector = None
     if config["detect"] == "auto" or config["crop"]:
         detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
     log.info("faces are cut %s", terminal(why))
     batch_size = 1 if webcam else config["batch_size"]  # a webcam is answered at once
     predictor = Predictor(checkpoint, detector, crop, batch_size, device, config["form"])
+    name = config["ckpt"] or f"{zoo.default()} (`qcs zoo` tells of it, ckpt=... takes another)"
+    log.info("network %s, on %s", terminal(name), predictor.backend)
     if predictor.warning:
         log.warning("%s", predictor.warning)
     return predictor

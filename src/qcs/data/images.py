@@ -133,7 +133,10 @@ def upright_rgb(image: Image.Image, in_place: bool = False) -> Image.Image:
         )
     with _pillow_errors():
         image.load()  # its file may be closed soon
-        return _rgb(ImageOps.exif_transpose(image, in_place=in_place) or image)
+        if not in_place:
+            image = image.copy()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

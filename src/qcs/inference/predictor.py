@@ -9,20 +9,18 @@ F faces of an image, K classes.
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
-from qcs.checkpoints import zoo
-from qcs.checkpoints.load import Checkpoint, load_classifier
 from qcs.checkpoints.names import Trust
+from qcs.checkpoints.onnx import Export
 from qcs.config.errors import UserError
-from qcs.evaluation.apply import pick_device
-from qcs.inference.backends import Form, in_form
+from qcs.evaluation.device import pick_device
+from qcs.inference.backends import Form, in_torch, open_network, require_form
 from qcs.inference.crops import LOOSE, Crop, crop_of
 from qcs.inference.detector import Detector, Face
 from qcs.inference.inputs import Input, Item, as_image, read
@@ -30,6 +28,9 @@ from qcs.inference.looking import Look, look
 from qcs.inference.processors import workers_for
 from qcs.inference.sources import Source
 from qcs.inference.workers import TIMEOUT, looks
+
+if TYPE_CHECKING:
+    from qcs.checkpoints.load import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ class Predictor:
     """Classifies the faces in images with a checkpoint.
 
     Args:
-        checkpoint: of `qcs.checkpoints.load.load_classifier`.
+        checkpoint: of `qcs.inference.backends.open_network`, or of
+            `qcs.checkpoints.load.load_classifier`.
         detector: finds faces; None means the default one, which is made when it is first needed.
         crop: how faces are cut out of a photo; see `qcs.inference.crops.crop_of`.
         batch_size: the number of faces that are classified at once.
@@ -77,16 +79,17 @@ class Predictor:
         form: see `qcs.inference.backends`; a form other than "eager" is worth it for many faces.
 
     Attributes:
+        backend: the library that computes the answers, "onnxruntime" or "torch".
         warning: a sentence on why its answers must not be relied on, or None. `predict` issues it
             once, as a Python warning.
 
     Raises:
-        UserError: `batch_size` is below 1, or as `qcs.inference.backends.in_form`.
+        UserError: `batch_size` is below 1, or as `qcs.inference.compiled.in_form`.
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: "Checkpoint | Export",
         detector: Detector | None = None,
         crop: Crop = LOOSE,
         batch_size: int = 32,
@@ -95,9 +98,18 @@ class Predictor:
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size must be 1 or more, got {batch_size}")
-        self.network = in_form(checkpoint.network.to(device), form, batch_size)
+        self.network: Any = checkpoint.network
+        if isinstance(checkpoint, Export):
+            require_form(form, export=True)
+            self.backend, self._logits = "onnxruntime", checkpoint.network
+        else:
+            from qcs.inference.compiled import in_form  # PyTorch only when it is needed
+
+            self.network = in_form(checkpoint.network.to(device), form, batch_size)
+            self.backend, self._logits = "torch", in_torch(self.network, device)
         self.class_names = checkpoint.class_names
-        self.transform, self.crop = checkpoint.transform, crop
+        self.transform: Callable[[Image.Image], Any] = checkpoint.transform
+        self.crop = crop
         self._detector, self.batch_size, self.device = detector, batch_size, device
         drawn = checkpoint.recipe["dataset"]["name"] in ("synthetic", "synthetic_folder")
         self.warning = DRAWN_FACES if drawn else None
@@ -194,7 +206,6 @@ class Predictor:
                 item = read(source)
             yield Result(item.key, item.image if keep else None, item.error, found, crops)
 
-    @torch.no_grad()
     def classify(self, crops: Sequence[Image.Image]) -> np.ndarray:
         """Turn cut faces into probabilities (F, K), in batches.
 
@@ -205,9 +216,9 @@ class Predictor:
         for start in range(0, len(crops), self.batch_size):
             part = crops[start : start + self.batch_size]
             try:
-                batch = torch.stack([self.transform(crop) for crop in part]).to(self.device)
-                rows.append(self.network(batch).double().softmax(1).cpu().numpy())
-            except (RuntimeError, MemoryError) as error:
+                batch = np.stack([np.asarray(self.transform(crop)) for crop in part])
+                rows.append(softmax(self._logits(batch)))
+            except Exception as error:
                 if not _out_of_memory(error):
                     raise
                 raise UserError(
@@ -237,10 +248,16 @@ def _item(image: Input) -> Item | Source:
     return Item(None, as_image(image))
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Turn logits (F, K) into probabilities, in float64."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
 def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; on the CPU, PyTorch raises a mere RuntimeError for that."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "allocate memory" in str(error)
+    """Whether memory ran out; on the CPU, the libraries have no kind of error for that."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "allocate memory" in str(error)
 
 
 def load(
@@ -254,15 +271,15 @@ def load(
 
     Args:
         path: a checkpoint or an exported .onnx; or a name of `qcs zoo`, whose default is taken
-            where there is none.
+            where there is none. See `open_network` for what is computed with onnxruntime.
         device: the network's.
         crop: how faces are cut, see `crop_of`.
         form: see `Predictor`.
         trust: import paths of the user's own code that may be built, as ["mine.TinyBackbone"].
 
     Raises:
-        UserError: as for `qcs.checkpoints.load.load_classifier`, `qcs.inference.crops.crop_of`,
-            `qcs.evaluation.apply.pick_device` and `qcs.inference.backends.in_form`.
+        UserError: as for `open_network`, `qcs.inference.crops.crop_of`,
+            `qcs.evaluation.device.pick_device` and `qcs.inference.compiled.in_form`.
 
     Examples:
         >>> import qcs
@@ -270,6 +287,6 @@ def load(
         ('red', 'green', 'blue')
     """
     device = pick_device(device)
-    checkpoint = load_classifier(zoo.default_file() if path is None else path, trust)
+    checkpoint = open_network(path, device, form, trust)
     found, _ = crop_of(checkpoint.recipe, crop)
     return Predictor(checkpoint, crop=found, device=device, form=form)

@@ -2,8 +2,8 @@
 
 A worker is a Python of its own that imports neither torch nor the caller's program, see
 `qcs.inference.looking.work`. It is sent a few photos ahead and answers with cut faces, which are
-small, so no photo travels back. Each worker has a socket pair of its own, so that the photo on which
-it worked is known when it is killed.
+small, so no photo travels back. Each worker has a socket pair of its own: when it is killed, the
+photo on which it worked is known.
 """
 
 import logging
