@@ -6,6 +6,7 @@ read; 2 if the run could not start or its results could not be written; 130 afte
 
 import hashlib
 import logging
+import math
 import os
 import sys
 from collections import Counter
@@ -18,22 +19,22 @@ from omegaconf import DictConfig
 from typing_extensions import TypedDict
 
 from qcs.checkpoints import zoo
-from qcs.checkpoints.load import load_classifier
-from qcs.config.bounds import Count, Probability
+from qcs.config.bounds import Count, Positive, Probability, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
 from qcs.config.options import resolve
-from qcs.evaluation.apply import pick_device
+from qcs.evaluation.device import pick_device
 from qcs.inference import shards
 from qcs.inference.archive import SUFFIX, Archive
-from qcs.inference.backends import Form
+from qcs.inference.backends import Form, open_network
 from qcs.inference.crops import crop_of
 from qcs.inference.detector import Detector
 from qcs.inference.inputs import open_items
 from qcs.inference.outputs import Records
 from qcs.inference.pictures import Pictures, Written
 from qcs.inference.predictor import Predictor, Result
+from qcs.inference.processors import workers_for
 from qcs.inference.shards import Shard
 from qcs.inference.sources import Source, files_of
 
@@ -60,6 +61,8 @@ class Settings(TypedDict):
     longest: Count
     smallest: Count
     batch_size: Count
+    workers: Workers | Literal["auto"]
+    timeout: Positive
     form: Form
     device: str | None
     every: Count
@@ -85,14 +88,17 @@ def predict(config: dict[str, Any]) -> Counter:
     shard = shards.parse(config["shard"])
     out = _output(config, files, shard)
     files = shard.share(files) if shard else files
-    predictor = _predictor(config, any(file.kind == "webcam" for file in files))
+    webcam = any(file.kind == "webcam" for file in files)
+    workers = 0 if webcam else workers_for(config["workers"], _photos(files))
+    predictor = _predictor(config, webcam)
     records = _records(config, out, files, predictor, shard)
-    items = open_items(files, config["every"], config["max_frames"], records.done)
+    items = open_items(files, config["every"], config["max_frames"], records.done, later=True)
     pictures = Pictures(Path(config["run_dir"]), config["annotate"], config["save_crops"])
     counts: Counter = Counter()
     try:
         with records, pictures:
-            for result in predictor.stream(items, config["detect"] == "auto"):
+            detect, keep = config["detect"] == "auto", config["annotate"] or config["save_crops"]
+            for result in predictor.stream(items, detect, workers, keep, config["timeout"]):
                 result, written = _write_pictures(pictures, result)
                 records.write(result, written)
                 _count(counts, result)
@@ -110,6 +116,11 @@ def predict(config: dict[str, Any]) -> Counter:
         *(counts["empty"], counts["errors"], terminal(out)),
     )
     return counts
+
+
+def _photos(files: Sequence[Source]) -> float:
+    """The number of photos; without limit where there are films or tars."""
+    return len(files) if all(file.kind == "image" for file in files) else math.inf
 
 
 def _output(config: dict[str, Any], files: Sequence[Source], shard: Shard | None) -> Path:
@@ -163,15 +174,16 @@ def _network(config: dict[str, Any]) -> str:
 
 def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
     device = pick_device(config["device"])
-    if config["ckpt"] is None:
-        log.info("network %s (`qcs zoo` tells of it, ckpt=... takes another)", zoo.default())
-    checkpoint, detector = load_classifier(_network(config), config.get("trust")), None
+    checkpoint = open_network(config["ckpt"], device, config["form"], config.get("trust"))
+    detector = None
     if config["detect"] == "auto" or config["crop"]:
         detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
     log.info("faces are cut %s", terminal(why))
     batch_size = 1 if webcam else config["batch_size"]  # a webcam is answered at once
     predictor = Predictor(checkpoint, detector, crop, batch_size, device, config["form"])
+    name = config["ckpt"] or f"{zoo.default()} (`qcs zoo` tells of it, ckpt=... takes another)"
+    log.info("network %s, on %s", terminal(name), predictor.backend)
     if predictor.warning:
         log.warning("%s", predictor.warning)
     return predictor

@@ -11,7 +11,7 @@ import qcs
 from conftest import tiny_checkpoint
 from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
-from qcs.evaluation.apply import pick_device
+from qcs.evaluation.device import pick_device
 from qcs.inference.detector import Detector
 from qcs.inference.predictor import Predictor
 

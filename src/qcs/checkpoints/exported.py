@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from qcs.checkpoints import checksum
 from qcs.checkpoints.onnx import EXTRA, IMAGES, LOGITS, METADATA, onnxruntime
 from qcs.config.errors import missing_extra
-from qcs.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from qcs.data.numpy_transforms import IMAGENET_MEAN, IMAGENET_STD
 from qcs.models import QCSNetwork
 
 if TYPE_CHECKING:

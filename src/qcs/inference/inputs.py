@@ -44,7 +44,8 @@ def open_items(
     every: int = 1,
     max_frames: int | None = None,
     done: Callable[[Source], bool] = lambda source: False,
-) -> Iterator[Item]:
+    later: bool = False,
+) -> Iterator[Item | Source]:
     """Read images and frames one after the other; an unreadable file is an item with an error.
 
     Args:
@@ -52,6 +53,7 @@ def open_items(
         every: read one of so many frames of a film or webcam.
         max_frames: read at most so many frames of each film or webcam; None for all.
         done: whether to leave out an image or film, of which the stamp is known.
+        later: leave the images, but not the frames, to be read by whoever takes them (`read`).
 
     Raises:
         UserError: `every` or `max_frames` is below 1, or PyAV is missing where there are films.
@@ -62,15 +64,15 @@ def open_items(
         raise UserError(f"max_frames must be 1 or more, or null for all, got {max_frames}")
     if any(file.kind in ("film", "webcam") for file in files):
         video.library()
-    return _items(files, every, max_frames, done)
+    return _items(to_read(files, done), every, max_frames, later)
 
 
 def _items(
-    files: Sequence[Source], every: int, max_frames: int | None, done: Callable[[Source], bool]
-) -> Iterator[Item]:
-    for source in to_read(files, done):
+    sources: Iterable[Source], every: int, max_frames: int | None, later: bool
+) -> Iterator[Item | Source]:
+    for source in sources:
         if source.kind == "image":
-            yield read(source)
+            yield source if later else read(source)
         else:
             yield from _frames(source, every, max_frames)
 
@@ -113,15 +115,20 @@ def _images_of(tar: Source, done: Callable[[Source], bool]) -> Iterator[Source]:
             yield broken
 
 
-def read(source: Source) -> Item:
-    """Read an image; one that cannot be read is an item with an error."""
+def read(source: Source, opened: Callable[[Image.Image], None] | None = None) -> Item:
+    """Read an image; one that cannot be read is an item with an error.
+
+    Args:
+        source: of the kind "image".
+        opened: see `qcs.data.images.decode`.
+    """
     key = _key(source)
     if source.error:
         return Item(key, error=source.error)
     try:
         if source.data is None:
-            return Item(key, read_image(source.file))
-        return Item(key, decode(BytesIO(source.data)))
+            return Item(key, read_image(source.file, opened))
+        return Item(key, decode(BytesIO(source.data), opened))
     except (OSError, ValueError, MemoryError) as error:
         return Item(key, error=_unreadable_image(source, error))
 
