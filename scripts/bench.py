@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from qcs.data.regrouping import in_batch_groups
-from qcs.inference.backends import in_form
+from qcs.inference.compiled import in_form
 from qcs.models import IR, QCSNetwork
 from qcs.models.cpu_kernels import keep_freed_memory, speed_up, use_cpu_kernels
 from qcs.training.losses import QCSLoss

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from qcs.checkpoints.datasets import read_manifest
 from qcs.checkpoints.exported import Exported, metadata, to_int8, to_onnx, to_program
-from qcs.checkpoints.load import load_checkpoint
-from qcs.checkpoints.onnx import open_onnx
+from qcs.checkpoints.load import OnnxNetwork, load_checkpoint
+from qcs.checkpoints.onnx import open_export
 from qcs.config.keys import CONF
 from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
@@ -55,8 +55,8 @@ def formats(
             size["model.pt2"],
             torch.export.load(files["model.pt2"]).module(),
         ),
-        "ONNX": (size["model.onnx"], open_onnx(files["model.onnx"], threads)[0]),
-        "ONNX int8": (size["int8.onnx"], open_onnx(files["int8.onnx"], threads)[0]),
+        "ONNX": (size["model.onnx"], OnnxNetwork(open_export(files["model.onnx"], threads))),
+        "ONNX int8": (size["int8.onnx"], OnnxNetwork(open_export(files["int8.onnx"], threads))),
     }
 
 

@@ -31,8 +31,8 @@ from torch.nn.functional import cross_entropy
 from qcs.checkpoints import recipe, safetensors, zoo
 from qcs.checkpoints.datasets import checkpoint_manifest
 from qcs.checkpoints.exported import Exported, metadata, to_onnx
-from qcs.checkpoints.load import Checkpoint, load_checkpoint
-from qcs.checkpoints.onnx import open_onnx
+from qcs.checkpoints.load import Checkpoint, OnnxNetwork, load_checkpoint
+from qcs.checkpoints.onnx import open_export
 from qcs.config.errors import UserError
 from qcs.data.class_names import match_classes
 from qcs.data.datasets import Faces
@@ -223,7 +223,8 @@ def release(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     data = match_classes(whole, checkpoint.class_names).data
     temperature = calibrate(checkpoint, data) if options.calibrate else 1.0
     files = write(checkpoint, work / options.name)
-    networks = {"float32": checkpoint.network, "onnx": open_onnx(files["onnx"], 1)[0]}
+    onnx = OnnxNetwork(open_export(files["onnx"], 1))
+    networks = {"float32": checkpoint.network, "onnx": onnx}
     networks["safetensors"] = load_checkpoint(files["safetensors"]).network
     numbers = sum(parameter.numel() for parameter in checkpoint.network.parameters())
     entry = {

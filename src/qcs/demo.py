@@ -20,7 +20,7 @@ from qcs.config.bounds import Count, Probability
 from qcs.config.command import command
 from qcs.config.errors import missing_extra
 from qcs.config.options import resolve
-from qcs.evaluation.apply import pick_device
+from qcs.evaluation.device import pick_device
 from qcs.inference.crops import crop_of
 from qcs.inference.detector import Detector
 from qcs.inference.page import page

@@ -16,10 +16,12 @@ from qcs.config.command import command
 from qcs.config.options import resolve
 from qcs.data.class_names import ClassMatch
 from qcs.evaluation import compare, report
-from qcs.evaluation.apply import apply, pick_device
+from qcs.evaluation.apply import apply
 from qcs.evaluation.data import EvaluationData, rule_out_lacking, warn_of_class_differences
+from qcs.evaluation.device import pick_device
 from qcs.evaluation.metrics import check_resamples
-from qcs.inference.backends import Form, in_form
+from qcs.inference.backends import Form
+from qcs.inference.compiled import in_form
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing_extensions import TypedDict
 
 from qcs.checkpoints.datasets import checkpoint_manifest, dataset_config
 from qcs.checkpoints.exported import Exported, metadata, to_int8, to_onnx, to_program
-from qcs.checkpoints.load import Checkpoint, load_checkpoint
-from qcs.checkpoints.onnx import open_onnx
+from qcs.checkpoints.load import Checkpoint, OnnxNetwork, load_checkpoint
+from qcs.checkpoints.onnx import open_export
 from qcs.config.bounds import Count, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError
@@ -145,7 +145,8 @@ def check(model: Exported, path: Path, real: Tensor | None) -> float:
     Raises:
         UserError: it is too large, or the network's own logits are not finite.
     """
-    run = open_onnx(path)[0] if path.suffix == ".onnx" else torch.export.load(path).module()
+    onnx = path.suffix == ".onnx"
+    run = OnnxNetwork(open_export(path)) if onnx else torch.export.load(path).module()
     generator = torch.Generator().manual_seed(SEED)
     inputs = [model.example(n, generator) for n in (1, 5)] + ([] if real is None else [real])
     worst = 0.0
@@ -207,7 +208,7 @@ def _accuracy(
     file: Path, model: Exported, checkpoint: Checkpoint, data: Manifest, batch_size: int
 ) -> float:
     """The top-1 accuracy of an ONNX file."""
-    network, hits = open_onnx(file)[0], 0
+    network, hits = OnnxNetwork(open_export(file)), 0
     for rows in np.array_split(np.arange(len(data)), -(-len(data) // batch_size)):
         predicted = network(_inputs(model, checkpoint, data, rows)).argmax(1).numpy()
         hits += int((predicted == data.labels[rows]).sum())

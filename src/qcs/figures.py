@@ -17,7 +17,7 @@ from qcs.config.command import command
 from qcs.config.errors import UserError
 from qcs.config.options import resolve
 from qcs.evaluation import figures
-from qcs.evaluation.apply import pick_device
+from qcs.evaluation.device import pick_device
 from qcs.training.loggers import by_epoch
 
 log = logging.getLogger(__name__)

@@ -1,10 +1,12 @@
-"""Expressions in photos and videos: `python -m qcs.predict input=photo.jpg [ckpt=...]`.
+"""Expressions in photos and videos: `python -m qcs.predict photo.jpg [ckpt=...]`.
 
 Exit status: 0 if every file was read, with or without faces in it; 1 if some files could not be
 read; 2 if the run could not start or its results could not be written; 130 after Ctrl-C.
 """
 
+import hashlib
 import logging
+import math
 import os
 import sys
 from collections import Counter
@@ -17,22 +19,29 @@ from omegaconf import DictConfig
 from typing_extensions import TypedDict
 
 from qcs.checkpoints import zoo
-from qcs.checkpoints.load import load_classifier
-from qcs.config.bounds import Count, Probability
+from qcs.config.bounds import Count, Positive, Probability, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
 from qcs.config.options import resolve
-from qcs.evaluation.apply import pick_device
-from qcs.inference.backends import Form
+from qcs.evaluation.device import pick_device
+from qcs.inference import shards
+from qcs.inference.archive import SUFFIX, Archive
+from qcs.inference.backends import Form, open_network
 from qcs.inference.crops import crop_of
 from qcs.inference.detector import Detector
-from qcs.inference.inputs import Source, files_of, open_items
+from qcs.inference.inputs import open_items
 from qcs.inference.outputs import Records
 from qcs.inference.pictures import Pictures, Written
 from qcs.inference.predictor import Predictor, Result
+from qcs.inference.processors import workers_for
+from qcs.inference.shards import Shard
+from qcs.inference.sources import Source, files_of
 
 log = logging.getLogger(__name__)
+
+# The settings on which the rows of an archive depend, beside the network.
+KEPT = ("detect", "crop", "threshold", "longest", "smallest", "form", "every", "max_frames")
 
 
 class Settings(TypedDict):
@@ -41,13 +50,19 @@ class Settings(TypedDict):
     ckpt: str | None
     trust: str | list[str] | None
     input: str | int | Annotated[list[str | int], MinLen(1)] | None
+    path_column: str
+    shard: str | None
     out: str | None
+    restart: bool
+    embeddings: bool
     detect: Literal["auto", "none"]
     crop: str | None
     threshold: Probability
     longest: Count
     smallest: Count
     batch_size: Count
+    workers: Workers | Literal["auto"]
+    timeout: Positive
     form: Form
     device: str | None
     every: Count
@@ -69,25 +84,31 @@ def predict(config: dict[str, Any]) -> Counter:
     """
     if config["input"] is None:
         raise UserError("input is not set: write input=photo.jpg")
-    files = files_of(config["input"])
-    items = open_items(files, config["every"], config["max_frames"])
-    out = _output(config, files)
-    predictor = _predictor(config, any(file.kind == "webcam" for file in files))
+    files = files_of(config["input"], config["path_column"])
+    shard = shards.parse(config["shard"])
+    out = _output(config, files, shard)
+    files = shard.share(files) if shard else files
+    webcam = any(file.kind == "webcam" for file in files)
+    workers = 0 if webcam else workers_for(config["workers"], _photos(files))
+    predictor = _predictor(config, webcam)
+    records = _records(config, out, files, predictor, shard)
+    items = open_items(files, config["every"], config["max_frames"], records.done, later=True)
+    pictures = Pictures(Path(config["run_dir"]), config["annotate"], config["save_crops"])
     counts: Counter = Counter()
-    with (
-        Records(out, predictor.class_names) as records,
-        Pictures(Path(config["run_dir"]), config["annotate"], config["save_crops"]) as pictures,
-    ):
-        try:
-            for result in predictor.stream(items, config["detect"] == "auto"):
+    try:
+        with records, pictures:
+            detect, keep = config["detect"] == "auto", config["annotate"] or config["save_crops"]
+            for result in predictor.stream(items, detect, workers, keep, config["timeout"]):
                 result, written = _write_pictures(pictures, result)
                 records.write(result, written)
                 _count(counts, result)
-        except KeyboardInterrupt:  # the usual way to end a webcam
-            counts["stopped"] = int(files[-1].kind != "webcam")
-            log.info("stopped")
+    except KeyboardInterrupt:  # the usual way to end a webcam
+        counts["stopped"] = int(files[-1].kind != "webcam")
+        log.info("stopped")
     counts["errors"] += pictures.failed
     labels = ((name, counts["label", name]) for name in predictor.class_names)
+    if records.skipped:
+        log.info("%d images or films were there already", records.skipped)
     log.info(
         "%d images or frames, %d faces (%s), %d without a face, %d that could not be read: %s",
         *(counts[key] for key in ("images", "faces")),
@@ -97,17 +118,28 @@ def predict(config: dict[str, Any]) -> Counter:
     return counts
 
 
-def _output(config: dict[str, Any], files: Sequence[Source]) -> Path:
-    """The file for the predictions, relative to the working directory.
+def _photos(files: Sequence[Source]) -> float:
+    """The number of photos; without limit where there are films or tars."""
+    return len(files) if all(file.kind == "image" for file in files) else math.inf
+
+
+def _output(config: dict[str, Any], files: Sequence[Source], shard: Shard | None) -> Path:
+    """The file or folder for the predictions, relative to the working directory.
 
     Raises:
         UserError: it is one of the files to be read.
     """
-    if config["out"] is None:
-        return Path(config["run_dir"]) / "predictions.jsonl"
-    out = Path(os.path.expanduser(config["out"]))
+    text = config["out"] or str(Path(config["run_dir"]) / "predictions.jsonl")
+    out = Path(os.path.expanduser(text))
+    if out.suffix.lower() == SUFFIX:
+        shard = None  # it has parts, which are named after their shard
+    elif text.endswith("/"):
+        raise UserError(f"out={text} is a folder: write out={text.rstrip('/')}.parquet for one")
+    if shard:
+        out = out.with_name(f"{out.stem}-{shard.name}{out.suffix}")
     if out.exists():
-        for file in (config["ckpt"] or "", *(file.file for file in files)):
+        given = config["input"] if isinstance(config["input"], list) else [config["input"]]
+        for file in (config["ckpt"] or "", *map(str, given), *(file.file for file in files)):
             if os.path.exists(file) and os.path.samefile(file, out):
                 raise UserError(f"out={out} would overwrite {file}, which is to be read")
         if out.is_file():
@@ -115,18 +147,43 @@ def _output(config: dict[str, Any], files: Sequence[Source]) -> Path:
     return out
 
 
+def _records(
+    config: dict[str, Any],
+    out: Path,
+    files: Sequence[Source],
+    predictor: Predictor,
+    shard: Shard | None,
+) -> Records | Archive:
+    """What writes the predictions, by the name of the output."""
+    if out.suffix.lower() == ".csv" and config["embeddings"]:
+        raise UserError("embeddings=true has no place in a CSV: write out=faces.parquet or .jsonl")
+    if out.suffix.lower() != SUFFIX:
+        return Records(out, predictor.class_names)
+    network = Path(_network(config)).expanduser()
+    with (zoo.find(network) or network).open("rb") as file:
+        made = {"network_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    made |= {key: config[key] for key in (*KEPT, "embeddings")}
+    features = None
+    restart = config["restart"]
+    return Archive(out, files, predictor.class_names, features, made, shard, restart)
+
+
+def _network(config: dict[str, Any]) -> str:
+    return config["ckpt"] or str(zoo.default_file())
+
+
 def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
     device = pick_device(config["device"])
-    if config["ckpt"] is None:
-        log.info("network %s (`qcs zoo` tells of it, ckpt=... takes another)", zoo.default())
-    file = config["ckpt"] or zoo.default_file()
-    checkpoint, detector = load_classifier(file, config.get("trust")), None
+    checkpoint = open_network(config["ckpt"], device, config["form"], config.get("trust"))
+    detector = None
     if config["detect"] == "auto" or config["crop"]:
         detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
     log.info("faces are cut %s", terminal(why))
     batch_size = 1 if webcam else config["batch_size"]  # a webcam is answered at once
     predictor = Predictor(checkpoint, detector, crop, batch_size, device, config["form"])
+    name = config["ckpt"] or f"{zoo.default()} (`qcs zoo` tells of it, ckpt=... takes another)"
+    log.info("network %s, on %s", terminal(name), predictor.backend)
     if predictor.warning:
         log.warning("%s", predictor.warning)
     return predictor
@@ -150,7 +207,7 @@ def _count(counts: Counter, result: Result) -> None:
         log.warning("%s", terminal(result.error))
 
 
-@command("predict")
+@command("predict", words="input")
 def main(cfg: DictConfig) -> None:
     """Predict what the command line names, and set the exit status."""
     counts = predict(resolve(cfg, Settings))

@@ -286,7 +286,7 @@ def test_a_checkpoint_of_format_1_loads_as_it_did(content, tmp_path):
 @pytest.mark.parametrize("target,name", names.NAMES.items())
 def test_every_path_that_format_1_wrote_is_known(target, name):
     (kind,) = (kind for kind, table in names.TABLE.items() if name in table)
-    assert names.maker(kind, name) is names.TABLE[kind][name]
+    assert callable(names.maker(kind, name))
     if kind == "dataset":
         former = FORMER | {"dataset": {"_target_": target, "path": "/somewhere"}}
         expected = "synthetic_folder" if name == "synthetic" else name  # it had a path

@@ -129,9 +129,10 @@ def test_a_changed_file_is_refused(name, copied):
 
 
 def test_a_damaged_installation_is_one_sentence(copied):
-    zoo.default_file().unlink()
-    with pytest.raises(UserError, match="install qcs-fer anew"):
-        qcs.load()
+    for kind, name in (("safetensors", f"{zoo.default()}.safetensors"), ("onnx", None)):
+        zoo.default_file().with_suffix(f".{kind}").unlink()
+        with pytest.raises(UserError, match="install qcs-fer anew"):
+            qcs.load(name)
     (copied / "other.onnx").write_bytes(b"\0")
     with pytest.raises(UserError, match=r"other\.onnx is not listed"):
         qcs.load(copied / "other.onnx")

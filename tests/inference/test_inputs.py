@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from qcs.config.errors import UserError
-from qcs.inference.inputs import as_image, files_of, open_items
+from qcs.inference.inputs import as_image, open_items
+from qcs.inference.sources import files_of
 
 
 def image(path, size=(20, 10)):

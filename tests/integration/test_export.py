@@ -17,8 +17,8 @@ import qcs as package
 from conftest import three_colours, tiny_checkpoint, tiny_network, tiny_recipe
 from qcs.checkpoints import checksum, recipe
 from qcs.checkpoints.exported import Exported, metadata, to_onnx
-from qcs.checkpoints.load import load_checkpoint, load_classifier
-from qcs.checkpoints.onnx import open_onnx
+from qcs.checkpoints.load import OnnxNetwork, load_checkpoint, load_classifier
+from qcs.checkpoints.onnx import open_export
 from qcs.config.errors import UserError
 from qcs.data.sources import synthetic
 from qcs.export import check, export
@@ -51,7 +51,7 @@ def test_the_file_holds_the_base_branch_alone_and_takes_any_batch(tmp_path):
     names = {initializer.name for initializer in proto.graph.initializer}
     assert not any("cross" in name or "theta" in name for name in names)
     assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param  # a name, no number
-    network, _ = open_onnx(path)
+    network = OnnxNetwork(open_export(path))
     for number in (1, 2, 7):
         images = torch.randn(number, 3, 16, 16)
         torch.testing.assert_close(network(images), model(images), atol=1e-5, rtol=1e-5)
@@ -69,14 +69,14 @@ def test_the_file_knows_its_classes_and_input_but_not_where_it_was_made(tmp_path
 def test_an_included_transform_is_torchvisions(tmp_path):
     """Within a rounded pixel here and there."""
     model, path = exported(tmp_path, True)
-    transform = recipe.transform(RECIPE)
-    network, _ = open_onnx(path)
+    transform = recipe.transform(RECIPE)  # in numpy
+    network = OnnxNetwork(open_export(path))
     rng = np.random.default_rng(0)
     for size in ((40, 30), (16, 16), (333, 97)):
         coarse = rng.integers(0, 256, (6, 5, 3), dtype=np.uint8)
         image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
         with torch.inference_mode():
-            expected = model.base(transform(image)[None])[0]
+            expected = model.base(torch.from_numpy(transform(image))[None])[0]
         logits = network(torch.from_numpy(np.array(image)).permute(2, 0, 1)[None])
         assert (logits - expected).abs().max() < 0.05 * expected.std()
 

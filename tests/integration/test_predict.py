@@ -16,7 +16,8 @@ from conftest import tiny_checkpoint
 from qcs.config.errors import UserError
 from qcs.inference.crops import CROPS, LOOSE, Crop, crop_of, cut, fit, measure
 from qcs.inference.detector import Detector, decode
-from qcs.inference.inputs import Item, files_of
+from qcs.inference.inputs import Item
+from qcs.inference.sources import files_of
 from qcs.inference.video import FilmWriter, film
 from qcs.predict import predict
 
@@ -342,6 +343,7 @@ def settings(**options) -> dict:
     """Those of conf/predict.yaml."""
     config = {"out": None, "detect": "none", "crop": None, "threshold": 0.5, "longest": 1280}
     config |= {"smallest": 12, "batch_size": 32, "form": "eager", "device": "cpu", "every": 1}
+    config |= {"path_column": "path", "shard": None, "restart": False, "embeddings": False}
     return config | {"max_frames": None, "annotate": False, "save_crops": False} | options
 
 

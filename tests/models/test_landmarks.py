@@ -219,11 +219,13 @@ def test_an_export_answers_as_the_network(tmp_path):
     pytest.importorskip("onnxscript")
     from test_export import RECIPE, TRANSFORM
 
-    from qcs.checkpoints.onnx import Exported, metadata, open_onnx, to_onnx
+    from qcs.checkpoints.exported import Exported, metadata, to_onnx
+    from qcs.checkpoints.load import OnnxNetwork
+    from qcs.checkpoints.onnx import open_export
 
     model = Exported(tiny_network(**TINY).eval(), TRANSFORM, False).eval()
     to_onnx(model, tmp_path / "model.onnx", metadata(model, RECIPE))
-    network, _ = open_onnx(tmp_path / "model.onnx")
+    network = OnnxNetwork(open_export(tmp_path / "model.onnx"))
     for number in (1, 3):
         faces = torch.randn(number, 3, 16, 16)
         torch.testing.assert_close(network(faces), model(faces), atol=1e-5, rtol=1e-5)

@@ -16,14 +16,15 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from qcs.checkpoints import checksum
-from qcs.checkpoints.onnx import EXTRA, IMAGES, LOGITS, METADATA, onnxruntime
+from qcs.checkpoints.onnx import IMAGES, LOGITS, METADATA, onnxruntime
 from qcs.config.errors import missing_extra
-from qcs.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from qcs.data.numpy_transforms import IMAGENET_MEAN, IMAGENET_STD
 from qcs.models import QCSNetwork
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+EXTRA = ("export", "writing ONNX needs")
 KEPT = ("format", "qcs_version", "class_names", "transform", "dataset", "select_on")
 
 

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from qcs.checkpoints import onnx as onnx_files
-from qcs.checkpoints import reading, recipe, safetensors, zoo
+from qcs.checkpoints import reading, recipe, safetensors
 from qcs.checkpoints.names import TABLE, Trust
+from qcs.checkpoints.onnx import Export, open_export, pixels_of
 from qcs.checkpoints.plain_data import short_repr
 from qcs.checkpoints.reading import PREFIX
 from qcs.config.errors import UserError
 from qcs.data.datasets import Transform
+from qcs.data.transforms import evaluation
 
 SHARED = 2  # how often the numbers of a file may be used, on average
 HARMLESS = 1 << 30  # bytes that any machine has, however small the file
@@ -57,7 +58,7 @@ def load_checkpoint(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
         >>> checkpoint.network(checkpoint.transform(image)[None]).shape
         torch.Size([1, 3])
     """
-    path = _located(path, f"no checkpoint at ckpt={path}; a run's are in checkpoints/")
+    path = reading.network_file(path, f"no checkpoint at ckpt={path}; a run's are in checkpoints/")
     try:
         if path.suffix in (".onnx", ".pt2"):
             raise UserError("an export only classifies")
@@ -79,25 +80,37 @@ def load_classifier(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
     """Load a checkpoint or an .onnx file of `python -m qcs.export`, which can only classify.
 
     Raises:
-        UserError: as for `load_checkpoint` and `qcs.checkpoints.onnx.open_onnx`.
+        UserError: as for `load_checkpoint` and `qcs.checkpoints.onnx.open_export`.
     """
     if not str(path).endswith(".onnx"):
         return load_checkpoint(path, trust)
-    path = _located(path, f"no export at ckpt={path}")
-    network, parts = onnx_files.open_onnx(path, trust=trust)
-    transform = _transform(parts, path, trust)
+    export = open_export(path, trust=trust)
+    parts = export.recipe
+    transform = _transform(parts, Path(path), trust)
     if parts["include_transform"]:  # the file crops and normalises itself, and takes pixels
-        side = parts["transform"].get("resize") or parts["transform"]["size"]
+        side = pixels_of(parts)
         transform = v2.Compose([v2.PILToTensor(), v2.Resize([side, side], antialias=True)])
-    return Checkpoint(network, tuple(parts["class_names"]), transform, parts)
+    return Checkpoint(OnnxNetwork(export).eval(), export.class_names, transform, parts)
 
 
-def _located(path: str | os.PathLike, missing: str) -> Path:
-    """The file of a path, or of a name of `qcs zoo`, whose checksum is verified."""
-    path = zoo.find(path) or path
-    found = reading.located(path, zoo.absent(path) or missing)
-    zoo.verify(found)
-    return found
+class OnnxNetwork(nn.Module):
+    """An export that is called like a network: images in, logits (B, K) out.
+
+    Args:
+        export: of `qcs.checkpoints.onnx.open_export`.
+    """
+
+    def __init__(self, export: Export) -> None:
+        super().__init__()
+        self.run = export.network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images as the file takes them.
+
+        Raises:
+            UserError: a logit is not finite.
+        """
+        return torch.from_numpy(self.run(images.cpu().numpy()))
 
 
 def _state(content: Any, path: Path) -> dict[str, Tensor]:
@@ -177,7 +190,11 @@ def require_fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
 
 
 def _transform(parts: dict[str, Any], path: Path, trust: Trust) -> Transform:
+    """The transform in PyTorch, which takes prepared images as well."""
+    node = parts["transform"]
     try:
+        if node["name"] == "evaluation":
+            return evaluation(**{key: value for key, value in node.items() if key != "name"})
         return recipe.transform(parts, trust)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error.__cause__

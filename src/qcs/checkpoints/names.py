@@ -5,65 +5,33 @@ Code from outside of this package is imported only where the user trusts it by i
 
 import pkgutil
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
-
-import timm
-from torch import nn
 
 from qcs.checkpoints.plain_data import short_repr
 from qcs.config.errors import UserError
-from qcs.data.manifest import Manifest
-from qcs.data.sources import affectnet, fer2013, ferplus, image_folder, lists, rafdb, synthetic
-from qcs.data.transforms import evaluation
-from qcs.models import IR, MobileFaceNet, QCSNetwork
 
 Trust = str | Sequence[str] | None  # import paths of the user's own code that may be built
 
 
-def timm_backbone(
-    model_name: str,
-    out_indices: Sequence[int] | None = None,
-    img_size: int | None = None,
-    output_stride: Literal[8, 16, 32] | None = None,
-    drop_rate: float | None = None,
-    drop_path_rate: float | None = None,
-    features_only: Literal[True] = True,
-    pretrained: Literal[False] = False,
-) -> nn.Module:
-    """Build one of timm's models for its feature maps, untrained, so that nothing is downloaded.
-
-    Raises:
-        UserError: timm has no model of that name.
-    """
-    name = model_name.partition(".")[0]  # what follows names weights
-    if not timm.is_model(name):
-        raise UserError(
-            f"backbone.model_name={short_repr(model_name)} is no model of timm; timm.list_models() "
-            "names them"
-        )
-    options: dict[str, Any] = {"img_size": img_size, "output_stride": output_stride}
-    options |= {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
-    options = {key: value for key, value in options.items() if value is not None}
-    if out_indices is not None:
-        options["out_indices"] = tuple(out_indices)
-    return timm.create_model(name, pretrained=False, features_only=True, **options)
-
-
-# The functions and classes that a recipe may name, for each of its parts.
-TABLE: dict[str, dict[str, Callable]] = {
-    "backbone": {"ir": IR, "mobilefacenet": MobileFaceNet, "timm": timm_backbone},
-    "model": {"qcs": QCSNetwork},
-    "transform": {"evaluation": evaluation},
+# The functions and classes that a recipe may name, for each of its parts. They are imported where
+# they are asked for: an export is opened without PyTorch.
+TABLE: dict[str, dict[str, str]] = {
+    "backbone": {
+        "ir": "qcs.models.IR",
+        "mobilefacenet": "qcs.models.MobileFaceNet",
+        "timm": "qcs.checkpoints.timm_backbone.timm_backbone",
+    },
+    "model": {"qcs": "qcs.models.QCSNetwork"},
+    "transform": {"evaluation": "qcs.data.numpy_transforms.evaluation"},
     "dataset": {
-        "affectnet": affectnet.read,
-        "csv": Manifest.from_csv,
-        "fer2013": fer2013.read,
-        "ferplus": ferplus.read,
-        "image_folder": image_folder.read,
-        "lists": lists.read,
-        "rafdb": rafdb.read,
-        "synthetic": synthetic.read,  # in the cache folder
-        "synthetic_folder": synthetic.read,  # in a folder of the user's
+        "affectnet": "qcs.data.sources.affectnet.read",
+        "csv": "qcs.data.manifest.Manifest.from_csv",
+        "fer2013": "qcs.data.sources.fer2013.read",
+        "ferplus": "qcs.data.sources.ferplus.read",
+        "image_folder": "qcs.data.sources.image_folder.read",
+        "lists": "qcs.data.sources.lists.read",
+        "rafdb": "qcs.data.sources.rafdb.read",
+        "synthetic": "qcs.data.sources.synthetic.read",  # in the cache folder
+        "synthetic_folder": "qcs.data.sources.synthetic.read",  # in a folder of the user's
     },
 }
 # Import paths, as they stand in configs and in checkpoints of format 1 -> names.
@@ -99,7 +67,7 @@ def maker(kind: str, name: str, trust: Trust = None) -> Callable:
         UserError: the name is unknown, is not trusted, or cannot be imported.
     """
     if name in TABLE[kind]:
-        return TABLE[kind][name]
+        return pkgutil.resolve_name(TABLE[kind][name])
     if "." not in name:
         raise UserError(
             f"{kind} {short_repr(name)} is not known; there are {', '.join(sorted(TABLE[kind]))}"

@@ -1,27 +1,32 @@
 """Exported ONNX files used as networks, and the only import of onnxruntime in this package.
 
-B batch, K classes.
+PyTorch is not imported, so that a file is opened in a fraction of a second.
+
+B batch, K classes, H and W pixels.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from PIL.Image import Image
 
 from qcs.checkpoints import checksum, reading, recipe
 from qcs.checkpoints.names import Trust
 from qcs.config.errors import UserError, missing_extra
+from qcs.data.numpy_transforms import resized
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
     from onnxruntime import InferenceSession
 
-EXTRA = ("export", "ONNX needs")
+EXTRA = ("faces", "an .onnx file needs")
 METADATA = "qcs"  # the key, of JSON
 IMAGES, LOGITS = "images", "logits"
 
@@ -44,12 +49,12 @@ def onnxruntime() -> ModuleType:
     return onnxruntime
 
 
-def open_session(model: bytes, threads: int | None = None) -> "InferenceSession":
+def open_session(model: bytes, number: int | None = None) -> "InferenceSession":
     """Load a serialised ONNX model on the CPU.
 
     Args:
         model: its bytes.
-        threads: of one operator; those of torch by default.
+        number: of threads of one operator; see `threads` for the default.
 
     Raises:
         UserError: onnxruntime is not installed.
@@ -57,48 +62,71 @@ def open_session(model: bytes, threads: int | None = None) -> "InferenceSession"
     """
     runtime = onnxruntime()
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = number or threads()
+    # Threads that wait sleep; else those of the detector and of the network take each other's CPUs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors only; its warnings are about optimisations
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-class OnnxNetwork(nn.Module):
-    """An ONNX file that is called like a network: images in, logits (B, K) out."""
-
-    def __init__(self, session: "InferenceSession") -> None:
-        super().__init__()
-        self.session = session
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Classify images as the file takes them.
-
-        Raises:
-            UserError: a logit is not finite.
-        """
-        logits = self.session.run([LOGITS], {IMAGES: images.cpu().numpy()})[0]
-        if not np.isfinite(logits).all():
-            raise UserError("the exported network answers with numbers that are not finite")
-        return torch.from_numpy(logits)
+def threads() -> int:
+    """The threads that PyTorch uses; without it, OMP_NUM_THREADS or the CPUs of this process."""
+    if "torch" in sys.modules:
+        return int(sys.modules["torch"].get_num_threads())
+    try:
+        return max(int(os.environ["OMP_NUM_THREADS"].partition(",")[0]), 1)
+    except (KeyError, ValueError):
+        pass
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def open_onnx(
-    path: Path, threads: int | None = None, trust: Trust = None
-) -> tuple[OnnxNetwork, dict[str, Any]]:
-    """Open an ONNX file of `to_onnx`: its network and its recipe, see `qcs.checkpoints.recipe`.
+class Export(NamedTuple):
+    """An exported file with everything that is needed to use it: a `Checkpoint` of arrays."""
+
+    network: Callable[[np.ndarray], np.ndarray]  # images (B, 3, H, W) to logits (B, K)
+    class_names: tuple[str, ...]
+    transform: Callable[[Image], np.ndarray]  # an RGB image to (3, H, W)
+    recipe: dict[str, Any]  # see `qcs.checkpoints.recipe.parse`
+
+
+def open_export(path: str | os.PathLike, number: int | None = None, trust: Trust = None) -> Export:
+    """Open an .onnx file of `python -m qcs.export`, or one of `qcs zoo` by its name.
+
+    Args:
+        path: the file.
+        number: of threads; see `threads` for the default.
+        trust: as for `qcs.checkpoints.load.load_checkpoint`.
 
     Raises:
-        UserError: onnxruntime is not installed; not such a file, or a damaged one.
+        UserError: onnxruntime is not installed; there is no such file, or it is damaged.
     """
-    model, parts = _checked(path, trust)
+    file = reading.network_file(path, f"no export at ckpt={path}")
+    model, parts = _checked(file, trust)
     try:
-        network = OnnxNetwork(open_session(model, threads)).eval()
+        network = partial(_logits, open_session(model, number))
         _try(network, parts)
+        if parts["include_transform"]:  # the file crops and normalises itself, and takes pixels
+            transform: Callable = partial(resized, size=pixels_of(parts))
+        else:
+            transform = recipe.transform(parts, trust)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error.__cause__
+        raise UserError(f"{file}: {error}") from error.__cause__
     except Exception as error:  # onnxruntime's own have no common class
         why = reading.reason(error)
-        raise UserError(f"{path} cannot be run as an export of qcs: {why}") from error
-    return network, parts
+        raise UserError(f"{file} cannot be run as an export of qcs: {why}") from error
+    return Export(network, tuple(parts["class_names"]), transform, parts)
+
+
+def pixels_of(parts: dict[str, Any]) -> int:
+    """The side to which the images of a recipe are resized."""
+    return int(parts["transform"].get("resize") or parts["transform"]["size"])
+
+
+def _logits(session: "InferenceSession", images: np.ndarray) -> np.ndarray:
+    logits: np.ndarray = session.run([LOGITS], {IMAGES: images})[0]
+    if not np.isfinite(logits).all():
+        raise UserError("the exported network answers with numbers that are not finite")
+    return logits
 
 
 def _checked(path: Path, trust: Trust) -> tuple[bytes, dict[str, Any]]:
@@ -140,11 +168,11 @@ def _checked(path: Path, trust: Trust) -> tuple[bytes, dict[str, Any]]:
     return model, parts
 
 
-def _try(network: OnnxNetwork, parts: dict[str, Any]) -> None:
+def _try(network: Callable[[np.ndarray], np.ndarray], parts: dict[str, Any]) -> None:
     """Run one black image: the file takes and gives what its recipe says."""
     side = parts["transform"]["size"]
-    kind = torch.uint8 if parts["include_transform"] else torch.float32
-    shape = tuple(network(torch.zeros(1, 3, side, side, dtype=kind)).shape)
+    kind = np.uint8 if parts["include_transform"] else np.float32
+    shape = network(np.zeros((1, 3, side, side), kind)).shape
     if shape != (1, len(parts["class_names"])):
         raise UserError(f"its logits have shape {shape} for {len(parts['class_names'])} classes")
 

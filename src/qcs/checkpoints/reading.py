@@ -12,8 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from qcs.checkpoints import zoo
 from qcs.config.errors import UserError
 
 LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of before torch 1.6 begin
@@ -60,6 +59,18 @@ def located(path: str | os.PathLike, missing: str) -> Path:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # no such home folder, a zero byte
         raise UserError(f"{path} cannot be opened: {reason(error)}") from error
+
+
+def network_file(path: str | os.PathLike, missing: str) -> Path:
+    """Return the file of a path, or of a name of `qcs zoo`, whose checksum is verified.
+
+    Raises:
+        UserError: as for `located` and `qcs.checkpoints.zoo.verify`.
+    """
+    path = zoo.find(path) or path
+    found = located(path, zoo.absent(path) or missing)
+    zoo.verify(found)
+    return found
 
 
 def foreign(path: Path) -> str | None:
@@ -145,6 +156,8 @@ def read(path: Path) -> Any:
         UserError: it is another kind of file, is damaged, or names code. The message holds the
             reason only, not the name of the file.
     """
+    import torch  # here, since an export needs the other functions alone
+
     if found := damage(path):
         raise UserError(found)
     try:
@@ -155,6 +168,8 @@ def read(path: Path) -> Any:
 
 def is_plain(value: Any) -> bool:
     """Whether a value is a dense tensor of real numbers: not sparse, quantised, complex or meta."""
+    import torch
+
     return (
         isinstance(value, torch.Tensor)
         and value.layout is torch.strided

@@ -13,15 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, isclass, signature
 from pathlib import PureWindowsPath
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from torch import nn
 
 from qcs.checkpoints.names import NAMES, TABLE, Trust, maker
 from qcs.checkpoints.plain_data import require_limits, require_plain, short_repr
 from qcs.config.errors import UserError
 from qcs.config.version import __version__
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FORMAT = 2
 COMPUTED = ("backbone", "num_classes")  # arguments of a network that follow from other parts
@@ -231,7 +233,7 @@ def _bound(kind: str, node: Mapping[str, Any], trust: Trust) -> Callable:
     return partial(maker(kind, node["name"], trust), **options)
 
 
-def network(recipe: Mapping[str, Any], trust: Trust = None) -> nn.Module:
+def network(recipe: Mapping[str, Any], trust: Trust = None) -> "nn.Module":
     """Build the network of a recipe that was parsed, with random weights.
 
     Raises:
@@ -243,5 +245,5 @@ def network(recipe: Mapping[str, Any], trust: Trust = None) -> nn.Module:
 
 
 def transform(recipe: Mapping[str, Any], trust: Trust = None) -> Callable:
-    """Build what turns a PIL image into the network's input."""
+    """Build what turns a PIL image into the network's input, an array where it is ours."""
     return _bound("transform", recipe["transform"], trust)()

@@ -26,6 +26,11 @@ def terminal(text: object) -> str:
     )
 
 
+def utf8(text: str) -> str:
+    """A text in which bytes that are not UTF-8 are written as `\\xNN`; file names can hold some."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def markdown(text: object) -> str:
     """Return one line that Markdown, in a table as well, shows as it is: no markup, no HTML."""
     marked = re.sub(r"[\\`*\[\]#~$]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", terminal(text))

@@ -7,7 +7,7 @@ name says, only a decoder of `FORMATS` opens it.
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import BinaryIO
@@ -67,17 +67,25 @@ def open_file(path: str | Path) -> BinaryIO:
     return os.fdopen(number, "rb")
 
 
-def decode(file: BinaryIO) -> Image.Image:
+def decode(file: BinaryIO, opened: Callable[[Image.Image], None] | None = None) -> Image.Image:
     """Decode an open file into upright RGB; of an animation, its first frame.
+
+    Args:
+        file: whose content counts, not its name.
+        opened: called with the image when its size is known, before its pixels are decoded.
 
     Raises:
         UserError: the file is not a whole image of `FORMATS`, or `upright_rgb` refuses it.
     """
     with _pillow_errors(), Image.open(file, formats=FORMATS) as image:
-        return upright_rgb(image)
+        if opened:
+            opened(image)
+        return upright_rgb(image, in_place=True)
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(
+    path: str | Path, opened: Callable[[Image.Image], None] | None = None
+) -> Image.Image:
     """Read a regular file into upright RGB, see `decode`.
 
     Raises:
@@ -85,7 +93,7 @@ def read_image(path: str | Path) -> Image.Image:
         UserError: it cannot be decoded.
     """
     with open_file(path) as file:
-        return decode(file)
+        return decode(file, opened)
 
 
 @contextmanager
@@ -101,11 +109,15 @@ def _pillow_errors() -> Iterator[None]:
         raise UserError(str(error).strip() or type(error).__name__) from error
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image, in_place: bool = False) -> Image.Image:
     """Turn an open image into upright RGB, as every command and the Python API see it.
 
     The EXIF orientation is applied, 16-bit grey is scaled to 8 bits, and what is transparent is
     laid on white.
+
+    Args:
+        image: of any mode.
+        in_place: whether it may be changed, which saves copies of large images.
 
     Raises:
         UserError: the image has no pixels or more than `MAX_PIXELS`, its numbers have no known
@@ -120,7 +132,11 @@ def upright_rgb(image: Image.Image) -> Image.Image:
             "make it smaller"
         )
     with _pillow_errors():
-        return _rgb(ImageOps.exif_transpose(image))
+        image.load()  # its file may be closed soon
+        if not in_place:
+            image = image.copy()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -135,4 +151,4 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

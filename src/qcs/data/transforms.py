@@ -18,10 +18,9 @@ from qcs.config.bounds import Dropout, Pixels, Positive, Probability, Weight
 from qcs.config.errors import UserError
 from qcs.data.batch_transforms import BatchAugmentation
 from qcs.data.manifest import Manifest
+from qcs.data.numpy_transforms import IMAGENET_MEAN, IMAGENET_STD, checked
 
 Degrees = Annotated[float, Interval(ge=0, le=180)]
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def resized(image: Image, size: int) -> Tensor:
@@ -66,7 +65,7 @@ def evaluation(
     Raises:
         UserError: `resize` is smaller than `size`, or `mean` and `std` are not of three channels.
     """
-    resize = _checked(size, resize, mean, std)
+    resize = checked(size, resize, mean, std)
     steps = [v2.PILToTensor(), v2.Resize([resize, resize], antialias=True)]
     if resize > size:
         steps.append(v2.CenterCrop(size))
@@ -104,7 +103,7 @@ def training(
         UserError: `resize` is smaller than `size`, `jitter` does not have four numbers, or `mean`
             and `std` do not have three.
     """
-    resize = _checked(size, resize, mean, std)
+    resize = checked(size, resize, mean, std)
     if len(jitter) != 4:
         raise UserError(f"augment.train.jitter needs four numbers, got {list(jitter)}")
     if by != "image":
@@ -139,19 +138,3 @@ def unnormalised(images: Tensor, transform: Callable) -> Tensor:
             mean, std = (torch.tensor(x).view(3, 1, 1) for x in (step.mean, step.std))
             images = images * std + mean
     return images.clamp(0, 1)
-
-
-def _checked(size: int, resize: int | None, mean: Sequence[float], std: Sequence[float]) -> int:
-    """The side before the crop.
-
-    Raises:
-        UserError: it is smaller than `size`, or `mean` and `std` are not of three channels.
-    """
-    if resize is not None and resize < size:
-        raise UserError(f"augment: resize={resize} is smaller than size={size}")
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise UserError(
-            "augment.mean and augment.std need three numbers each, those of std above 0, "
-            f"got {list(mean)} and {list(std)}"
-        )
-    return resize or size

@@ -57,20 +57,3 @@ def apply(
     values = torch.cat(found)
     check_finite(values, data)
     return values
-
-
-def pick_device(device: str | None) -> str:
-    """Return the device that is configured; by default cuda if there is one, else cpu.
-
-    Raises:
-        UserError: this machine has no such device.
-    """
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    has = ["cpu"]
-    if accelerator := torch.accelerator.current_accelerator(check_available=True):
-        kind = accelerator.type  # cuda, mps or another
-        has += [kind, *(f"{kind}:{n}" for n in range(torch.accelerator.device_count()))]
-    if str(device) not in has:
-        raise UserError(f"device={device} is not on this machine, which has {', '.join(has)}")
-    return str(device)

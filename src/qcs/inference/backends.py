@@ -1,125 +1,83 @@
-"""Faster forms of the base branch for inference: compiled, in bf16, or in 8-bit integers.
-
-Compiling takes 10 to 40 seconds, so they are worth it for many images.
+"""Which library computes a network's answers: onnxruntime, which starts at once, or PyTorch.
 
 B batch, K classes, H and W pixels.
 """
 
-import copy
+import os
 from collections.abc import Callable
-from typing import Literal, get_args
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-import torch._inductor.config as inductor
-from torch import Tensor, nn
+import numpy as np
 
-from qcs.config.errors import UserError, missing_extra
-from qcs.models.base_branch import BaseBranch
-from qcs.models.cpu_kernels import require_compiler, use_cpu_kernels
-from qcs.models.network import QCSNetwork
+from qcs.checkpoints import zoo
+from qcs.checkpoints.names import Trust
+from qcs.checkpoints.onnx import Export, open_export
+from qcs.config.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from qcs.checkpoints.load import Checkpoint
 
 Form = Literal["eager", "compiled", "compiled_bf16", "compiled_int8"]
 
 
-def in_form(network: nn.Module, form: Form, batch_size: int) -> nn.Module:
-    """Return a network in another form; "eager" means the network itself.
+def open_network(
+    path: str | os.PathLike | None = None,
+    device: str = "cpu",
+    form: Form = "eager",
+    trust: Trust = None,
+) -> "Checkpoint | Export":
+    """Open a network for a predictor, on onnxruntime where that can compute it.
+
+    onnxruntime takes an exported .onnx, and a network of `qcs zoo` that is named without a suffix,
+    on the CPU and in eager form, where onnxruntime is installed. PyTorch takes everything else.
 
     Args:
-        network: a `QCSNetwork` in eval mode, on the device on which it will run.
-        form: of the result.
-        batch_size: the number of images for which it is compiled; it takes any number.
+        path: a checkpoint, an exported .onnx, or a name of `qcs zoo`, whose default None means.
+        device: of the network.
+        form: of the network.
+        trust: import paths of the user's own code that may be built, as ["mine.TinyBackbone"].
 
     Raises:
-        UserError: the network is an export, which cannot be compiled; a C++ compiler or torchao is
-            missing; or int8 is asked for on a GPU.
+        UserError: as for `qcs.checkpoints.load.load_checkpoint` and `open_export`.
+    """
+    file = zoo.default_file() if path is None else zoo.find(path) or path
+    named = path is None or (file is not path and not os.path.splitext(path)[1])
+    if named and device == "cpu" and form == "eager" and has_onnxruntime():
+        file = Path(file).with_suffix(".onnx")
+    if str(file).endswith(".onnx"):
+        return open_export(file, trust=trust)
+    from qcs.checkpoints.load import load_checkpoint
+
+    return load_checkpoint(file, trust)
+
+
+def has_onnxruntime() -> bool:
+    """Whether .onnx files can be opened here."""
+    return all(map(find_spec, ("onnxruntime", "onnx")))
+
+
+def require_form(form: str, export: bool) -> None:
+    """Check the form of a network.
+
+    Raises:
+        UserError: it is unknown, or the network is an export, which cannot be compiled.
     """
     if form not in get_args(Form):
         raise UserError(f"form={form} is none of {', '.join(get_args(Form))}")
-    if form == "eager":
-        return network
-    if not isinstance(network, QCSNetwork):
+    if export and form != "eager":
         raise UserError(f"form={form} compiles a .ckpt: of an exported .onnx write form=eager")
-    device = next(network.parameters()).device.type
-    if device == "cpu":
-        require_compiler(f"form={form}")
-    if form == "compiled_int8":
-        if device != "cpu":
-            raise UserError("form=compiled_int8 is for CPUs: write device=cpu, or compiled_bf16")
-        _torchao()
-    return Compiled(network.base, form, batch_size)
 
 
-class Compiled(nn.Module):
-    """A base branch that is compiled with the first images it gets, for batches of one size.
-
-    Args:
-        base: in eval mode.
-        form: any but "eager".
-        batch_size: smaller batches are filled up, larger ones are split.
-    """
-
-    def __init__(self, base: BaseBranch, form: Form, batch_size: int) -> None:
-        super().__init__()
-        self.base, self.form, self.batch_size = base, form, batch_size
-        self.run: Callable[[Tensor], Tensor] | None = None
+def in_torch(network: "nn.Module", device: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a network of PyTorch as a function of arrays: images (B, 3, H, W) to logits (B, K)."""
+    import torch
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Classify images (B, 3, H, W), of the same H and W each time: logits (B, K) float32."""
-        found = []
-        for part in images.split(self.batch_size):
-            rows = torch.arange(self.batch_size, device=part.device) % len(part)
-            batch = part if len(part) == self.batch_size else part[rows]
-            found.append(self._run(batch)[: len(part)].float())
-        return torch.cat(found)
+    def run(images: np.ndarray) -> np.ndarray:
+        return network(torch.from_numpy(images).to(device)).double().cpu().numpy()
 
-    def _run(self, images: Tensor) -> Tensor:
-        if self.run is None:
-            self.run = self._compile(images)
-        bf16 = self.form == "compiled_bf16"
-        # With freezing, weights are constants: BatchNorm is folded into convolutions, and memory
-        # layouts are chosen. Only the global setting at the time of the first call has an effect,
-        # not the options of torch.compile.
-        freezing = inductor.patch(freezing=True)
-        with freezing, torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-            return self.run(images)
-
-    def _compile(self, images: Tensor) -> Callable[[Tensor], Tensor]:
-        network: nn.Module = _Logits(copy.deepcopy(self.base))
-        if self.form == "compiled_int8":
-            network = quantised(network, images)
-        else:
-            use_cpu_kernels(network.to(memory_format=torch.channels_last))
-        return torch.compile(network, dynamic=False)
-
-
-class _Logits(nn.Module):
-    def __init__(self, base: BaseBranch) -> None:
-        super().__init__()
-        self.base = base
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.base(images)[0]
-
-
-def quantised(network: nn.Module, images: Tensor) -> nn.Module:
-    """Quantise matrix products and convolutions to int8, with scales from images (B, 3, H, W).
-
-    Source: torchao's PT2E quantisation for x86: static, with a scale for each channel of weights.
-    """
-    prepare, convert, quantizer = _torchao()
-    graph = torch.export.export(network, (images,)).module()
-    observed = prepare(graph, quantizer)
-    observed(images)
-    return convert(observed)
-
-
-def _torchao() -> tuple[Callable, Callable, object]:
-    try:
-        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-    except ImportError as error:
-        raise missing_extra("int8", "form=compiled_int8 needs") from error
-    quantizer = x86.X86InductorQuantizer()
-    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    return prepare_pt2e, convert_pt2e, quantizer
+    return run

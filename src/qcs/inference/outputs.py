@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from qcs.config.errors import UserError
-from qcs.inference.inputs import reason
+from qcs.config.escape import utf8
 from qcs.inference.pictures import Written
 from qcs.inference.predictor import Prediction, Result
+from qcs.inference.sources import Source, reason
 
 POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins with one, spreadsheets compute
@@ -25,31 +26,35 @@ class Records:
         class_names: K names.
 
     Raises:
-        UserError: it cannot be written; the methods raise the same.
+        UserError: it cannot be written, on entering and by the methods.
     """
 
+    skipped = 0  # images; a file begins anew at each run
+
     def __init__(self, path: Path, class_names: Sequence[str]) -> None:
-        self.path, self.table = path, None
+        self.path, self.class_names = path, class_names
+        self.table: csv.DictWriter | None = None
+
+    def __enter__(self) -> "Records":
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise self._unwritable(error) from error
-        if path.suffix.lower() == ".csv":
+        if self.path.suffix.lower() == ".csv":
             marks = [f"{point}_{axis}" for point in POINTS for axis in "xy"]
             box = ["left", "top", "right", "bottom", "score"]
             head = ["file", "frame", "seconds", "face", *box, *marks, "label", "probability"]
-            head += [f"p_{name}" for name in class_names]
-            self.table = csv.DictWriter(self.file, [*head, "annotated", "crop", "note", "error"])
+            head += [f"p_{name}" for name in self.class_names]
+            head += ["annotated", "crop", "note", "error", "member"]
+            self.table = csv.DictWriter(self.file, head)
             self.table.writeheader()
+        return self
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(
             f"out={self.path} cannot be written ({reason(error)}): choose another place with out="
         )
-
-    def __enter__(self) -> "Records":
-        return self
 
     def __exit__(self, *error: Any) -> None:
         try:
@@ -58,20 +63,26 @@ class Records:
             if error[0] is None:
                 raise self._unwritable(problem) from problem
 
+    def done(self, source: Source) -> bool:
+        """Whether an image is there already: never."""
+        return False
+
     def write(self, result: Result, pictures: Written) -> None:
         """Write the lines of one image."""
         key = result.key
-        place: dict[str, Any] = {"file": _utf8(key.file)}
+        place: dict[str, Any] = {"file": utf8(key.file)}
+        if key.member is not None:
+            place["member"] = utf8(key.member)
         if key.frame is not None:
             seconds = None if key.seconds is None else round(key.seconds, 6)
             place |= {"frame": key.frame, "seconds": seconds}
         rows = [{"face": n, **_record(p)} for n, p in enumerate(result.predictions)]
         for row, crop in zip(rows, pictures.crops, strict=False):
-            row["crop"] = _utf8(crop)
+            row["crop"] = utf8(crop)
         if not rows and not result.error:
             rows = [{"note": "no face found"}]
-        rest = {"annotated": _utf8(pictures.annotated)} if pictures.annotated else {}
-        rest |= {"error": _utf8(result.error)} if result.error else {}
+        rest = {"annotated": utf8(pictures.annotated)} if pictures.annotated else {}
+        rest |= {"error": utf8(result.error)} if result.error else {}
         try:
             for row in rows or [{}]:
                 self._line(place | row | rest)
@@ -84,11 +95,6 @@ class Records:
             self.file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         else:
             self.table.writerow({k: _cell(v) for k, v in _flat(row).items()})
-
-
-def _utf8(text: str) -> str:
-    """A text in which bytes that are not UTF-8 are written as `\\xNN`; file names can hold some."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _cell(value: Any) -> Any:
@@ -107,6 +113,8 @@ def _record(prediction: Prediction) -> dict[str, Any]:
         row["score"] = round(prediction.score, 4)
     row |= {"label": prediction.label, "probability": round(prediction.probability, 6)}
     row["probabilities"] = {k: round(v, 6) for k, v in prediction.probabilities.items()}
+    if prediction.embedding is not None:  # float16, each number as short as tells it apart
+        row["embedding"] = [float(str(x)) for x in prediction.embedding]
     return row
 
 

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
-from qcs.inference.inputs import reason
 from qcs.inference.predictor import Prediction, Result
+from qcs.inference.sources import reason
 from qcs.inference.video import FilmWriter
 
 log = logging.getLogger(__name__)

@@ -7,24 +7,30 @@ F faces of an image, K classes.
 """
 
 import logging
+import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
-from qcs.checkpoints import zoo
-from qcs.checkpoints.load import Checkpoint, load_classifier
 from qcs.checkpoints.names import Trust
+from qcs.checkpoints.onnx import Export
 from qcs.config.errors import UserError
-from qcs.evaluation.apply import pick_device
-from qcs.inference.backends import Form, in_form
-from qcs.inference.crops import LOOSE, Crop, as_trained, crop_of, cut
+from qcs.evaluation.device import pick_device
+from qcs.inference.backends import Form, in_torch, open_network, require_form
+from qcs.inference.crops import LOOSE, Crop, crop_of
 from qcs.inference.detector import Detector, Face
-from qcs.inference.inputs import Input, Item, as_image
+from qcs.inference.inputs import Input, Item, as_image, read
+from qcs.inference.looking import Look, look
+from qcs.inference.processors import workers_for
+from qcs.inference.sources import Source
+from qcs.inference.workers import TIMEOUT, looks
+
+if TYPE_CHECKING:
+    from qcs.checkpoints.load import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +53,7 @@ class Prediction(NamedTuple):
     box: tuple[float, ...] | None = None  # left, top, right, bottom in pixels
     landmarks: tuple[tuple[float, float], ...] | None = None  # see qcs.inference.detector
     score: float | None = None  # of the detector
+    embedding: np.ndarray | None = None  # (C,) float16, where it was asked for
 
 
 class Result(NamedTuple):
@@ -63,7 +70,8 @@ class Predictor:
     """Classifies the faces in images with a checkpoint.
 
     Args:
-        checkpoint: of `qcs.checkpoints.load.load_classifier`.
+        checkpoint: of `qcs.inference.backends.open_network`, or of
+            `qcs.checkpoints.load.load_classifier`.
         detector: finds faces; None means the default one, which is made when it is first needed.
         crop: how faces are cut out of a photo; see `qcs.inference.crops.crop_of`.
         batch_size: the number of faces that are classified at once.
@@ -71,16 +79,17 @@ class Predictor:
         form: see `qcs.inference.backends`; a form other than "eager" is worth it for many faces.
 
     Attributes:
+        backend: the library that computes the answers, "onnxruntime" or "torch".
         warning: a sentence on why its answers must not be relied on, or None. `predict` issues it
             once, as a Python warning.
 
     Raises:
-        UserError: `batch_size` is below 1, or as `qcs.inference.backends.in_form`.
+        UserError: `batch_size` is below 1, or as `qcs.inference.compiled.in_form`.
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: "Checkpoint | Export",
         detector: Detector | None = None,
         crop: Crop = LOOSE,
         batch_size: int = 32,
@@ -89,9 +98,18 @@ class Predictor:
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size must be 1 or more, got {batch_size}")
-        self.network = in_form(checkpoint.network.to(device), form, batch_size)
+        self.network: Any = checkpoint.network
+        if isinstance(checkpoint, Export):
+            require_form(form, export=True)
+            self.backend, self._logits = "onnxruntime", checkpoint.network
+        else:
+            from qcs.inference.compiled import in_form  # PyTorch only when it is needed
+
+            self.network = in_form(checkpoint.network.to(device), form, batch_size)
+            self.backend, self._logits = "torch", in_torch(self.network, device)
         self.class_names = checkpoint.class_names
-        self.transform, self.crop = checkpoint.transform, crop
+        self.transform: Callable[[Image.Image], Any] = checkpoint.transform
+        self.crop = crop
         self._detector, self.batch_size, self.device = detector, batch_size, device
         drawn = checkpoint.recipe["dataset"]["name"] in ("synthetic", "synthetic_folder")
         self.warning = DRAWN_FACES if drawn else None
@@ -104,13 +122,18 @@ class Predictor:
         return self._detector
 
     def predict(
-        self, images: Input | Sequence[Input], detect: bool = True
+        self,
+        images: Input | Sequence[Input],
+        detect: bool = True,
+        workers: int | Literal["auto"] = 0,
     ) -> list[list[Prediction]]:
         """Find and classify the faces of images.
 
         Args:
             images: one or several paths, PIL images or uint8 arrays, (H, W, 3) RGB or (H, W) grey.
             detect: whether to find the faces; else every image is taken as a cut face.
+            workers: processes that read the images and find the faces, worth it for many images;
+                "auto" takes one for each processor.
 
         Returns:
             For each image a list of its faces, the largest first.
@@ -130,42 +153,59 @@ class Predictor:
             self._warned = True
         if isinstance(images, (str, PathLike, np.ndarray, Image.Image)):
             images = [images]
-        items = (Item(number, as_image(image)) for number, image in enumerate(images))
-        return [result.predictions for result in self.stream(items, detect)]
+        found = []
+        items = (_item(image) for image in images)
+        for result in self.stream(items, detect, workers_for(workers, len(images)), keep=False):
+            if result.error is not None:
+                raise UserError(result.error)
+            found.append(result.predictions)
+        return found
 
-    def stream(self, items: Iterable[Item], detect: bool = True) -> Iterator[Result]:
-        """Find and classify the faces of a stream of images, in order and in batches."""
-        waiting: list[tuple[Item, list[Face | None], list[Image.Image]]] = []
+    def stream(
+        self,
+        items: Iterable[Item | Source],
+        detect: bool = True,
+        workers: int = 0,
+        keep: bool = True,
+        timeout: float = TIMEOUT,
+    ) -> Iterator[Result]:
+        """Find and classify the faces of a stream of images, in order and in batches.
+
+        Args:
+            items: the images; a `Source` is read here, or by a worker.
+            detect: whether to find the faces; else every image is taken as a cut face.
+            workers: processes that read, find and cut, see `qcs.inference.workers`; 0 for none.
+            keep: whether results hold the images; those that a worker read are read again for it.
+            timeout: seconds for a photo in a worker.
+        """
+        detector = self.detector if detect else None
+        found = (
+            looks(items, workers, detector, self.crop, timeout)
+            if workers
+            else (look(item, detector, self.crop) for item in items)
+        )
+        waiting: list[Look] = []
         number = pixels = 0
-        for item in items:
-            faces: list[Face | None] = []
-            crops: list[Image.Image] = []
-            if item.image is not None:
-                faces = list(self.detector(item.image)) if detect else [None]
-                pixels += item.image.width * item.image.height
-                crops = [self._crop(item.image, face) for face in faces]
-            waiting.append((item, faces, crops))
-            number += len(faces)
+        for one in found:
+            waiting.append(one)
+            number += len(one.faces)
+            pixels += one.pixels
             if number >= self.batch_size or pixels >= MAX_WAITING:
-                yield from self._finish(waiting)
+                yield from self._finish(waiting, keep)
                 waiting, number, pixels = [], 0, 0
-        yield from self._finish(waiting)
+        yield from self._finish(waiting, keep)
 
-    def _crop(self, image: Image.Image, face: Face | None) -> Image.Image:
-        if face is None:
-            return as_trained(image, self.crop)
-        return cut(image, face.landmarks, self.crop)
-
-    def _finish(self, waiting: list) -> Iterator[Result]:
-        probabilities = self.classify([crop for *_, crops in waiting for crop in crops])
+    def _finish(self, waiting: list[Look], keep: bool) -> Iterator[Result]:
+        probabilities = self.classify([crop for one in waiting for crop in one.crops])
         start = 0
-        for item, faces, crops in waiting:
+        for item, _, faces, crops, source in waiting:
             rows = probabilities[start : start + len(faces)]
             start += len(faces)
             found = [self._prediction(f, row) for f, row in zip(faces, rows, strict=True)]
-            yield Result(item.key, item.image, item.error, found, crops)
+            if keep and isinstance(source, Source) and not item.error:
+                item = read(source)
+            yield Result(item.key, item.image if keep else None, item.error, found, crops)
 
-    @torch.no_grad()
     def classify(self, crops: Sequence[Image.Image]) -> np.ndarray:
         """Turn cut faces into probabilities (F, K), in batches.
 
@@ -176,9 +216,9 @@ class Predictor:
         for start in range(0, len(crops), self.batch_size):
             part = crops[start : start + self.batch_size]
             try:
-                batch = torch.stack([self.transform(crop) for crop in part]).to(self.device)
-                rows.append(self.network(batch).double().softmax(1).cpu().numpy())
-            except (RuntimeError, MemoryError) as error:
+                batch = np.stack([np.asarray(self.transform(crop)) for crop in part])
+                rows.append(softmax(self._logits(batch)))
+            except Exception as error:
                 if not _out_of_memory(error):
                     raise
                 raise UserError(
@@ -201,10 +241,23 @@ class Predictor:
         return Prediction(*answer, tuple(face.box.tolist()), landmarks, face.score)
 
 
+def _item(image: Input) -> Item | Source:
+    """A path as a source, which a worker can read, and anything else as an image."""
+    if isinstance(image, (str, PathLike)):
+        return Source(os.fspath(image), os.fspath(image), "image")
+    return Item(None, as_image(image))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Turn logits (F, K) into probabilities, in float64."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
 def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; on the CPU, PyTorch raises a mere RuntimeError for that."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "allocate memory" in str(error)
+    """Whether memory ran out; on the CPU, the libraries have no kind of error for that."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "allocate memory" in str(error)
 
 
 def load(
@@ -218,15 +271,15 @@ def load(
 
     Args:
         path: a checkpoint or an exported .onnx; or a name of `qcs zoo`, whose default is taken
-            where there is none.
+            where there is none. See `open_network` for what is computed with onnxruntime.
         device: the network's.
         crop: how faces are cut, see `crop_of`.
         form: see `Predictor`.
         trust: import paths of the user's own code that may be built, as ["mine.TinyBackbone"].
 
     Raises:
-        UserError: as for `qcs.checkpoints.load.load_classifier`, `qcs.inference.crops.crop_of`,
-            `qcs.evaluation.apply.pick_device` and `qcs.inference.backends.in_form`.
+        UserError: as for `open_network`, `qcs.inference.crops.crop_of`,
+            `qcs.evaluation.device.pick_device` and `qcs.inference.compiled.in_form`.
 
     Examples:
         >>> import qcs
@@ -234,6 +287,6 @@ def load(
         ('red', 'green', 'blue')
     """
     device = pick_device(device)
-    checkpoint = load_classifier(zoo.default_file() if path is None else path, trust)
+    checkpoint = open_network(path, device, form, trust)
     found, _ = crop_of(checkpoint.recipe, crop)
     return Predictor(checkpoint, crop=found, device=device, form=form)

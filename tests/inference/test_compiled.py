@@ -9,7 +9,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from conftest import tiny_network
 from qcs.config.errors import UserError
-from qcs.inference import backends
+from qcs.inference import compiled
 
 
 class Doubled(nn.Module):
@@ -25,7 +25,7 @@ def test_a_compiled_form_takes_any_number_of_images(number, monkeypatch):
     """Batches are filled up or cut to the size that is compiled, once."""
     made = []
     monkeypatch.setattr(torch, "compile", lambda module, **options: made.append(1) or module)
-    form = backends.Compiled(Doubled(), "compiled", 4)
+    form = compiled.Compiled(Doubled(), "compiled", 4)
     faces = torch.rand(number, 3, 8, 8)
     for _ in range(2):
         torch.testing.assert_close(form(faces), faces.mean((1, 2, 3))[:, None].repeat(1, 2))
@@ -34,18 +34,18 @@ def test_a_compiled_form_takes_any_number_of_images(number, monkeypatch):
 
 def test_what_has_no_form_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"\.onnx write form=eager"):
-        backends.in_form(nn.Identity(), "compiled", 1)
+        compiled.in_form(nn.Identity(), "compiled", 1)
     with pytest.raises(UserError, match="none of eager, compiled"):
-        backends.in_form(tiny_network(), "fast", 1)
+        compiled.in_form(tiny_network(), "fast", 1)
     network = tiny_network()
-    assert backends.in_form(network, "eager", 1) is network
+    assert compiled.in_form(network, "eager", 1) is network
 
     def absent():
         raise InvalidCxxCompiler
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", absent)
     with pytest.raises(UserError, match=r"form=compiled needs a C\+\+ compiler"):
-        backends.in_form(network, "compiled", 1)
+        compiled.in_form(network, "compiled", 1)
 
 
 @pytest.mark.slow
@@ -54,7 +54,7 @@ def test_a_form_answers_as_the_network(form):
     """Runs the real compiler, which needs g++, and torchao for int8."""
     network = tiny_network().eval()
     faces = images(4, torch.float32).flatten(0, 1)
-    found = backends.in_form(network, form, len(faces))(faces)
+    found = compiled.in_form(network, form, len(faces))(faces)
     expected = network(faces)
     allowed = {"compiled": 1e-5, "compiled_bf16": 0.05, "compiled_int8": 0.15}[form]
     assert ((found - expected).square().mean().sqrt() / expected.std()).item() < allowed

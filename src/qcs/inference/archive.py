@@ -1,0 +1,238 @@
+"""An archive of predictions: a folder of Parquet parts that each run adds to.
+
+The next run goes on where the one before was stopped.
+
+A part is whole or absent, whenever the process is killed. The rows are themselves the list of what
+is done: every image has at least one, with the size and time of its file, and all rows of an image
+or film are in one part. Each shard writes parts of its own.
+"""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from qcs.config.errors import UserError, missing_extra
+from qcs.config.escape import terminal, utf8
+from qcs.inference import parquet
+from qcs.inference.inputs import stamp
+from qcs.inference.parquet import Identity, Part
+from qcs.inference.pictures import Written
+from qcs.inference.predictor import Result
+from qcs.inference.shards import Shard
+from qcs.inference.sources import Source, reason
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".parquet"
+ROWS, SECONDS = 100_000, 120.0  # a part is finished after either, so no more work is ever lost
+PATIENCE = 600  # seconds that shards wait while another one takes rows out of parts
+PART = re.compile(r"part-(\d+-of-\d+-)?\d+\.parquet")
+
+
+@contextmanager
+def _locked(path: Path, patience: float) -> Iterator[None]:
+    """Hold a lock, which the system takes back when the process ends in whatever way.
+
+    Raises:
+        UserError: another process holds it, or the package filelock is not installed.
+    """
+    try:
+        from filelock import FileLock, Timeout
+    except ImportError as error:
+        raise missing_extra("archive", "Parquet needs") from error
+    lock = FileLock(path)
+    try:
+        lock.acquire(patience)
+    except Timeout as error:
+        raise UserError(
+            f"another process is writing to out={path.parent}: wait for its end, or give each its "
+            "share with shard=1/2 and shard=2/2"
+        ) from error
+    except NotImplementedError:
+        log.warning("no locks where %s lies: start each shard once only", terminal(path.parent))
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Archive:
+    """Writes the rows of predictions, and knows which are there already.
+
+    Args:
+        folder: of the parts.
+        files: all that this run is to read.
+        class_names: K names.
+        features: the length of embeddings; None where there are none.
+        made: the settings on which the rows depend; those of the parts that are there must be the
+            same.
+        shard: of this process, where there are several.
+        restart: delete all parts first.
+
+    Attributes:
+        skipped: the number of images and films that were there already.
+
+    Raises:
+        UserError: pyarrow is missing. On entering: another process is at work, the folder holds
+            other files, or its parts were made with other settings. The other methods: a part
+            cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: Sequence[Source],
+        class_names: Sequence[str],
+        features: int | None,
+        made: dict[str, Any],
+        shard: Shard | None = None,
+        restart: bool = False,
+    ) -> None:
+        if restart and shard:
+            raise UserError(
+                f"restart=true would let each shard delete what the others write: delete {folder} "
+                "first, and leave restart out"
+            )
+        self.folder, self.files, self.restart, self.skipped = folder, files, restart, 0
+        self.made = {"class_names": list(class_names), **made}
+        self.columns = parquet.schema(class_names, features, self.made)
+        self.shard = f"-{shard.name}" if shard else ""
+        self._done: set[Identity] = set()
+        self._given: set[Identity] = set()
+        self._part: Part | None = None
+        self._current: Identity | None = None  # of which rows may follow
+        self._number, self._began = 0, 0.0
+
+    def __enter__(self) -> "Archive":
+        with self._writable():
+            if self.folder.exists() and not self.folder.is_dir():
+                raise UserError(f"out={self.folder} is a file: name a folder for the parts")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with ExitStack() as stack:
+                stack.enter_context(_locked(self.folder / f".lock{self.shard}", 0))
+                self._tidy()
+                self._survey()
+                self._lock = stack.pop_all()
+        return self
+
+    def _tidy(self) -> None:
+        """Delete what a killed process left of a part, and all parts on a restart."""
+        for path in self.folder.glob(f".*part{self.shard}-[0-9]*.tmp"):
+            if self.shard or "-of-" not in path.name:
+                path.unlink()
+        for path in self._parts():
+            if self.restart:
+                path.unlink()
+
+    def _parts(self) -> list[Path]:
+        """The parts of all shards, sorted."""
+        paths = sorted(p for p in self.folder.iterdir() if not p.name.startswith((".", "_")))
+        if strange := [path for path in paths if not PART.fullmatch(path.name)]:
+            raise UserError(
+                f"out={self.folder} holds {strange[0].name}, which `qcs predict` has not written: "
+                "name another folder"
+            )
+        return paths
+
+    def _survey(self) -> None:
+        """Find out what is done, and take out the rows of files that have changed since.
+
+        So are those that are there twice, as where files were added while shards were started.
+        """
+        named, stamps = {utf8(file.file): file for file in self.files}, {}
+        stale: dict[Path, set[Identity]] = {}
+        for path in self._parts():
+            own = re.fullmatch(rf"part{self.shard}-(\d+)", path.stem)
+            self._number = max(self._number, int(own[1]) + 1 if own else 0)
+            made, found = parquet.seen(path)
+            self._require_same(made)
+            for identity, before in found:
+                file = named.get(identity[0])
+                if file and file.file not in stamps:
+                    stamps[file.file] = None if file.error else stamp(file.file)
+                if identity in self._done or (file and stamps[file.file] != before):
+                    stale.setdefault(path, set()).add(identity)
+            self._done |= {identity for identity, _ in found} - stale.get(path, set())
+        if stale:
+            log.info("%d files have changed", len(set().union(*stale.values())))
+            with _locked(self.folder / ".lock-to-remove", PATIENCE):
+                for path in self.folder.glob(f"{parquet.REMOVING}*{SUFFIX}"):
+                    path.unlink()  # left by a killed process
+                for path, gone in stale.items():
+                    if path.exists():  # no other shard has emptied it
+                        parquet.remove(path, gone)
+
+    def _require_same(self, made: dict[str, Any]) -> None:
+        for key in (*self.made, *made):
+            before, now = (json.dumps(settings.get(key)) for settings in (made, self.made))
+            if before != now:
+                raise UserError(
+                    f"out={self.folder} was made with {key}={before}, and now it is {now}: begin "
+                    "anew with restart=true, or name another folder"
+                )
+
+    def done(self, source: Source) -> bool:
+        """Whether an image or film has its rows, or was given before in this run."""
+        identity = (utf8(source.file), source.member and utf8(source.member))
+        if identity in self._given:
+            log.warning("left out, as it is listed twice: %s", terminal(identity[1] or identity[0]))
+            return True
+        self._given.add(identity)
+        self.skipped += identity in self._done
+        return identity in self._done
+
+    def write(self, result: Result, pictures: Written) -> None:
+        """Add the rows of an image or frame."""
+        with self._writable():
+            rows = parquet.rows(result, pictures)
+            identity = rows[0]["file"], rows[0]["member"]
+            old = time.monotonic() - self._began > SECONDS
+            if self._part and identity != self._current and (old or self._part.number >= ROWS):
+                self._finish()
+            if self._part is None:
+                path = self.folder / f"part{self.shard}-{self._number:06d}{SUFFIX}"
+                self._part, self._began = (
+                    Part(path, self.columns, f".{path.name}.tmp"),
+                    time.monotonic(),
+                )
+                self._number += 1
+            self._current = identity if result.key.stamp else None
+            self._part.add(rows)
+
+    def _finish(self, *unfinished: Identity) -> None:
+        part, self._part = self._part, None
+        if part:
+            try:
+                part.finish(unfinished)
+            except BaseException:
+                part.discard()
+                raise
+
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        """Finish the part; after an error or Ctrl-C without the image or film that was read last.
+
+        Of a film, some frames may be missing. A webcam is kept, as it ends in no other way.
+        """
+        try:
+            with self._writable():
+                self._finish(*([self._current] if kind and self._current else []))
+        except UserError:
+            if kind is None or issubclass(kind, KeyboardInterrupt):
+                raise
+        finally:
+            self._lock.close()
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"out={self.folder} cannot be written ({reason(error)}): choose another place "
+                "with out="
+            ) from error
