@@ -94,7 +94,12 @@ def options(run, **changes) -> dict:
     """What conf/export.yaml composes to."""
     defaults = {"ckpt": str(run / "run/checkpoints/best.ckpt"), "store": None}
     defaults["dataset"] = {"path": str(run / "faces")}
-    defaults |= {"include_transform": False, "int8": False, "calibration_images": 20}
+    defaults |= {
+        "include_transform": False,
+        "features": False,
+        "int8": False,
+        "calibration_images": 20,
+    }
     return defaults | {"split": "test", "batch_size": 8} | changes
 
 
@@ -316,7 +321,12 @@ def test_int8_is_measured_on_classes_by_name(tmp_path):
         data = {"_target_": "qcs.data.manifest.Manifest.from_csv", "class_names": names}
         data |= {"path": str(tmp_path / "table.csv")}
         given = {"ckpt": str(tmp_path / "model.ckpt"), "dataset": data, "store": None}
-        given |= {"include_transform": False, "int8": True, "calibration_images": 8}
+        given |= {
+            "include_transform": False,
+            "features": False,
+            "int8": True,
+            "calibration_images": 8,
+        }
         given |= {"split": "test", "batch_size": 4, "out": str(tmp_path / "small.onnx")}
         found.append(export(given))
     assert found[0]["before"] == found[1]["before"] and found[0]["after"] == found[1]["after"]
