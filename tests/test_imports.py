@@ -7,6 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from conftest import tiny_checkpoint
 
@@ -133,7 +134,7 @@ def loaded(code: str, *arguments: str) -> set[str]:
     code += "\nimport sys\nprint(*sorted({name.partition('.')[0] for name in sys.modules}))"
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n{code}"]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return set(done.stdout.splitlines()[-1].split())  # after what the code itself has printed
 
 
 def test_using_a_checkpoint_loads_neither_lightning_nor_hydra(tmp_path):
@@ -147,6 +148,33 @@ def test_using_a_checkpoint_loads_neither_lightning_nor_hydra(tmp_path):
     unwanted = {"lightning", "hydra", "omegaconf"} | LAZY
     assert "torch" in found
     assert not found & (unwanted - {"wandb"})  # timm imports wandb where that is installed
+
+
+HEAVY = {"torch", "torchvision", "timm", "lightning", "pandas", "scipy", "sympy"}
+HEAVY |= LAZY - {"onnx", "onnxruntime"}
+
+
+@pytest.mark.parametrize("options", ["", "'ferplus-light', detect=True", "'ferplus-light.onnx'"])
+def test_the_networks_of_the_zoo_are_used_without_pytorch(options):
+    code = (
+        "import numpy, qcs\n"
+        "def use(path=None, detect=False):\n"
+        "    image = numpy.zeros((64, 64, 3), numpy.uint8)\n"
+        "    qcs.load(path).predict(image, detect=detect)\n"
+        f"use({options})"
+    )
+    found = loaded(code)
+    assert {"onnxruntime", "numpy", "PIL"} <= found
+    assert not found & (HEAVY | {"hydra", "omegaconf"})
+
+
+def test_the_command_answers_without_pytorch(tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64)).save(photo)
+    code = "sys.argv[0] = 'qcs'\nfrom qcs import __main__\n__main__.main()"
+    found = loaded(code, "predict", str(photo), f"hydra.run.dir={tmp_path / 'run'}")
+    assert {"onnxruntime", "hydra"} <= found and not found & HEAVY
+    assert (tmp_path / "run/predictions.jsonl").read_text().count("no face found") == 1
 
 
 def test_importing_the_package_loads_nothing_heavy():

@@ -19,7 +19,7 @@ COMMANDS = {
     "predict": Command(
         "name the expressions in photos, videos and of a webcam",
         (
-            "qcs predict input=photo.jpg",
+            "qcs predict photo.jpg",
             "qcs predict ckpt=model.ckpt input=clip.mp4 annotate=true out=faces.csv",
         ),
     ),

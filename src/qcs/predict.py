@@ -1,4 +1,4 @@
-"""Expressions in photos and videos: `python -m qcs.predict input=photo.jpg [ckpt=...]`.
+"""Expressions in photos and videos: `python -m qcs.predict photo.jpg [ckpt=...]`.
 
 Exit status: 0 if every file was read, with or without faces in it; 1 if some files could not be
 read; 2 if the run could not start or its results could not be written; 130 after Ctrl-C.
@@ -213,7 +213,7 @@ def _count(counts: Counter, result: Result) -> None:
         log.warning("%s", terminal(result.error))
 
 
-@command("predict")
+@command("predict", words="input")
 def main(cfg: DictConfig) -> None:
     """Predict what the command line names, and set the exit status."""
     counts = predict(resolve(cfg, Settings))

@@ -3,7 +3,7 @@
 import pytest
 from hydra import compose, initialize_config_dir
 
-from qcs.config.command_line import expand_home, explain, overrides_of
+from qcs.config.command_line import expand_home, explain, overrides_of, with_key
 from qcs.config.errors import UserError
 from qcs.config.keys import CONF
 
@@ -36,6 +36,25 @@ def test_what_can_be_parsed_passes():
     overrides = ["seed=1,2", "input=a b.jpg", "~callbacks.last", "x='ü=(1)'", "input=[a,b]"]
     assert overrides_of(["-m", *overrides, "--cfg", "job"]) == overrides
     assert overrides_of([*overrides[:2], "-m", *overrides[2:], "--resolve"]) == overrides
+
+
+@pytest.mark.parametrize("words", [["a.jpg"], ["a b,c.jpg"], ["0"], ["~/x/*.jpg", "it's"], ["[a]"]])
+def test_words_without_a_key_get_theirs(words):
+    made = with_key(["out=x.csv", "-m", *words, "--resolve"], "predict", "input")
+    assert made[:3] == ["out=x.csv", "-m", "--resolve"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = compose("predict", overrides_of(made)).input
+    assert (found if isinstance(found, str) else list(found)) == (
+        words[0] if words[1:] == [] else words
+    )
+
+
+def test_a_key_without_a_value_is_no_word():
+    with pytest.raises(UserError, match="annotate has no value"):
+        overrides_of(with_key(["a.jpg", "annotate"], "predict", "input"))
+    assert with_key(["~trust", "+x", ""], "predict", "input") == ["~trust", "+x", ""]
+    with pytest.raises(UserError, match=r"a\.jpg and input=\.\.\. stand side by side"):
+        with_key(["a.jpg", "input=b.jpg"], "predict", "input")
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,23 @@
 """What a predictor refuses and warns of."""
 
+import sys
 import warnings
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from PIL import Image
+from torchvision.ops import nms
 
 import qcs
 from conftest import tiny_checkpoint
 from qcs.checkpoints.load import load_checkpoint
+from qcs.checkpoints.onnx import threads
 from qcs.config.errors import UserError
 from qcs.evaluation.device import pick_device
-from qcs.inference.detector import Detector
-from qcs.inference.predictor import Predictor
+from qcs.inference.detector import OVERLAP, Detector, suppress
+from qcs.inference.predictor import Predictor, softmax
 
 FACE = Image.new("RGB", (20, 20), "red")
 
@@ -83,3 +87,50 @@ def test_an_image_of_one_column_is_answered(tmp_path):
     predictor = qcs.load(tiny_checkpoint(tmp_path / "a.ckpt"))
     odd = np.zeros((20_000, 1, 3), dtype=np.uint8)
     assert predictor.predict(odd) == [[]] and len(predictor.predict(odd, detect=False)[0]) == 1
+
+
+def test_without_pytorch_the_threads_are_those_of_the_process(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads() == 3
+    for value in ("", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert threads() >= 1
+
+
+def test_a_name_of_the_zoo_is_computed_by_onnxruntime_where_that_can(monkeypatch):
+    assert qcs.load().backend == qcs.load("ferplus-light").backend == "onnxruntime"
+    assert qcs.load("ferplus-light.safetensors").backend == "torch"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert qcs.load().backend == qcs.load("ferplus-light").backend == "torch"
+    with pytest.raises(UserError, match=r"\[faces\]"):
+        qcs.load("ferplus-light.onnx")
+
+
+def test_both_libraries_give_the_same_answers():
+    photo = Image.fromarray(skimage.data.astronaut())
+    one, other = (qcs.load(f"ferplus-light{s}").predict(photo)[0][0] for s in ("", ".safetensors"))
+    assert one.label == other.label == "Happiness" and one.box == other.box
+    assert one.probabilities == pytest.approx(other.probabilities, abs=0.005)
+
+
+@pytest.mark.parametrize("form", ["compiled", "fast"])
+def test_an_export_has_no_other_form(form):
+    with pytest.raises(UserError, match=f"form={form} "):
+        qcs.load("ferplus-light.onnx", form=form)
+
+
+def test_softmax_is_that_of_pytorch():
+    logits = np.random.default_rng(0).normal(0, 300, (50, 7)).astype(np.float32)
+    expected = torch.from_numpy(logits).double().softmax(1).numpy()
+    np.testing.assert_allclose(softmax(logits), expected, rtol=1e-12)
+
+
+def test_boxes_that_overlap_are_suppressed_as_torchvision_does():
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 100, (300, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(5, 40, (300, 2))], 1).astype(np.float32)
+    scores = rng.uniform(0, 1, 300).astype(np.float32)
+    expected = nms(torch.from_numpy(boxes), torch.from_numpy(scores), OVERLAP).tolist()
+    assert suppress(boxes, scores) == expected and 1 < len(expected) < 200
+    assert suppress(boxes[:0], scores[:0]) == []

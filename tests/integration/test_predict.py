@@ -381,6 +381,7 @@ def settings(**options) -> dict:
     config = {"out": None, "detect": "none", "crop": None, "threshold": 0.5, "longest": 1280}
     config |= {"smallest": 12, "batch_size": 32, "form": "eager", "device": "cpu", "every": 1}
     config |= {"path_column": "path", "shard": None, "restart": False, "embeddings": False}
+    config |= {"workers": 0, "timeout": 120.0}
     return config | {"max_frames": None, "annotate": False, "save_crops": False} | options
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from qcs.checkpoints import checksum
-from qcs.checkpoints.onnx import EXTRA, FEATURES, IMAGES, LOGITS, METADATA, onnxruntime
+from qcs.checkpoints.onnx import FEATURES, IMAGES, LOGITS, METADATA, onnxruntime
 from qcs.config.errors import missing_extra
 from qcs.data.numpy_transforms import IMAGENET_MEAN, IMAGENET_STD
 from qcs.models import QCSNetwork
@@ -24,6 +24,7 @@ from qcs.models import QCSNetwork
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+EXTRA = ("export", "writing ONNX needs")
 KEPT = ("format", "qcs_version", "class_names", "transform", "dataset", "select_on")
 
 

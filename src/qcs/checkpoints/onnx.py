@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
     from onnxruntime import InferenceSession
 
-EXTRA = ("export", "ONNX needs")
+EXTRA = ("faces", "an .onnx file needs")
 METADATA = "qcs"  # the key, of JSON
 IMAGES, LOGITS, FEATURES = "images", "logits", "features"
 
@@ -63,6 +63,8 @@ def open_session(model: bytes, number: int | None = None) -> "InferenceSession":
     runtime = onnxruntime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = number or threads()
+    # Threads that wait sleep; else those of the detector and of the network take each other's CPUs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors only; its warnings are about optimisations
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

@@ -31,13 +31,16 @@ MISTAKE, BUG, INTERRUPTED = 2, 70, 130  # exit statuses; 70 is EX_SOFTWARE of sy
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def command(
+    name: str, words: str | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Turn a function of a composed config into the main of a command.
 
     In a multirun a job that fails by the user's mistake returns `Failed`, and the others go on.
 
     Args:
         name: of the command, a file of conf/.
+        words: the key of what stands on the command line without one, as a photo's path.
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -68,6 +71,8 @@ def command(name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], N
             with one_sentence(lambda error: translate(error) or _before_the_job(error, code)):
                 if found := qcs_fer.beside_ours():
                     raise UserError(found)
+                if words:
+                    sys.argv[1:] = command_line.with_key(sys.argv[1:], name, words)
                 overrides = command_line.overrides_of(sys.argv[1:])
                 # Hydra finds no override behind a flag, as in `seed=0,1 -m model=qcs`.
                 sys.argv[1:] = [a for a in sys.argv[1:] if a not in overrides] + overrides

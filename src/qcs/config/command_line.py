@@ -20,7 +20,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from qcs.config.compose import as_dict, compose
 from qcs.config.errors import UserError
-from qcs.config.keys import CONF
+from qcs.config.hints import setting
+from qcs.config.keys import CONF, keys
 from qcs.config.validation import nearest
 
 _HOME = re.compile(r"^([^=\s]+=[\"']?)~(?=/|[\"']?$)")
@@ -39,6 +40,36 @@ def expand_home(argument: str) -> str:
     return argument if not found or home == "~" else found[1] + home + argument[found.end() :]
 
 
+def with_key(arguments: Sequence[str], command: str, key: str) -> list[str]:
+    """Give the words without a key theirs, as in `qcs predict photo.jpg`; several make a list.
+
+    A word that is itself a key of the command is left as it is: its value was forgotten.
+
+    Raises:
+        UserError: the key stands beside the words, or there is an unknown flag.
+    """
+    known = {name for name, *_ in keys((CONF / f"{command}.yaml").read_text(encoding="utf-8"))}
+    words = [w for w in _beside_flags(arguments) if re.fullmatch(r"(~/|[^~+=])[^=]*", w)]
+    words = [word for word in words if word not in known]
+    if not words:
+        return list(arguments)
+    if any(argument.startswith(f"{key}=") for argument in arguments):
+        raise UserError(f"{words[0]} and {key}=... stand side by side: write all into {key}=[...]")
+    others = [argument for argument in arguments if argument not in words]
+    return [*others, setting(key, words if len(words) > 1 else words[0])]
+
+
+def _beside_flags(arguments: Sequence[str]) -> list[str]:
+    """The arguments that are neither flags nor their values."""
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the flags, options are written KEY=VALUE")
+
+    flags = get_args_parser()
+    flags.error = refuse  # type: ignore[method-assign]  # instead of printing all flags
+    return list(flags.parse_intermixed_args(arguments).overrides)
+
+
 def overrides_of(arguments: Sequence[str]) -> list[str]:
     """The overrides among the arguments of a command, before or after its flags; all can be parsed.
 
@@ -46,13 +77,7 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
         UserError: there is an unknown flag, or an override that Hydra cannot parse; the message
             says how to quote it.
     """
-
-    def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the flags, options are written KEY=VALUE")
-
-    flags = get_args_parser()
-    flags.error = refuse  # type: ignore[method-assign]  # instead of printing all flags
-    overrides, parser = flags.parse_intermixed_args(arguments).overrides, OverridesParser.create()
+    overrides, parser = _beside_flags(arguments), OverridesParser.create()
     for override in overrides:
         key, sign, value = override.partition("=")
         if key in FOLDERS and sign and not value.strip():  # an unset variable of the shell

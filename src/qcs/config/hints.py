@@ -22,12 +22,17 @@ def command_line(module: str, options: Mapping[str, Any]) -> str:
 
 def option(key: str, value: Any) -> str:
     """Return one `key=value` of a command; the value is None, a scalar, or a list of such."""
-    text = f"{key}={_value(value)}"
+    text = setting(key, value)
     if re.fullmatch(r"[\w/.,:=+@%-]+", text, re.ASCII):
         return text
     if not re.search(r'["$`\\!]', text):
         return f'"{text}"'
     return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
+def setting(key: str, value: Any) -> str:
+    """Return one `key=value`, quoted for Hydra but not for a shell."""
+    return f"{key}={_value(value)}"
 
 
 def _value(value: Any) -> str:

@@ -1,0 +1,229 @@
+"""Photos read by worker processes: the same answers in order, whatever happens to a worker."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+import qcs
+from qcs.config.errors import UserError
+from qcs.inference import processors, workers
+from qcs.inference.crops import LOOSE
+from qcs.inference.inputs import Item, open_items
+from qcs.inference.processors import workers_for
+from qcs.inference.sources import Source, files_of
+from qcs.inference.workers import looks
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers need Linux or macOS")
+# Sources that do something to the process that reads them, which imports this module.
+ODD = """
+import os, signal, time
+from pathlib import Path
+from qcs.inference.sources import Source
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class Kills(Source):
+    data = property(lambda self: die())
+
+class KillsOnce(Source):
+    @property
+    def data(self):
+        tried = Path(self.file + ".tried")
+        if not tried.exists():
+            tried.touch()
+            die()
+
+class Hangs(Source):
+    data = property(lambda self: time.sleep(1000))
+
+class Fails(Source):
+    data = property(lambda self: {}["a bug"])
+"""
+
+
+@pytest.fixture
+def odd(tmp_path, monkeypatch):
+    (tmp_path / "odd_sources.py").write_text(ODD)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("odd_sources", None)
+    import odd_sources
+
+    return odd_sources
+
+
+def photos(folder: Path, number: int) -> list[Source]:
+    """Photos of growing width, by which they are known."""
+    folder.mkdir(exist_ok=True)
+    for i in range(number):
+        Image.new("RGB", (10 + i, 10), (i, 0, 0)).save(folder / f"{i:03d}.png")
+    return files_of(str(folder))
+
+
+def test_answers_are_those_of_one_process_with_odd_files_among_them(tmp_path):
+    folder = tmp_path / "in"
+    photos(folder, 3)
+    astronaut = Image.fromarray(skimage.data.astronaut())
+    for name in ("a.jpg", "m.png", "z.webp"):
+        astronaut.save(folder / name)
+    (folder / "b.jpg").write_bytes((folder / "a.jpg").read_bytes()[:5000])
+    (folder / "c.jpg").write_bytes(b"")
+    os.mkfifo(folder / "d.jpg")
+    files = files_of(str(folder))
+    (folder / "000.png").unlink()
+    predictor = qcs.load()
+
+    def run(number: int, **options):
+        results = list(predictor.stream(open_items(files, later=True), True, number, **options))
+        crops = [[crop.tobytes() for crop in result.crops] for result in results]
+        return [(r.key, r.error, r.predictions) for r in results], crops, [r.image for r in results]
+
+    rows, crops, images = run(2)
+    assert (rows, crops, images) == run(0)
+    assert [key.name for key, *_ in rows] == [file.name for file in files]
+    errors = {key.name for key, error, _ in rows if error}
+    assert errors == {"000.png", "b.jpg", "c.jpg", "d.jpg"}
+    assert [len(found) for *_, found in rows if found] == [1, 1, 1]
+    assert run(2, keep=False)[2] == [None] * len(files)
+
+
+def test_python_answers_with_workers_as_without(tmp_path):
+    paths = [Path(file.file) for file in photos(tmp_path, 5)]
+    images = [*paths, np.zeros((9, 9, 3), np.uint8)]
+    predictor = qcs.load()
+    assert predictor.predict(images, False, workers=2) == predictor.predict(images, False)
+    with pytest.raises(UserError, match=r"cannot read .*no\.png"):
+        predictor.predict([*paths, tmp_path / "no.png"], False, workers=2)
+
+
+def test_a_photo_that_kills_two_workers_is_an_error_and_the_rest_goes_on(tmp_path, odd, caplog):
+    files = photos(tmp_path / "in", 12)
+    files[3], files[7] = odd.Kills(*files[3]), odd.KillsOnce(*files[7])
+    found = list(looks(files, 2, None, LOOSE))
+    assert [look.item.key.name for look in found] == [file.name for file in files]
+    errors = {look.item.key.name: look.item.error for look in found if look.item.error}
+    assert list(errors) == ["003.png"] and "signal 9" in errors["003.png"]
+    assert [look.crops[0].width for look in found if look.crops] == [
+        10 + i for i in range(12) if i != 3
+    ]
+    assert len([r for r in caplog.records if "which is tried again" in r.message]) == 2
+
+
+def test_a_photo_that_takes_too_long_is_an_error_and_the_rest_goes_on(tmp_path, odd):
+    files = photos(tmp_path / "in", 6)
+    files[2] = odd.Hangs(*files[2])
+    found = list(looks(files, 1, None, LOOSE, timeout=6))
+    assert [look.item.error is None for look in found] == [True, True, False, True, True, True]
+    assert "6 seconds" in found[2].item.error
+
+
+def test_a_bug_keeps_its_traceback_and_a_worker_that_cannot_start_is_a_sentence(
+    tmp_path, odd, monkeypatch
+):
+    files = photos(tmp_path / "in", 2)
+    with pytest.raises(RuntimeError, match="KeyError: 'a bug'"):
+        list(looks([odd.Fails(*files[0])], 1, None, LOOSE))
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(UserError, match="did not start"):
+        list(looks(files, 1, None, LOOSE))
+
+
+def test_memory_is_bounded_while_nobody_takes_the_answers(monkeypatch):
+    taken = []
+
+    def frames(number: int, side: int):
+        for i in range(number):
+            taken.append(i)
+            yield Item(i, Image.new("RGB", (side, side)))
+
+    found = looks(frames(200, 10), 2, None, LOOSE)
+    next(found), next(found)
+    assert len(taken) <= 2 + 2 * 2 * workers.AHEAD
+    found.close()
+    taken.clear()
+    monkeypatch.setattr(workers, "MAX_WAITING", 3 * 50 * 50)
+    found = looks(frames(40, 50), 2, None, LOOSE)
+    assert next(found).item.key == 0 and len(taken) <= 4
+    assert [look.item.key for look in found] == list(range(1, 40))
+
+
+def test_large_photos_are_decoded_one_after_the_other(tmp_path):
+    files = photos(tmp_path, 4)
+    for i in (0, 1, 3):
+        Image.new("1", (4200, 4000)).save(files[i].file)
+    found = list(looks(files, 2, None, LOOSE))
+    assert [look.pixels for look in found] == [16_800_000, 16_800_000, 120, 16_800_000]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are looked up in /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_worker_outlives_its_caller(how, tmp_path, odd):
+    files = photos(tmp_path / "in", 2)
+    code = (
+        f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}\n"
+        "import odd_sources\n"
+        "from qcs.inference import crops, workers\n"
+        f"hanging = [odd_sources.Hangs(*file) for file in {[tuple(file) for file in files]!r}]\n"
+        "print('ready', flush=True)\n"
+        "list(workers.looks(hanging, 2, None, crops.LOOSE))"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert caller.stdout.readline()
+    listed = Path(f"/proc/{caller.pid}/task/{caller.pid}/children")
+    while len(children := listed.read_text().split()) < 2:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    caller.send_signal(how)
+    caller.communicate(timeout=30)
+    end = time.monotonic() + 30
+    while any(_runs(child) for child in children):
+        assert time.monotonic() < end, "a worker is still there"
+        time.sleep(0.05)
+
+
+def _runs(child: str) -> bool:
+    try:
+        return "looking.work" in Path(f"/proc/{child}/cmdline").read_text()
+    except OSError:
+        return False
+
+
+def test_auto_is_a_worker_for_each_processor_unless_there_is_little_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(processors, "processors", lambda: 4)
+    numbers = [workers_for("auto", photos) for photos in (1, 31, 32, 48, 1000, float("inf"))]
+    assert numbers == [0, 0, 2, 3, 4, 4]
+    assert workers_for(7, 1) == 7
+    monkeypatch.setattr(processors, "processors", lambda: 1)
+    assert workers_for("auto", 1000) == 0
+    with pytest.raises(UserError, match="workers=-1 is negative"):
+        workers_for(-1, 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "number"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "250000 100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+    ],
+)
+def test_processors_are_those_that_this_process_may_use(files, number, tmp_path, monkeypatch):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(processors, "CGROUPS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert processors.processors() == number
