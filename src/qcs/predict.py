@@ -97,8 +97,14 @@ def predict(config: dict[str, Any]) -> Counter:
     counts: Counter = Counter()
     try:
         with records, pictures:
-            detect, keep = config["detect"] == "auto", config["annotate"] or config["save_crops"]
-            for result in predictor.stream(items, detect, workers, keep, config["timeout"]):
+            for result in predictor.stream(
+                items,
+                config["detect"] == "auto",
+                workers,
+                config["annotate"] or config["save_crops"],
+                config["timeout"],
+                config["embeddings"],
+            ):
                 result, written = _write_pictures(pictures, result)
                 records.write(result, written)
                 _count(counts, result)
@@ -163,7 +169,7 @@ def _records(
     with (zoo.find(network) or network).open("rb") as file:
         made = {"network_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     made |= {key: config[key] for key in (*KEPT, "embeddings")}
-    features = None
+    features = predictor.features if config["embeddings"] else None
     restart = config["restart"]
     return Archive(out, files, predictor.class_names, features, made, shard, restart)
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from qcs.config.errors import UserError
 from qcs.config.escape import utf8
 from qcs.config.version import __version__
+from qcs.inference.faces import SIDES, Prediction
 from qcs.inference.lists import arrow
 from qcs.inference.pictures import Written
-from qcs.inference.predictor import Prediction, Result
+from qcs.inference.predictor import Result
 from qcs.inference.sources import Stamp
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def schema(class_names: Sequence[str], features: int | None, made: Mapping[str, 
         made: the settings of the run, as plain data.
     """
     pa = arrow()
-    edges = [(name, pa.float32()) for name in ("left", "top", "right", "bottom", "score")]
+    edges = [(name, pa.float32()) for name in (*SIDES, "score")]
     embedding = [("embedding", pa.list_(pa.float16(), features))] if features else []
     about = {"class_names": list(class_names), "settings": made, "qcs_version": __version__}
     return pa.schema(
@@ -83,10 +84,9 @@ def rows(result: Result, pictures: Written) -> list[dict[str, Any]]:
 
 
 def _face(prediction: Prediction) -> dict[str, Any]:
-    sides = zip(("left", "top", "right", "bottom"), prediction.box or (), strict=False)
     points = prediction.landmarks
     return {
-        **dict(sides),
+        **dict(zip(SIDES, prediction.box or (), strict=False)),
         "score": prediction.score,
         "landmarks": points and [number for point in points for number in point],
         "label": prediction.label,
