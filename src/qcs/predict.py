@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from qcs.checkpoints import zoo
 from qcs.checkpoints.load import load_classifier
-from qcs.config.bounds import Count, Probability
+from qcs.config.bounds import Count, Probability, Weight
 from qcs.config.command import command
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
@@ -29,8 +29,10 @@ from qcs.inference.crops import crop_of
 from qcs.inference.detector import Detector
 from qcs.inference.inputs import Source, files_of, open_items
 from qcs.inference.outputs import Records
+from qcs.inference.persons import Persons
 from qcs.inference.pictures import Pictures, Written
 from qcs.inference.predictor import Predictor, Result
+from qcs.inference.tracking import Following, follow
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,10 @@ class Settings(TypedDict):
     device: str | None
     every: Count
     max_frames: Count | None
+    track: bool
+    smooth: Weight
+    causal: bool
+    gap: Weight
     annotate: bool
     save_crops: bool
     run_dir: str
@@ -73,20 +79,28 @@ def predict(config: dict[str, Any]) -> Counter:
     items = open_items(files, config["every"], config["max_frames"])
     out = _output(config, files)
     predictor = _predictor(config, any(file.kind == "webcam" for file in files))
+    results = predictor.stream(items, config["detect"] == "auto")
+    persons = Persons(predictor.class_names, config["gap"]) if config["track"] else None
+    if persons:
+        results = _followed(config, files, results)
     counts: Counter = Counter()
     with (
         Records(out, predictor.class_names) as records,
         Pictures(Path(config["run_dir"]), config["annotate"], config["save_crops"]) as pictures,
     ):
         try:
-            for result in predictor.stream(items, config["detect"] == "auto"):
+            for result in results:
                 result, written = _write_pictures(pictures, result)
                 records.write(result, written)
+                if persons:
+                    persons.add(result)
                 _count(counts, result)
         except KeyboardInterrupt:  # the usual way to end a webcam
             counts["stopped"] = int(files[-1].kind != "webcam")
             log.info("stopped")
     counts["errors"] += pictures.failed
+    if persons:
+        log.info("persons: %s", ", ".join(map(terminal, persons.write(Path(config["run_dir"])))))
     labels = ((name, counts["label", name]) for name in predictor.class_names)
     log.info(
         "%d images or frames, %d faces (%s), %d without a face, %d that could not be read: %s",
@@ -130,6 +144,24 @@ def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
     if predictor.warning:
         log.warning("%s", predictor.warning)
     return predictor
+
+
+def _followed(
+    config: dict[str, Any], files: Sequence[Source], results: Iterator[Result]
+) -> Iterator[Result]:
+    """The results with the persons of films.
+
+    Raises:
+        UserError: there is no film to follow faces through, or the package is missing.
+    """
+    kinds = {file.kind for file in files}
+    if not kinds & {"film", "webcam"}:
+        raise UserError("track=true follows faces through films, and input names none")
+    if config["detect"] == "none":
+        raise UserError("track=true follows the faces that are found: leave detect=none out")
+    causal = config["causal"] or "webcam" in kinds
+    how = Following(config["smooth"], causal, config["gap"])
+    return follow(results, how, config["annotate"] or config["save_crops"])
 
 
 def _write_pictures(pictures: Pictures, result: Result) -> tuple[Result, Written]:

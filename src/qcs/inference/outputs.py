@@ -40,7 +40,8 @@ class Records:
             box = ["left", "top", "right", "bottom", "score"]
             head = ["file", "frame", "seconds", "face", *box, *marks, "label", "probability"]
             head += [f"p_{name}" for name in class_names]
-            self.table = csv.DictWriter(self.file, [*head, "annotated", "crop", "note", "error"])
+            last = ["annotated", "crop", "note", "error", "person"]
+            self.table = csv.DictWriter(self.file, [*head, *last])
             self.table.writeheader()
 
     def _unwritable(self, error: OSError) -> UserError:
@@ -107,6 +108,8 @@ def _record(prediction: Prediction) -> dict[str, Any]:
         row["score"] = round(prediction.score, 4)
     row |= {"label": prediction.label, "probability": round(prediction.probability, 6)}
     row["probabilities"] = {k: round(v, 6) for k, v in prediction.probabilities.items()}
+    if prediction.person is not None:
+        row["person"] = prediction.person
     return row
 
 

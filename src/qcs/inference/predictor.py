@@ -38,7 +38,8 @@ DRAWN_FACES = (
 class Prediction(NamedTuple):
     """A face and its expression.
 
-    The box, the landmarks and the score are None where the image was taken as a cut face.
+    The box, the landmarks and the score are None where the image was taken as a cut face, and the
+    person where it was not followed through a film.
     """
 
     label: str
@@ -47,6 +48,7 @@ class Prediction(NamedTuple):
     box: tuple[float, ...] | None = None  # left, top, right, bottom in pixels
     landmarks: tuple[tuple[float, float], ...] | None = None  # see qcs.inference.detector
     score: float | None = None  # of the detector
+    person: int | None = None  # from 1, see qcs.inference.tracking
 
 
 class Result(NamedTuple):
