@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from qcs.config.errors import UserError
 from qcs.inference.inputs import Key
@@ -130,6 +131,26 @@ def test_each_film_numbers_its_own_persons_and_photos_pass():
     assert {n for row in twice[-len(again) :] for n in row} == {1}
 
 
+@pytest.mark.parametrize(("cut", "expected"), [(True, [{1, 2}, {3, 4}]), (False, [{1, 2}, {1, 2}])])
+def test_after_a_cut_all_are_new_and_without_one_all_may_vanish_for_a_moment(cut, expected):
+    """The scene moves and flickers a little, and the heads are a third of the picture."""
+    results, _ = film([left, right], np.arange(0, 4, 0.1))
+    rng, frames = np.random.default_rng(0), []
+    first, second = np.kron(rng.integers(0, 255, (2, 7, 24)), np.ones((1, 40, 30)))
+    for result in results:
+        t = result.key.seconds
+        scene = second if cut and t >= 2 else first
+        pixels = np.roll(scene, int(40 * t), 1)[:270, :480] + rng.normal(0, 8, (270, 480))
+        faces = result.predictions if cut or not 2 <= t < 2.5 else []
+        for (x, y), *_ in (face.landmarks for face in faces):
+            pixels[int(y) - 60 : int(y) + 60, max(int(x) - 50, 0) : int(x) + 50] = 250
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert("RGB")
+        frames.append(result._replace(image=image, predictions=faces))
+    found = list(follow(iter(frames)))
+    halves = [[r for r in found if (r.key.seconds >= 2) == late] for late in (False, True)]
+    assert [{n for row in persons(half) for n in row} for half in halves] == expected
+
+
 def test_a_face_of_a_single_frame_is_nobody():
     results, _ = film(
         [left, lambda t: right(t) if 1 < t < 1.01 else None], [*uneven(1), 1.005, 1.1]
@@ -177,23 +198,21 @@ def test_where_nothing_is_averaged_a_face_is_as_it_was():
     assert same == [result.predictions for result in results]
 
 
-class Picture:
-    """Stands for a frame's picture, and can be counted."""
-
-
-def endless(alive: weakref.WeakSet, frames: int) -> Iterator[Result]:
+def long_film(alive: list[weakref.ref], frames: int) -> Iterator[Result]:
+    """A film whose pictures can be counted."""
     for number in range(frames):
-        picture = Picture()
-        alive.add(picture)
+        picture = Image.new("RGB", (8, 8))
+        alive.append(weakref.ref(picture))
         faces = [face(*left(number / 25)), face(*right(number / 25))]
         yield Result(Key("long.mp4", "long.mp4", number, number / 25), picture, None, faces, [])
 
 
 @pytest.mark.parametrize(("pictures", "most"), [(True, 9), (False, 2)])
 def test_of_a_long_film_only_the_frames_of_half_a_window_are_kept(pictures, most):
-    alive: weakref.WeakSet = weakref.WeakSet()
-    for result in follow(endless(alive, 200), Following(0.5), pictures):
-        assert len(alive) <= most and (result.image is not None) == pictures
+    alive: list[weakref.ref] = []
+    for result in follow(long_film(alive, 150), Following(0.5), pictures):
+        assert sum(picture() is not None for picture in alive) <= most
+        assert (result.image is not None) == pictures
         del result
 
 

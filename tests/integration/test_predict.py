@@ -437,13 +437,10 @@ def test_persons_of_a_film_are_in_the_records_a_table_a_timeline_and_the_film(me
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"input": "photo.png"}, "names none"),
-        ({"input": "film.mp4", "detect": "none"}, "detect=none"),
-    ],
+    ("name", "detect", "reason"),
+    [("photo.png", "auto", "names none"), ("film.mp4", "none", "leave detect=none out")],
 )
-def test_what_cannot_be_followed_is_said(options, reason, meeting, monkeypatch):
+def test_what_cannot_be_followed_is_said(name, detect, reason, meeting, monkeypatch):
     monkeypatch.chdir(meeting)
     Image.new("RGB", (20, 20)).save("photo.png")
     config = settings(detect=detect, track=True, run_dir="none", ckpt="model.ckpt", input=name)

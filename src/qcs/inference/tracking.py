@@ -3,7 +3,7 @@
 Faces are followed by C-BIoU (Yang et al., "Hard To Track Objects with Irregular Motions and Similar
 Appearances? Make It Easier by Buffering the Matching Space", WACV 2023) of the package `trackers`:
 `pip install -e '.[track]'`. It goes by boxes, their movement and the times of the frames, not by
-what a face looks like.
+what a face looks like, so after a cut all persons are new ones.
 
 K classes.
 """
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from qcs.config.errors import missing_extra
 from qcs.inference.inputs import Key
@@ -20,6 +21,11 @@ from qcs.inference.predictor import Prediction, Result
 from qcs.inference.video import FRAME_RATE
 
 TICK = 1e-3  # seconds, to which containers round times
+# A cut is what FFmpeg's `scene` score calls one: the mean change of grey, and what it is more than
+# the change before, beyond so many of 255 levels. Faces do not count: they may come and go.
+CUT = 25.0
+SMALL = (64, 36)  # pixels of the picture in which cuts are sought
+LEAST_OUTSIDE = 0.2  # of the picture, outside of faces; else all of it counts
 EXTRA = ("track", "track=true needs")
 
 
@@ -77,8 +83,8 @@ def _follow(results: Iterable[Result], how: Following, pictures: bool) -> Iterat
         if result.key.frame is None:
             yield result
             continue
-        film = film or _Film(how)
-        yield from film.add(result if pictures else result._replace(image=None, crops=[]))
+        film = film or _Film(how, pictures)
+        yield from film.add(result)
     if film is not None:
         yield from film.rest()
 
@@ -94,8 +100,10 @@ class _Held(NamedTuple):
 class _Film:
     """The persons of one film."""
 
-    def __init__(self, how: Following) -> None:
-        self.tracker, self.gap, self.newest = tracker(), how.gap, 0
+    def __init__(self, how: Following, pictures: bool) -> None:
+        self.gap, self.pictures = how.gap, pictures
+        self.tracker, self.shot = tracker(), _Shot()
+        self.newest = self.known = 0  # the largest number now, and before the last cut
         self.back, self.ahead = (how.smooth, 0.0) if how.causal else (how.smooth / 2,) * 2
         self.key: Key
         self.seconds: float | None = None
@@ -110,8 +118,15 @@ class _Film:
             # Between two frames nobody is out of sight, however long that takes.
             self.tracker.maximum_time_without_update = max(self.gap, seconds - self.seconds)
         self.seconds = seconds
-        persons = assign(self.tracker, result.predictions, seconds)
-        self._recognise(result.predictions, persons)
+        if cut := self.shot.ends(result):
+            self.tracker, self.known = tracker(), self.newest
+        persons = [
+            None if person is None else self.known + person
+            for person in assign(self.tracker, result.predictions, seconds)
+        ]
+        self._recognise(result.predictions, persons, cut)
+        if not self.pictures:
+            result = result._replace(image=None, crops=[])
         self.held.append(_Held(seconds, result, persons))
         for prediction, person in zip(result.predictions, persons, strict=True):
             self._see(seconds, prediction, person)
@@ -128,11 +143,13 @@ class _Film:
             row = np.array(list(prediction.probabilities.values()))
             self.seen.setdefault(person, deque()).append((seconds, row))
 
-    def _recognise(self, predictions: list[Prediction], persons: list[int | None]) -> None:
+    def _recognise(
+        self, predictions: list[Prediction], persons: list[int | None], cut: bool
+    ) -> None:
         """Number the faces of the frame before that turn out to be new persons with this frame."""
         new = [n for n, person in enumerate(persons) if (person or 0) > self.newest]
         self.newest = max([self.newest, *(person or 0 for person in persons)])
-        if not self.held:
+        if cut or not self.held:
             return
         seconds, before, earlier = self.held[-1]
         for n in new:
@@ -163,6 +180,41 @@ class _Film:
         return prediction._replace(
             label=label, probability=mean[label], probabilities=mean, person=person
         )
+
+
+class _Shot:
+    """Notices the cuts of a film."""
+
+    def __init__(self) -> None:
+        self.before: np.ndarray | None = None  # the last frame, reduced, in grey
+        self.faces: list[Prediction] = []  # of the last frame
+        self.change = 0.0
+
+    def ends(self, result: Result) -> bool:
+        """Whether a frame is the first one after a cut; False for a frame without its picture."""
+        if result.image is None:
+            return False
+        small = result.image.resize(SMALL, Image.Resampling.BOX).convert("L")
+        now, before = np.asarray(small, dtype=np.float32), self.before
+        outside = np.ones(now.shape, dtype=bool)
+        for face in (*self.faces, *result.predictions):
+            if face.box:
+                outside[_around(face.box, result.image.size)] = False
+        self.before, self.faces = now, result.predictions
+        if before is None:
+            return False
+        if outside.mean() < LEAST_OUTSIDE:
+            outside[:] = True
+        last, self.change = self.change, float(np.abs(now - before)[outside].mean())
+        return min(self.change, self.change - last) > CUT
+
+
+def _around(box: tuple[float, ...], size: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of a reduced picture that a head with its shoulders covers."""
+    left, top, right, bottom = (x / size[n % 2] * SMALL[n % 2] for n, x in enumerate(box))
+    wide, high = (right - left) / 2, (bottom - top) / 2
+    rows = slice(max(int(top - high), 0), max(int(bottom + high) + 1, 0))
+    return rows, slice(max(int(left - wide), 0), max(int(right + wide) + 1, 0))
 
 
 def _apart(face: Prediction, other: Prediction) -> float:
