@@ -10,15 +10,15 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import MinLen
+from annotated_types import Interval, MinLen
 from omegaconf import DictConfig
 from typing_extensions import TypedDict
 
 from qcs.checkpoints import zoo
 from qcs.checkpoints.load import load_classifier
-from qcs.config.bounds import Count, Probability, Weight
+from qcs.config.bounds import Count, Probability
 from qcs.config.command import command
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
@@ -29,10 +29,11 @@ from qcs.inference.crops import crop_of
 from qcs.inference.detector import Detector
 from qcs.inference.inputs import Source, files_of, open_items
 from qcs.inference.outputs import Records
-from qcs.inference.persons import Persons
 from qcs.inference.pictures import Pictures, Written
 from qcs.inference.predictor import Predictor, Result
-from qcs.inference.tracking import Following, follow
+
+if TYPE_CHECKING:
+    from qcs.inference.persons import Persons
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +56,9 @@ class Settings(TypedDict):
     every: Count
     max_frames: Count | None
     track: bool
-    smooth: Weight
+    smooth: Annotated[float, Interval(ge=0, le=10)]  # frames are held back for so long
     causal: bool
-    gap: Weight
+    gap: Annotated[float, Interval(ge=0, le=600)]
     annotate: bool
     save_crops: bool
     run_dir: str
@@ -80,9 +81,9 @@ def predict(config: dict[str, Any]) -> Counter:
     out = _output(config, files)
     predictor = _predictor(config, any(file.kind == "webcam" for file in files))
     results = predictor.stream(items, config["detect"] == "auto")
-    persons = Persons(predictor.class_names, config["gap"]) if config["track"] else None
-    if persons:
-        results = _followed(config, files, results)
+    persons = None
+    if config["track"]:
+        results, persons = _followed(config, files, results, predictor.class_names)
     counts: Counter = Counter()
     with (
         Records(out, predictor.class_names) as records,
@@ -147,13 +148,19 @@ def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
 
 
 def _followed(
-    config: dict[str, Any], files: Sequence[Source], results: Iterator[Result]
-) -> Iterator[Result]:
-    """The results with the persons of films.
+    config: dict[str, Any],
+    files: Sequence[Source],
+    results: Iterator[Result],
+    class_names: Sequence[str],
+) -> tuple[Iterator[Result], "Persons"]:
+    """The results with the persons of films, and what will sum them up.
 
     Raises:
         UserError: there is no film to follow faces through, or the package is missing.
     """
+    from qcs.inference.persons import Persons
+    from qcs.inference.tracking import Following, follow
+
     kinds = {file.kind for file in files}
     if not kinds & {"film", "webcam"}:
         raise UserError("track=true follows faces through films, and input names none")
@@ -161,7 +168,8 @@ def _followed(
         raise UserError("track=true follows the faces that are found: leave detect=none out")
     causal = config["causal"] or "webcam" in kinds
     how = Following(config["smooth"], causal, config["gap"])
-    return follow(results, how, config["annotate"] or config["save_crops"])
+    followed = follow(results, how, config["annotate"] or config["save_crops"])
+    return followed, Persons(class_names, config["gap"])
 
 
 def _write_pictures(pictures: Pictures, result: Result) -> tuple[Result, Written]:

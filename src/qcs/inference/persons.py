@@ -157,6 +157,8 @@ class Persons:
         from qcs.plots.timeline import clock
 
         table = Table("film", "person", "seen", "shows", "longest")
+        if any(len(film.persons) > MOST_ROWS for film in self.films):
+            table.caption = f"of each film the {MOST_ROWS} seen for longest; all are in persons.csv"
         for film in self.films:
             for person in _longest_seen(film):
                 shares = list(person.shares.items())[:LARGEST]

@@ -23,9 +23,8 @@ LONGEST_NAME = 220  # bytes; file systems take 255, and numbers and a suffix fol
 JPEG_SIDE = 65_535  # pixels
 LETTERS = (11, 96)  # pixels
 BOX = "#ffcc00"  # of a face that is nobody's
-# Of persons; those after the last begin anew. Okabe and Ito's colours, for people who see few, and
-# lighter and darker ones.
-PERSONS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7", "#0072b2", "#ffffff",
+# Of persons; those after the last begin anew. Most are Okabe and Ito's, for people who see few.
+PERSONS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7", "#3f8fd2", "#ffffff",
            "#a6e22e", "#b39ddb")  # fmt: skip
 
 
