@@ -10,11 +10,11 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import MinLen
+from annotated_types import Interval, MinLen
 from omegaconf import DictConfig
 from typing_extensions import TypedDict
 
@@ -38,10 +38,14 @@ from qcs.inference.processors import workers_for
 from qcs.inference.shards import Shard
 from qcs.inference.sources import Source, files_of
 
+if TYPE_CHECKING:
+    from qcs.inference.persons import Persons
+
 log = logging.getLogger(__name__)
 
 # The settings on which the rows of an archive depend, beside the network.
 KEPT = ("detect", "crop", "threshold", "longest", "smallest", "form", "every", "max_frames")
+KEPT += ("track", "smooth", "causal", "gap")
 
 
 class Settings(TypedDict):
@@ -67,6 +71,10 @@ class Settings(TypedDict):
     device: str | None
     every: Count
     max_frames: Count | None
+    track: bool
+    smooth: Annotated[float, Interval(ge=0, le=10)]  # frames are held back for so long
+    causal: bool
+    gap: Annotated[float, Interval(ge=0, le=600)]
     annotate: bool
     save_crops: bool
     run_dir: str
@@ -94,24 +102,32 @@ def predict(config: dict[str, Any]) -> Counter:
     records = _records(config, out, files, predictor, shard)
     items = open_items(files, config["every"], config["max_frames"], records.done, later=True)
     pictures = Pictures(Path(config["run_dir"]), config["annotate"], config["save_crops"])
+    results = predictor.stream(
+        items,
+        config["detect"] == "auto",
+        workers,
+        config["annotate"] or config["save_crops"] or config["track"],
+        config["timeout"],
+        config["embeddings"],
+    )
+    persons = None
+    if config["track"]:
+        results, persons = _followed(config, files, results, predictor.class_names)
     counts: Counter = Counter()
     try:
         with records, pictures:
-            for result in predictor.stream(
-                items,
-                config["detect"] == "auto",
-                workers,
-                config["annotate"] or config["save_crops"],
-                config["timeout"],
-                config["embeddings"],
-            ):
+            for result in results:
                 result, written = _write_pictures(pictures, result)
                 records.write(result, written)
+                if persons:
+                    persons.add(result)
                 _count(counts, result)
     except KeyboardInterrupt:  # the usual way to end a webcam
         counts["stopped"] = int(files[-1].kind != "webcam")
         log.info("stopped")
     counts["errors"] += pictures.failed
+    if persons:
+        log.info("persons: %s", ", ".join(map(terminal, persons.write(Path(config["run_dir"])))))
     labels = ((name, counts["label", name]) for name in predictor.class_names)
     if records.skipped:
         log.info("%d images or films were there already", records.skipped)
@@ -193,6 +209,31 @@ def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
     if predictor.warning:
         log.warning("%s", predictor.warning)
     return predictor
+
+
+def _followed(
+    config: dict[str, Any],
+    files: Sequence[Source],
+    results: Iterator[Result],
+    class_names: Sequence[str],
+) -> tuple[Iterator[Result], "Persons"]:
+    """The results with the persons of films, and what will sum them up.
+
+    Raises:
+        UserError: there is no film to follow faces through, or the package is missing.
+    """
+    from qcs.inference.persons import Persons
+    from qcs.inference.tracking import Following, follow
+
+    kinds = {file.kind for file in files}
+    if not kinds & {"film", "webcam"}:
+        raise UserError("track=true follows faces through films, and input names none")
+    if config["detect"] == "none":
+        raise UserError("track=true follows the faces that are found: leave detect=none out")
+    causal = config["causal"] or "webcam" in kinds
+    how = Following(config["smooth"], causal, config["gap"])
+    followed = follow(results, how, config["annotate"] or config["save_crops"])
+    return followed, Persons(class_names, config["gap"])
 
 
 def _write_pictures(pictures: Pictures, result: Result) -> tuple[Result, Written]:

@@ -16,9 +16,10 @@ from test_predict import settings
 from conftest import tiny_checkpoint
 from qcs.config.errors import UserError
 from qcs.inference.archive import Archive
+from qcs.inference.faces import Prediction
 from qcs.inference.inputs import open_items, stamp
 from qcs.inference.pictures import Written
-from qcs.inference.predictor import Prediction, Result
+from qcs.inference.predictor import Result
 from qcs.inference.shards import Shard
 from qcs.inference.sources import files_of
 from qcs.inference.video import FilmWriter

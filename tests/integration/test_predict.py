@@ -382,6 +382,7 @@ def settings(**options) -> dict:
     config |= {"smallest": 12, "batch_size": 32, "form": "eager", "device": "cpu", "every": 1}
     config |= {"path_column": "path", "shard": None, "restart": False, "embeddings": False}
     config |= {"workers": 0, "timeout": 120.0}
+    config |= {"track": False, "smooth": 0.5, "causal": False, "gap": 1.0}
     return config | {"max_frames": None, "annotate": False, "save_crops": False} | options
 
 
@@ -506,3 +507,63 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[faces\]'"):
         Detector()
+
+
+# -- films with persons ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def meeting(tmp_path_factory, face):
+    """A film of two persons who walk past each other, at uneven times, and a checkpoint."""
+    folder = tmp_path_factory.mktemp("meeting")
+    tiny_checkpoint(folder / "model.ckpt", "ferplus")
+    small = face.resize((96, 96))
+    writer = FilmWriter(folder / "film.mp4", (352, 224))
+    for number in range(13):
+        seconds = 0.1 * number + 0.05 * (number % 2)
+        frame = Image.new("RGB", (352, 224), "grey")
+        frame.paste(small, (round(240 * seconds / 1.25), 8))
+        frame.paste(small, (240 - round(240 * seconds / 1.25), 118))
+        writer.add(frame, seconds)
+    writer.close()
+    return folder
+
+
+def test_persons_of_a_film_are_in_the_records_a_table_a_timeline_and_the_film(meeting, capsys):
+    run = meeting / "run"
+    options = settings(detect="auto", track=True, annotate=True, run_dir=str(run))
+    films = [str(meeting / "film.mp4")] * 2
+    counts = predict(options | {"ckpt": str(meeting / "model.ckpt"), "input": films})
+    assert (counts["images"], counts["errors"]) == (26, 0)
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    for start in (0, 1):  # of either film
+        faces = [row for row in lines[start * len(lines) // 2 :][: len(lines) // 2] if "box" in row]
+        assert len(faces) > 20 and {row["person"] for row in faces} == {1, 2}
+        for row in faces:  # one walks above, the other below
+            assert (row["box"][1] < 112) == (
+                row["person"] == next(f["person"] for f in faces if f["box"][1] < 112)
+            )
+    with (run / "persons.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["person"] for row in rows] == ["1", "2", "1", "2"]
+    shares = [sum(float(row[f"share_{n}"]) for n in ("red", "green", "blue")) for row in rows]
+    assert shares == pytest.approx([1] * 4, abs=1e-3)
+    assert all(float(row["last_seen"]) > 1.2 for row in rows)
+    assert sorted(p.name for p in (run / "timelines").iterdir()) == ["1-film.png", "2-film.png"]
+    assert "seen" in capsys.readouterr().out
+    drawn = list(film(run / "annotated/film.mp4"))
+    assert [f.seconds for f in drawn] == pytest.approx(
+        [f.seconds for f in film(meeting / "film.mp4")], abs=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "detect", "reason"),
+    [("photo.png", "auto", "names none"), ("film.mp4", "none", "leave detect=none out")],
+)
+def test_what_cannot_be_followed_is_said(name, detect, reason, meeting, monkeypatch):
+    monkeypatch.chdir(meeting)
+    Image.new("RGB", (20, 20)).save("photo.png")
+    config = settings(detect=detect, track=True, run_dir="none", ckpt="model.ckpt", input=name)
+    with pytest.raises(UserError, match=reason):
+        predict(config)

@@ -20,7 +20,8 @@ SIDES = ("left", "top", "right", "bottom")
 class Prediction(NamedTuple):
     """A face and its expression.
 
-    The box, the landmarks and the score are None where the image was taken as a cut face.
+    The box, the landmarks and the score are None where the image was taken as a cut face, and the
+    person where it was not followed through a film.
     """
 
     label: str
@@ -30,6 +31,7 @@ class Prediction(NamedTuple):
     landmarks: tuple[tuple[float, float], ...] | None = None  # see qcs.inference.detector
     score: float | None = None  # of the detector
     embedding: np.ndarray | None = None  # (C,) float16, where it was asked for
+    person: int | None = None  # from 1, see qcs.inference.tracking
 
 
 class Faces(list[list[Prediction]]):

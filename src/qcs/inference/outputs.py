@@ -43,19 +43,9 @@ class Records:
             raise self._unwritable(error) from error
         if self.path.suffix.lower() == ".csv":
             marks = [f"{point}_{axis}" for point in POINTS for axis in "xy"]
-            head = [
-                "file",
-                "frame",
-                "seconds",
-                "face",
-                *SIDES,
-                "score",
-                *marks,
-                "label",
-                "probability",
-            ]
-            head += [f"p_{name}" for name in self.class_names]
-            head += ["annotated", "crop", "note", "error", "member"]
+            head = ["file", "frame", "seconds", "face", *SIDES, "score", *marks]
+            head += ["label", "probability", *(f"p_{name}" for name in self.class_names)]
+            head += ["annotated", "crop", "note", "error", "member", "person"]
             self.table = csv.DictWriter(self.file, head)
             self.table.writeheader()
         return self
@@ -124,6 +114,8 @@ def _record(prediction: Prediction) -> dict[str, Any]:
     row["probabilities"] = {k: round(v, 6) for k, v in prediction.probabilities.items()}
     if prediction.embedding is not None:  # float16, each number as short as tells it apart
         row["embedding"] = [float(str(x)) for x in prediction.embedding]
+    if prediction.person is not None:
+        row["person"] = prediction.person
     return row
 
 

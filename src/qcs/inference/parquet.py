@@ -53,6 +53,7 @@ def schema(class_names: Sequence[str], features: int | None, made: Mapping[str, 
             ("frame", pa.int64()),
             ("seconds", pa.float64()),
             ("face", pa.int32()),
+            ("person", pa.int32()),
             *edges,
             ("landmarks", pa.list_(pa.float32(), 10)),
             ("label", pa.dictionary(pa.int16(), pa.string())),
@@ -87,6 +88,7 @@ def _face(prediction: Prediction) -> dict[str, Any]:
     points = prediction.landmarks
     return {
         **dict(zip(SIDES, prediction.box or (), strict=False)),
+        "person": prediction.person,
         "score": prediction.score,
         "landmarks": points and [number for point in points for number in point],
         "label": prediction.label,

@@ -15,14 +15,17 @@ from qcs.config.errors import UserError
 from qcs.config.escape import terminal
 from qcs.inference.predictor import Prediction, Result
 from qcs.inference.sources import reason
-from qcs.inference.video import FilmWriter
+from qcs.inference.video import FRAME_RATE, FilmWriter
 
 log = logging.getLogger(__name__)
 
 LONGEST_NAME = 220  # bytes; file systems take 255, and numbers and a suffix follow
 JPEG_SIDE = 65_535  # pixels
-FRAME_RATE = 25  # of films that do not say when their frames are shown
 LETTERS = (11, 96)  # pixels
+BOX = "#ffcc00"  # of a face that is nobody's
+# Of persons; those after the last begin anew. Most are Okabe and Ito's, for people who see few.
+PERSONS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7", "#3f8fd2", "#ffffff",
+           "#a6e22e", "#b39ddb")  # fmt: skip
 
 
 class Written(NamedTuple):
@@ -156,11 +159,14 @@ def annotated(image: Image.Image, predictions: Sequence[Prediction]) -> Image.Im
         left, top, right, bottom = prediction.box or (0, 0, *image.size)
         height = min(max(LETTERS[0], round(min(right - left, bottom - top) / 9)), LETTERS[1])
         font = ImageFont.load_default(height)
-        draw.rectangle((left, top, right, bottom), outline="#ffcc00", width=max(height // 8, 2))
+        person = prediction.person
+        colour = BOX if person is None else PERSONS[(person - 1) % len(PERSONS)]
+        draw.rectangle((left, top, right, bottom), outline=colour, width=max(height // 8, 2))
         text = f"{prediction.label} {100 * prediction.probability:.0f} %"
+        text = text if person is None else f"{person}: {text}"
         width = draw.textlength(text, font=font)
         x = min(max(left, 0), max(image.width - width - 4, 0))
         y = top - height - 6 if top >= height + 6 else min(bottom, image.height - height - 6)
-        draw.rectangle((x, y, x + width + 4, y + height + 6), fill="#ffcc00")
+        draw.rectangle((x, y, x + width + 4, y + height + 6), fill=colour)
         draw.text((x + 2, y + 1), text, fill="black", font=font)
     return image

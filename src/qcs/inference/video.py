@@ -25,6 +25,7 @@ EXTRA = ("faces", "videos and webcams need")
 # The option belongs to the container: PyAV before 18 crashes if the streams get it as well.
 READERS = "asf,avi,matroska,webm,mov,mp4,mpeg,mpegts,mpegvideo"
 CLOCK = Fraction(1, 90_000)  # of written films
+FRAME_RATE = 25  # of films that do not say when their frames are shown
 MARGIN = 1.0  # seconds by which a whole film may end before the length in its header
 
 
