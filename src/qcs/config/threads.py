@@ -1,0 +1,54 @@
+"""How many threads compute, and how they wait for each other; nothing heavy is imported."""
+
+import math
+import os
+import sys
+from pathlib import Path
+
+CGROUPS, CPUS = Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
+
+
+def threads() -> int:
+    """Number of threads of a computation: torch's, where it is imported, else `OMP_NUM_THREADS`.
+
+    Where neither says it, `cores()`, which is torch's own default outside of a cgroup's limit.
+    """
+    if torch := sys.modules.get("torch"):
+        return torch.get_num_threads()
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a number for each nesting
+    return int(given) if given.isdecimal() and int(given) else cores()
+
+
+def cores() -> int:
+    """Number of processor cores that this process may use; two hyperthreads are one core."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    siblings = (CPUS / f"cpu{number}/topology/thread_siblings_list" for number in allowed)
+    physical = {path.read_text() if path.exists() else path for path in siblings}
+    return max(1, math.ceil(min(len(physical), _limit())))
+
+
+def _limit() -> float:
+    """Processors' time a second that the cgroups of this process allow, infinite without a limit.
+
+    A cgroup has the limits of all folders above it. Version 2 keeps quota and period, in
+    microseconds, in one file, version 1 in two; in a container the folder is often the root.
+    """
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return math.inf
+    found = [math.inf]
+    for _, controllers, name in (line.split(":", 2) for line in lines):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+        top = CGROUPS / ("cpu" if controllers else "")
+        folder = top / name.lstrip("/")
+        for place in (folder, *folder.parents):
+            if place.is_relative_to(top) and all((place / file).exists() for file in files):
+                words = " ".join((place / file).read_text() for file in files).split()
+                if words[0] not in ("max", "-1"):
+                    found.append(int(words[0]) / int(words[1]))
+    return min(found)
