@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 GIVEN = dict(os.environ)
 TURN = 0.8  # seconds of a turn, or one step where that is longer
@@ -43,7 +42,9 @@ def step(overrides: list[str]) -> Callable[[], None]:
     cfg = compose("train", [*overrides, "dataset.path=unused", "run_dir=unused"])
     config = as_dict(cfg, ["backbone", "model", "speed", "optimizer", "augment", "loader"])
     torch.manual_seed(0)
-    backbone = {k: v for k, v in config["backbone"].items() if k not in ("weights", "grad_checkpointing")}
+    backbone = {
+        k: v for k, v in config["backbone"].items() if k not in ("weights", "grad_checkpointing")
+    }
     made = instantiate(config["model"], backbone=instantiate(backbone), num_classes=7)
     network = speed_up(made.train(), **config["speed"])
     optimizer = instantiate(config["optimizer"])(network.parameters())

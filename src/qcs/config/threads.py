@@ -6,6 +6,37 @@ import sys
 from pathlib import Path
 
 CGROUPS, CPUS = Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+# torch asks MKL for its number where it has MKL, and OpenMP elsewhere.
+NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+SPINS = "5000"
+GIVEN = {name: os.environ[name] for name in NUMBERS if name in os.environ}  # by the user
+
+
+def prepare() -> None:
+    """Set up the OpenMP library that torch is going to load, where the user has not.
+
+    Threads wait for each other by spinning before they sleep. By default that takes milliseconds,
+    in which a thread that waits keeps the core from the one that it waits for, when another process
+    has one as well. GNU's library counts turns of a loop; LLVM's and Intel's take milliseconds.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+        os.environ.setdefault("KMP_BLOCKTIME", "1")
+    if not GIVEN and _limit() < len(_allowed()):  # which torch does not know
+        os.environ["OMP_NUM_THREADS"] = str(cores())
+
+
+def of_jobs(jobs: int, workers: int = 0) -> dict[str, str]:
+    """The environment that gives each of several jobs side by side its share of the cores.
+
+    Args:
+        jobs: how many run at a time.
+        workers: loader processes of each, which take theirs of the share.
+    """
+    if GIVEN:
+        return {name: next(iter(GIVEN.values())) for name in NUMBERS} | GIVEN
+    return dict.fromkeys(NUMBERS, str(max(1, cores() // max(1, jobs) - workers)))
 
 
 def threads() -> int:
@@ -21,12 +52,16 @@ def threads() -> int:
 
 def cores() -> int:
     """Number of processor cores that this process may use; two hyperthreads are one core."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    allowed = os.sched_getaffinity(0)
-    siblings = (CPUS / f"cpu{number}/topology/thread_siblings_list" for number in allowed)
+    siblings = (CPUS / f"cpu{number}/topology/thread_siblings_list" for number in _allowed())
     physical = {path.read_text() if path.exists() else path for path in siblings}
     return max(1, math.ceil(min(len(physical), _limit())))
+
+
+def _allowed() -> set[int]:
+    """Numbers of the processors that this process may run on, each hyperthread by itself."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def _limit() -> float:
@@ -36,7 +71,7 @@ def _limit() -> float:
     microseconds, in one file, version 1 in two; in a container the folder is often the root.
     """
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = OWN_CGROUPS.read_text().splitlines()
     except OSError:
         return math.inf
     found = [math.inf]
