@@ -29,14 +29,8 @@ subprocess.run([sys.executable, "-c", {SHOW!r}], check=True)
 )
 def test_the_user_is_asked_first_and_processes_inherit(given):
     bare = {k: v for k, v in os.environ.items() if k not in NAMES}
-    done = subprocess.run(
-        [sys.executable, "-c", STARTED],
-        env=bare | given,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = {k: v for k, v in json.loads(done.stdout).items() if k in NAMES}
+    shown = subprocess.check_output([sys.executable, "-c", STARTED], env=bare | given)
+    found = {k: v for k, v in json.loads(shown).items() if k in NAMES}
     found.pop("OMP_NUM_THREADS", None)  # in a cgroup with a limit
     assert found == (given or {"GOMP_SPINCOUNT": threads.SPINS, "KMP_BLOCKTIME": "1"})
 
@@ -97,14 +91,8 @@ def test_the_limits_of_cgroups_count(own, files, wanted, machine):
 def test_jobs_side_by_side_share_the_cores(monkeypatch):
     monkeypatch.setattr(threads, "cores", lambda: 8)
     monkeypatch.setattr(threads, "GIVEN", {})
-    for number, workers, wanted in (
-        (1, 0, "8"),
-        (2, 0, "4"),
-        (2, 3, "1"),
-        (3, 2, "1"),
-        (9, 0, "1"),
-    ):
-        assert threads.of_jobs(number, workers) == dict.fromkeys(threads.NUMBERS, wanted)
+    for asked, wanted in (((1, 0), 8), ((2, 0), 4), ((2, 3), 1), ((3, 2), 1), ((9, 0), 1)):
+        assert threads.of_jobs(*asked) == dict.fromkeys(threads.NUMBERS, str(wanted))
     monkeypatch.setattr(threads, "GIVEN", {"OMP_NUM_THREADS": "6"})  # joblib would set the other
     assert threads.of_jobs(2) == dict.fromkeys(threads.NUMBERS, "6")
 
