@@ -91,7 +91,7 @@ def test_the_limits_of_cgroups_count(own, files, wanted, machine):
 def test_jobs_side_by_side_share_the_cores(monkeypatch):
     monkeypatch.setattr(threads, "cores", lambda: 8)
     monkeypatch.setattr(threads, "GIVEN", {})
-    for asked, wanted in (((1, 0), 8), ((2, 0), 4), ((2, 3), 1), ((3, 2), 1), ((9, 0), 1)):
+    for asked, wanted in (((1, 3), 8), ((2, 0), 4), ((2, 3), 1), ((3, 2), 1), ((9, 0), 1)):
         assert threads.of_jobs(*asked) == dict.fromkeys(threads.NUMBERS, str(wanted))
     monkeypatch.setattr(threads, "GIVEN", {"OMP_NUM_THREADS": "6"})  # joblib would set the other
     assert threads.of_jobs(2) == dict.fromkeys(threads.NUMBERS, "6")

@@ -31,12 +31,13 @@ def of_jobs(jobs: int, workers: int = 0) -> dict[str, str]:
     """The environment that gives each of several jobs side by side its share of the cores.
 
     Args:
-        jobs: how many run at a time.
+        jobs: how many run at a time; one alone has all cores.
         workers: loader processes of each, which take theirs of the share.
     """
     if GIVEN:
         return {name: next(iter(GIVEN.values())) for name in NUMBERS} | GIVEN
-    return dict.fromkeys(NUMBERS, str(max(1, cores() // max(1, jobs) - workers)))
+    share = cores() if jobs < 2 else cores() // jobs - workers
+    return dict.fromkeys(NUMBERS, str(max(1, share)))
 
 
 def threads() -> int:
@@ -45,7 +46,7 @@ def threads() -> int:
     Where neither says it, `cores()`, which is torch's own default outside of a cgroup's limit.
     """
     if torch := sys.modules.get("torch"):
-        return torch.get_num_threads()
+        return int(torch.get_num_threads())
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a number for each nesting
     return int(given) if given.isdecimal() and int(given) else cores()
 
