@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_threads import busy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -288,6 +289,23 @@ def agreement(found: list[Row], images: Tensor, labels: Tensor) -> dict[str, dic
     return result
 
 
+def beside(device: str, batches: list[int], rounds: int) -> list[dict[str, Any]]:
+    """Seconds of a training step alone and beside one busy process, in turns."""
+    row, table = rows(device, False, "speed=exact, fp32")[0], []
+    for batch in batches:
+        run = partial(row.step, *group(batch, device), False)
+        run()
+        times: dict[int, list[float]] = {0: [], 1: []}
+        for _ in range(rounds):
+            for number, found in times.items():
+                with busy(number):
+                    found.append(seconds(run, device, 1.0))
+        alone, beside = map(statistics.median, times.values())
+        told = {"quadruplets": batch, "way": row.name, "seconds alone": alone}
+        table.append(told | {"beside one busy process": beside, "times": beside / alone})
+    return table
+
+
 def work(row: Row, images: Tensor, labels: Tensor) -> int:
     """FLOPs of a row's gradient."""
     with FlopCounterMode(display=False) as counter:
@@ -457,7 +475,7 @@ def peaks(device: str, names: list[str], batch: int) -> list[dict[str, Any]]:
     return table
 
 
-PARTS = ("training", "memory", "inference", "models", "profile")
+PARTS = ("training", "beside", "memory", "inference", "models", "profile")
 
 
 def main() -> None:
@@ -486,6 +504,8 @@ def main() -> None:
         tables["the machine's own rates, GFLOP/s"] = [rates]
         tables["agreement with fp64 (2 quadruplets)"] = [{"way": n} | v for n, v in agreed.items()]
         tables["training step"] = steps
+    if "beside" in options.parts:
+        tables["training step beside one busy process"] = beside(device, options.batches, rounds)
     if "memory" in options.parts:
         tables["peak memory"] = peaks(device, list(ways(compiled)), options.batches[0])
     if "inference" in options.parts:

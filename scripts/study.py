@@ -35,6 +35,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from qcs import plots
+from qcs.config import threads
 from qcs.config.errors import UserError
 from qcs.config.keys import CONF
 from qcs.config.options import resolve
@@ -236,13 +237,15 @@ def start(study: Study, run: Run, jobs: int) -> subprocess.Popen:
     folder = study.runs / run.name
     folder.mkdir(parents=True, exist_ok=True)
     where = [f"hydra.sweep.dir={folder}", f"hydra.sweep.subdir={JOB}"]
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    log.info("%s: %s", time.strftime("%H:%M:%S"), run.name)
+    workers = study.configs[run.variant]["loader"]["num_workers"]
+    shared = threads.of_jobs(jobs, workers)
+    told = f"OMP_NUM_THREADS={shared['OMP_NUM_THREADS']}, {workers} loader processes"
+    log.info("%s: %s, %s", time.strftime("%H:%M:%S"), run.name, told)
     return subprocess.Popen(
         [sys.executable, "-m", "qcs.train", "-m", *run.overrides, *where],
         stdout=(folder / "output.log").open("a"),
         stderr=subprocess.STDOUT,
-        env={"OMP_NUM_THREADS": threads, **os.environ},
+        env=os.environ | shared,
     )
 
 

@@ -24,7 +24,10 @@ ROOMS = {path.name for path in (SOURCE / "qcs").iterdir() if (path / "__init__.p
 COMMANDS = {name for name in MODULES if name.count(".") == 1 and name.split(".")[1] not in ROOMS}
 
 # Pure modules that every room may import. They import none of ours but each other.
-PURE = {f"qcs.config.{name}" for name in ("bounds", "errors", "escape", "hints", "keys", "version")}
+PURE = {
+    f"qcs.config.{name}"
+    for name in ("bounds", "errors", "escape", "hints", "keys", "threads", "version")
+}
 BELOW = {
     "config": {"qcs_fer"},
     "models": set(),

@@ -7,6 +7,7 @@ faces = qcs.load().predict(["photo.jpg"])  # the network that comes with it, or 
 import os
 from typing import TYPE_CHECKING
 
+from qcs.config import threads
 from qcs.config.version import __version__
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ __all__ = ["__version__", "load"]
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # onnxruntime tells Microsoft of its use unless this is set before anything imports it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# Before torch is imported, for the processes that this one starts as well.
+threads.prepare()
 
 
 def load(

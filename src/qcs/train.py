@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from typing_extensions import TypedDict
 
 from qcs.checkpoints import files
-from qcs.config import provenance
+from qcs.config import provenance, threads
 from qcs.config.bounds import Count, Positive, Seed
 from qcs.config.command import command
 from qcs.config.errors import UserError
@@ -134,7 +134,8 @@ def _fit(
             "the test accuracy below is biased upwards"
         )
     millions = sum(p.numel() for p in module.parameters()) / 1e6
-    log.info("%.2f M parameters, run folder %s", millions, folder)
+    count = threads.threads()
+    log.info("%.2f M parameters, threads: %d, run folder %s", millions, count, folder)
     if ckpt:
         log.info("going on from %s", ckpt)
     with workers.translated_errors():

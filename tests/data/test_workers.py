@@ -49,6 +49,11 @@ def wait_for(condition) -> bool:
     return condition()
 
 
+def test_a_process_computes_with_one_thread(monkeypatch):
+    monkeypatch.setattr(Numbers, "__getitem__", lambda *_: torch.tensor(torch.get_num_threads()))
+    assert {int(number) for batch in loader() for number in batch} == {1}
+
+
 def test_a_process_heeds_the_run_alone():
     batches = iter(loader(persistent_workers=True))
     next(batches)

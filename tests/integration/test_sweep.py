@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from optuna.trial import TrialState
 from test_train import SMALL, qcs
 
+from qcs.config import threads
 from qcs.config.keys import CONF
 from qcs.config.options import resolve
 from qcs.data.sources import synthetic
@@ -113,8 +114,12 @@ def test_a_grid_runs_side_by_side_as_one_after_the_other(data, tmp_path):
     serial = table(tmp_path)
     (tmp_path / "sweep").rename(tmp_path / "serial")
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    qcs("train", *grid, *joblib, "hydra.sweep.dir=sweep", cwd=tmp_path)
+    done = qcs("train", *grid, *joblib, "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert table(tmp_path) == serial
+    share = threads.of_jobs(2)["OMP_NUM_THREADS"]
+    assert f"2 jobs side by side: OMP_NUM_THREADS={share} in each" in done.stdout
+    for number in (0, 1):
+        assert f"threads: {share}," in (tmp_path / f"sweep/{number}/train.log").read_text()
     assert [row["seed"] for row in serial] == ["1", "2"]
     folders = [f"{sweep}/seed={seed}" for sweep in ("serial", "sweep") for seed in (1, 2)]
     assert {row["folder"] for row in serial} == {"seed=1", "seed=2"}
