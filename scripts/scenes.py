@@ -127,13 +127,25 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--split", default="val", choices=["val", "test"])
     parser.add_argument("--photos", type=int, default=160)
-    parser.add_argument("--ckpt", help="the network that comes with the package where none is given")
+    parser.add_argument(
+        "--ckpt", help="the network that comes with the package where none is given"
+    )
     options = parser.parse_args()
     predictor = qcs.load(options.ckpt)
     manifest = ferplus.read(options.data).split(options.split)
-    print(f"{options.photos} photos a condition, faces of the {options.split} images, class by class")
-    print("| condition | faces | found | right of those found | right of all | right without a photo |")
-    print("|---|---|---|---|---|---|")
+    print(
+        f"{options.photos} photos a condition, faces of the {options.split} images, class by class"
+    )
+    columns = (
+        "condition",
+        "faces",
+        "found",
+        "right of these",
+        "right of all",
+        "right as mere faces",
+    )
+    print("|", " | ".join(columns), "|")
+    print("|---" * len(columns) + "|")
     for condition in CONDITIONS:
         faces, found, right, alone = check(predictor, manifest, condition, options.photos)
         shares = (100 * found / faces, 100 * right / max(found, 1), 100 * right / faces)
