@@ -1,0 +1,157 @@
+"""FERPlus faces in scenes: does the way from a photo to a label lose what the network knows?
+
+    python scripts/scenes.py ferplus.zip [--split val] [--photos 40] [--ckpt model.ckpt]
+
+Faces at known places, upright, turned, small, dark and several together, are pasted into
+scikit-image's photos. For each condition: how many faces are found, how many of those get the right
+label, and how many of the same faces get it when they are given to the network without a photo
+around them. FERPlus' faces are 48 pixels wide, so large ones are blurred.
+"""
+
+import argparse
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import skimage.data
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
+
+import qcs
+from qcs.data.manifest import Manifest
+from qcs.data.sources import ferplus
+from qcs.inference.predictor import Predictor
+
+BACKGROUNDS = ("coffee", "rocket", "brick", "grass", "gravel", "page", "chelsea")
+
+
+class Condition(NamedTuple):
+    """How faces are put into a photo."""
+
+    name: str
+    faces: int = 1  # of a photo
+    side: int = 160  # pixels of the face image in a photo of 960 x 720
+    angle: int = 0  # degrees, to either side
+    light: float = 1.0  # factor of the brightness of the whole photo
+
+
+CONDITIONS = (
+    Condition("upright"),
+    Condition("turned by 15 degrees", angle=15),
+    Condition("turned by 30 degrees", angle=30),
+    Condition("small, 64 pixels", side=64),
+    Condition("tiny, 40 pixels", side=40),
+    Condition("dark, a quarter of the light", light=0.25),
+    Condition("six in a photo", faces=6),
+)
+
+
+class Pasted(NamedTuple):
+    """A face in a photo."""
+
+    row: int  # in the manifest
+    box: tuple[int, int, int, int]  # left, top, right, bottom
+
+
+def scenes(
+    manifest: Manifest, condition: Condition, photos: int, seed: int = 0
+) -> Iterator[tuple[Image.Image, list[Pasted]]]:
+    """Photos of 960 x 720 pixels with faces of the manifest, the same ones for each condition.
+
+    The faces are drawn class by class, so that the rare expressions are among them.
+    """
+    rng = np.random.default_rng(seed)
+    by_class = [rng.permutation(np.flatnonzero(manifest.labels == k)) for k in range(8)]
+    order = [rows[i] for i in range(len(manifest)) for rows in by_class if i < len(rows)]
+    for number in range(photos):
+        image = Image.fromarray(getattr(skimage.data, BACKGROUNDS[number % len(BACKGROUNDS)])())
+        image = image.convert("RGB").resize((960, 720), Image.Resampling.LANCZOS)
+        pasted = []
+        for place in range(condition.faces):
+            row = int(order[(number * condition.faces + place) % len(order)])
+            left = rng.integers(10, 300 - condition.side) + 315 * (place % 3)
+            top = rng.integers(10, 340 - condition.side) + 350 * (place // 3)
+            _paste(image, manifest.image(row), condition, int(left), int(top), rng)
+            corner = (int(left) + condition.side, int(top) + condition.side)
+            pasted.append(Pasted(row, (int(left), int(top), *corner)))
+        yield ImageEnhance.Brightness(image).enhance(condition.light), pasted
+
+
+def _paste(
+    image: Image.Image,
+    face: Image.Image,
+    condition: Condition,
+    left: int,
+    top: int,
+    rng: np.random.Generator,
+) -> None:
+    """Paste a face with soft edges, so that no frame gives it away."""
+    side = condition.side
+    face = face.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+    mask = Image.new("L", (side, side))
+    edge = side // 16
+    ImageDraw.Draw(mask).rounded_rectangle((edge, edge, side - edge, side - edge), side // 4, 255)
+    mask = mask.filter(ImageFilter.GaussianBlur(edge / 2))
+    angle = condition.angle * rng.choice((-1, 1))
+    turned = (face.rotate(angle, Image.Resampling.BICUBIC), mask.rotate(angle))
+    image.paste(turned[0], (left, top), turned[1])
+
+
+def found_at(boxes: np.ndarray, pasted: Pasted) -> int | None:
+    """The box (F, 4) whose centre lies in the middle of a pasted face, or None."""
+    left, top, right, bottom = pasted.box
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    away = np.abs(centres - ((left + right) / 2, (top + bottom) / 2)).max(1) / (right - left)
+    return int(away.argmin()) if len(away) and away.min() < 0.3 else None
+
+
+def check(predictor: Predictor, manifest: Manifest, condition: Condition, photos: int) -> list[int]:
+    """The numbers of faces, found ones, right ones among these, and right ones as mere faces."""
+    faces = found = right = right_alone = 0
+    for image, pasted in scenes(manifest, condition, photos):
+        answers = predictor.predict(image)[0]
+        boxes = np.array([answer.box for answer in answers], dtype=float).reshape(-1, 4)
+        alone = predictor.predict([manifest.image(p.row) for p in pasted], detect=False)
+        for one, (answer,) in zip(pasted, alone, strict=True):
+            name = manifest.class_names[manifest.labels[one.row]]
+            at = found_at(boxes, one)
+            faces += 1
+            found += at is not None
+            right += at is not None and answers[at].label == name
+            right_alone += answer.label == name
+    return [faces, found, right, right_alone]
+
+
+def main() -> None:
+    """Print a row for each condition."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data")
+    parser.add_argument("--split", default="val", choices=["val", "test"])
+    parser.add_argument("--photos", type=int, default=160)
+    parser.add_argument(
+        "--ckpt", help="the network that comes with the package where none is given"
+    )
+    options = parser.parse_args()
+    predictor = qcs.load(options.ckpt)
+    manifest = ferplus.read(options.data).split(options.split)
+    print(
+        f"{options.photos} photos a condition, faces of the {options.split} images, class by class"
+    )
+    columns = (
+        "condition",
+        "faces",
+        "found",
+        "right of these",
+        "right of all",
+        "right as mere faces",
+    )
+    print("|", " | ".join(columns), "|")
+    print("|---" * len(columns) + "|")
+    for condition in CONDITIONS:
+        faces, found, right, alone = check(predictor, manifest, condition, options.photos)
+        shares = (100 * found / faces, 100 * right / max(found, 1), 100 * right / faces)
+        cells = " | ".join(f"{share:.1f}" for share in (*shares, 100 * alone / faces))
+        print(f"| {condition.name} | {faces} | {cells} |")
+
+
+if __name__ == "__main__":
+    main()
