@@ -119,6 +119,29 @@ class Manifest:
             splits[rng.permutation(rows)[:number]] = "val"
         return replace(self, splits=splits)
 
+    def keep_training(self, number: int, seed: int) -> "Manifest":
+        """Keep a number of training images, stratified by class, and all others.
+
+        Each class keeps its share, rounded up or down, and at least one where the number allows it.
+        The images of a smaller number are among those of a larger one with the same seed.
+
+        Raises:
+            UserError: there are fewer training images, or the number is below 1.
+        """
+        train = np.flatnonzero(self.splits == "train")
+        if not 1 <= number <= len(train):
+            raise UserError(
+                f"loader.train_images={number} must be from 1 to the {len(train)} training images "
+                f"of data set {self.root}, or null for all of them"
+            )
+        rng, order = np.random.default_rng(seed), np.zeros(len(self))
+        for label in range(len(self.class_names)):
+            rows = train[self.labels[train] == label]
+            order[rng.permutation(rows)] = np.arange(len(rows)) / max(len(rows), 1)
+        kept = self.splits != "train"
+        kept[train[np.argsort(order[train], kind="stable")[:number]]] = True
+        return self.select(kept)
+
     def fingerprint(self) -> str:
         """Return a hex digest that differs between data sets; no pixel is read for it.
 

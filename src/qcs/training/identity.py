@@ -32,6 +32,7 @@ DECISIVE = (
     "loader.negatives",
     "loader.anchors",
     "loader.samples_per_epoch",
+    "loader.train_images",
     "loader.val_fraction",
     "trainer.precision",
     "callbacks",
