@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from qcs.models.cross_similarity import CrossSimilarityBlock, SimilarityOptions
 from qcs.models.tokens import EncoderOptions, TokenEncoder
 
-
 Partners = Literal["group", "shuffled"]
 
 
