@@ -14,6 +14,7 @@ is measured first, in turns. Variants may be added later.
 """
 
 import argparse
+import csv
 import json
 import logging
 import os
@@ -26,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,9 +46,12 @@ from qcs.evaluation.files import write_json
 from qcs.train import Settings
 from qcs.training import build
 from qcs.training.last_checkpoint import STOPPED
+from qcs.training.loggers import metrics_file
 from qcs.training.sam import perturbed
 
-KEYS = {"title", "common", "seeds", "images", "epochs", "batch", "variants", "time"}
+KEYS = {"title", "common", "batch", "variants"}
+ONE = {"images", "epochs", "seeds", "time"}  # a study of one number of images
+SEVERAL = {"tables", "choose"}  # or of several
 SCORES = ("acc", "mean_acc", "f1", "ece")
 ROUNDS = 5  # of the timing
 JOB = "job"  # the one of a run's multirun
@@ -60,11 +65,17 @@ class Run(NamedTuple):
     images: int  # of training that it sees
     seed: int
     overrides: tuple[str, ...]
+    train_images: int | None = None  # that there are to see
+    value: Any = None  # of the setting that validation chooses
+    trial: bool = False  # whether it is trained for that choice alone, and not tested
 
     @property
     def name(self) -> str:
         """The run's folder, and its key in study.json."""
-        return f"{re.sub(r'[^a-z0-9]+', '_', self.variant.lower())}-{self.images}-{self.seed}"
+        parts = [re.sub(r"[^a-z0-9]+", "_", self.variant.lower()), self.images, self.seed]
+        parts += [f"of{self.train_images}"] * (self.train_images is not None)
+        parts += [self.value] * (self.value is not None)
+        return "-".join(map(str, parts))
 
 
 class Study:
@@ -85,17 +96,21 @@ class Study:
         if not file.is_file():
             raise UserError(f"no study file at {file}; ours are scripts/study_*.yaml")
         content = OmegaConf.to_container(OmegaConf.load(file))
-        if wrong := set(content) ^ KEYS:
-            raise UserError(f"{file}: {', '.join(sorted(wrong))}: a study has {sorted(KEYS)}")
-        if content["time"] not in (None, *content["variants"]):
-            raise UserError(f"{file}: time={content['time']} is none of its variants")
+        keys = KEYS | (SEVERAL if "tables" in content else ONE)
+        if wrong := set(content) ^ keys:
+            raise UserError(f"{file}: {', '.join(sorted(wrong))}: a study has {sorted(keys)}")
+        named = [v for table in content.get("tables", {}).values() for v in table["variants"]]
+        for name in [content.get("time"), *named]:
+            if name not in (None, *content["variants"]):
+                raise UserError(f"{file}: {name} is none of its variants")
         self.content, self.extra, self.runs, self.report = content, list(extra), runs, report
         report.mkdir(parents=True, exist_ok=True)
         self.path = report / "study.json"
-        asked = {k: content[k] for k in ("common", "images", "epochs", "batch", "variants")}
-        self.kept = {"study": asked, "seconds_per_image": {}, "runs": {}}
+        decisive = ("common", "images", "epochs", "batch", "variants")
+        asked = {k: content[k] for k in decisive if k in content}
+        self.kept = {"study": asked, "seconds_per_image": {}, "tried": {}, "runs": {}}
         if self.path.exists():
-            self.kept = json.loads(self.path.read_text())
+            self.kept |= json.loads(self.path.read_text())
             before, now = self.kept["study"], content["variants"]
             before.pop("time", None)
             merged = before | asked | {"variants": before["variants"] | now}
@@ -118,12 +133,24 @@ class Study:
         write_json(part, self.kept)
         part.replace(self.path)
 
+    def measured(self) -> bool:
+        """Whether it is known how long an image takes in each variant."""
+        return set(self.configs) <= set(self.kept["seconds_per_image"])
+
     def roles(self, variant: str) -> int:
         """Images of a group."""
         return self.configs[variant]["model"]["roles"]
 
     def tables(self) -> dict[str, dict[str, list[Run]]]:
-        """The runs of each table, by variant, in the order of the seeds."""
+        """The runs of each table, by variant, in the order of the seeds.
+
+        A variant has none before its setting is chosen.
+        """
+        if "tables" in self.content:
+            return {
+                table: {v: self._chosen_runs(v, **options) for v in options["variants"]}
+                for table, options in self.content["tables"].items()
+            }
         images, speed = self.content["images"], self.kept["seconds_per_image"]
         seen = {"images": dict.fromkeys(self.configs, images)}
         if (reference := self.content["time"]) is not None:
@@ -134,8 +161,51 @@ class Study:
             for table, by in seen.items()
         }
 
-    def _run(self, variant: str, images: int, seed: int) -> Run:
-        roles, epochs = self.roles(variant), self.content["epochs"]
+    def trials(self, table: str) -> list[Run]:
+        """The runs of a table by which each variant's setting is chosen."""
+        choose, options = self.content.get("choose"), self.content.get("tables", {}).get(table)
+        if not choose or not options:
+            return []
+        return [
+            run
+            for seed in choose["seeds"]
+            for value in choose["values"]
+            for variant in options["variants"]
+            for run in [self._run(variant, options["images"], seed, options["train_images"], value)]
+        ]
+
+    def choice(self, variant: str, images: int, train_images: int) -> Any:
+        """The value with the best mean validation accuracy; None before all were tried."""
+        choose, found = self.content["choose"], {}
+        for value in choose["values"]:
+            runs = [self._run(variant, images, s, train_images, value) for s in choose["seeds"]]
+            tried = [self.kept["tried"].get(run.name) for run in runs]
+            if not all(tried):
+                return None
+            found[value] = statistics.mean(run["val_acc"] for run in tried)
+        return max(found, key=found.__getitem__)
+
+    def _chosen_runs(
+        self, variant: str, train_images: int, images: int, seeds: Sequence[int], **_: Any
+    ) -> list[Run]:
+        value = None
+        if self.content["choose"]:
+            value = self.choice(variant, images, train_images)
+            if value is None:
+                return []
+        return [self._run(variant, images, seed, train_images, value) for seed in seeds]
+
+    def _run(
+        self,
+        variant: str,
+        images: int,
+        seed: int,
+        train_images: int | None = None,
+        value: Any = None,
+    ) -> Run:
+        roles = self.roles(variant)
+        # Of a number of training images, an epoch of the plain classifier is one pass.
+        epochs = max(1, round(images / train_images)) if train_images else self.content["epochs"]
         groups = max(1, round(images / epochs / roles))
         overrides = [*self.content["common"], *self.content["variants"][variant], *self.extra]
         overrides += [
@@ -145,8 +215,24 @@ class Study:
             f"seed={seed}",
             "ckpt=auto",
             "optimized_metric=test/acc",
+            "optimized_metric=test/acc",
         ]
-        return Run(variant, groups * roles * epochs, seed, tuple(overrides))
+        if train_images:
+            overrides += [f"loader.train_images={train_images}"]
+            overrides += [f"++trainer.check_val_every_n_epoch={epochs}"]
+        if value is not None:
+            overrides.append(f"{self.content['choose']['key']}={value}")
+        return Run(variant, groups * roles * epochs, seed, tuple(overrides), train_images, value)
+
+    def todo(self) -> list[Run]:
+        """What can be run now, each once, by table and seed, so that the finished compare."""
+        runs: list[Run] = []
+        for table, by_variant in self.tables().items():
+            trials = (run._replace(trial=True) for run in self.trials(table))
+            runs += [run for run in trials if run.name not in self.kept["tried"]]
+            rows = zip_longest(*by_variant.values())
+            runs += [run for row in rows for run in row if run]
+        return [run for run in dict.fromkeys(runs) if run.name not in self.kept["runs"]]
 
 
 # -- how long an image takes -----------------------------------------------------------------
@@ -156,15 +242,17 @@ def measure(study: Study) -> None:
     """Seconds of a training step by image, of each variant, in turns; medians, kept."""
     steps = {name: _step(config, study) for name, config in study.configs.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
+    # Other work on the machine is not counted; a GPU's own is.
+    clock = time.perf_counter if torch.cuda.is_available() else time.thread_time
     for number in range(ROUNDS + 2):
         for name, (step, images) in steps.items():
-            start = time.perf_counter()
+            start = clock()
             step()
             if number > 1:  # the first are slow
-                times[name].append((time.perf_counter() - start) / images)
+                times[name].append((clock() - start) / images)
     found = {name: round(statistics.median(values), 8) for name, values in times.items()}
     log.info("ms an image: %s", {k: round(1000 * v, 3) for k, v in found.items()})
-    study.kept["seconds_per_image"] = found
+    study.kept["seconds_per_image"] |= found
     study.save()
 
 
@@ -203,25 +291,22 @@ def _step(config: dict[str, Any], study: Study) -> tuple[Callable[[], None], int
 # -- running ---------------------------------------------------------------------------------
 
 
-def order(tables: dict[str, dict[str, list[Run]]]) -> list[Run]:
-    """All runs, each once, by table and seed, so that what is finished can be compared."""
-    rows = [row for by in tables.values() for row in zip(*by.values(), strict=True)]
-    return list(dict.fromkeys(run for row in rows for run in row))
-
-
-def run_all(study: Study, runs: Sequence[Run], jobs: int, end: float) -> list[str]:
+def run_all(study: Study, jobs: int, end: float) -> list[str]:
     """Run what is not finished, `jobs` at a time, until the time `end`; names of the failed."""
-    waiting = [run for run in runs if run.name not in study.kept["runs"]]
-    log.info("%d of %d runs to do", len(waiting), len(runs))
+    log.info("%d runs to do", len(study.todo()))
     active: dict[subprocess.Popen, Run] = {}
     failed: list[str] = []
     try:
-        while (waiting and time.time() < end) or active:
-            while waiting and len(active) < jobs and time.time() < end:
-                run = waiting.pop(0)
-                active[start(study, run, jobs)] = run
+        while True:
+            under_way = {run.name for run in active.values()}
+            waiting = [r for r in study.todo() if r.name not in under_way | set(failed)]
             if time.time() >= end:
                 stop(active)
+            elif waiting and len(active) < jobs:
+                active[start(study, waiting[0], jobs)] = waiting[0]
+                continue
+            if not active:
+                return failed
             for process in [p for p in active if p.poll() is not None]:
                 run = active.pop(process)
                 if not finish(study, run, process.returncode):
@@ -229,7 +314,6 @@ def run_all(study: Study, runs: Sequence[Run], jobs: int, end: float) -> list[st
             time.sleep(0.5)
     finally:
         stop(active)
-    return failed
 
 
 def start(study: Study, run: Run, jobs: int) -> subprocess.Popen:
@@ -241,8 +325,10 @@ def start(study: Study, run: Run, jobs: int) -> subprocess.Popen:
     shared = threads.of_jobs(jobs, workers)
     told = f"OMP_NUM_THREADS={shared['OMP_NUM_THREADS']}, {workers} loader processes"
     log.info("%s: %s, %s", time.strftime("%H:%M:%S"), run.name, told)
+    # A trial that is chosen goes on from its checkpoint, with the test alone.
+    goal = ["test=false", "optimized_metric=val/acc"] if run.trial else []
     return subprocess.Popen(
-        [sys.executable, "-m", "qcs.train", "-m", *run.overrides, *where],
+        [sys.executable, "-m", "qcs.train", "-m", *run.overrides, *goal, *where],
         stdout=(folder / "output.log").open("a"),
         stderr=subprocess.STDOUT,
         env=os.environ | shared,
@@ -262,25 +348,42 @@ def finish(study: Study, run: Run, status: int) -> bool:
     """Keep what a run came to; False where it is not finished."""
     folder = study.runs / run.name
     metrics, table = (folder / JOB / "test" / f for f in ("metrics.json", "predictions.csv"))
-    if status or not metrics.exists():
+    if status or not (run.trial or metrics.exists()):
         stopped = status == STOPPED
         log.info("%s %s", run.name, "goes on next time" if stopped else f"failed: see {folder}")
         return False
+    record: dict[str, Any] = {"variant": run.variant, "images": run.images, "seed": run.seed}
+    if run.train_images:
+        record["train_images"] = run.train_images
+    if run.value is not None:
+        record["value"] = run.value
+        record["val_acc"] = validated(folder / JOB)
+        study.kept["tried"][run.name] = dict(record)
+        log.info("%s: validation top-1 %.2f", run.name, 100 * record["val_acc"])
+    if not run.trial:
+        study.kept["runs"][run.name] = record | tested(metrics, table)
+        log.info("%s: top-1 %.2f", run.name, 100 * study.kept["runs"][run.name]["acc"])
+    study.save()
+    return True
+
+
+def validated(folder: Path) -> float:
+    """The last validation accuracy of a run."""
+    with metrics_file(folder / "csv").open(encoding="utf-8") as file:
+        return float([row["val/acc"] for row in csv.DictReader(file) if row["val/acc"]][-1])
+
+
+def tested(metrics: Path, table: Path) -> dict[str, Any]:
+    """The scores of a run's test, and of each image whether it was right."""
     result = json.loads(metrics.read_text())
     with table.open(encoding="utf-8") as file:
         place = next(file).rstrip("\n").split(",").index("correct")
         # Names of files may hold commas; what follows them does not.
         width = len(result["classes"]) + 4
         hits = [line.rstrip("\n").rsplit(",", width - 1)[place] == "1" for line in file]
-    record = {"variant": run.variant, "images": run.images, "seed": run.seed}
-    record |= {key: result[key] for key in SCORES}
-    record["intervals"] = {"acc": result["intervals"]["acc"]}
-    record["correct"] = np.packbits(hits).tobytes().hex()
-    record["test_images"] = len(hits)
-    study.kept["runs"][run.name] = record
-    study.save()
-    log.info("%s: top-1 %.2f", run.name, 100 * record["acc"])
-    return True
+    found = {key: result[key] for key in SCORES}
+    found["intervals"] = {"acc": result["intervals"]["acc"]}
+    return found | {"correct": np.packbits(hits).tobytes().hex(), "test_images": len(hits)}
 
 
 # -- report ----------------------------------------------------------------------------------
@@ -304,7 +407,7 @@ def _unpacked(text: str, number: int) -> torch.Tensor:
 def write_report(study: Study, command: str) -> None:
     """Write report.md, and for each table compare.json, compare.md and a picture."""
     lines = [f"# {study.content['title']}", "", f"`{command}`", ""]
-    common, epochs, batch = (study.content[k] for k in ("common", "epochs", "batch"))
+    common, batch, epochs = (study.content.get(k) for k in ("common", "batch", "epochs"))
     lines += [f"On {_machine()}; torch {torch.__version__}. All runs: `{' '.join(common)}`, "
               f"{epochs} epochs, batches of {batch} images.", "",
               "| variant | overrides | ms an image |", "|---|---|---|"]  # fmt: skip
@@ -369,11 +472,13 @@ def main() -> None:
     runs = (options.runs or Path("runs") / options.study.stem).resolve()
     try:
         study = Study(options.study, options.overrides, runs, options.report or runs / "report")
-        if set(study.kept["seconds_per_image"]) != set(study.configs):
-            measure(study)  # reads the data, of which something may be missing
+        if study.content.get("time") and not study.measured():
+            measure(study)
     except UserError as error:
         sys.exit(f"error: {error}")
-    failed = run_all(study, order(study.tables()), options.jobs, end)
+    failed = run_all(study, options.jobs, end)
+    if not study.measured() and not study.todo():
+        measure(study)
     write_report(study, " ".join(["python", *sys.argv]))
     log.info("report in %s", study.report)
     if failed:

@@ -52,7 +52,7 @@ def done(tmp_path_factory, faces_table) -> tuple[Path, list[str]]:
 
 def test_a_study_goes_on_and_is_summed_up(done):
     folder, logs = done
-    assert "2 of 2 runs to do" in logs[0] and "2 of 4 runs to do" in logs[1]
+    assert "2 runs to do" in logs[0] and "2 runs to do" in logs[1]
     kept = json.loads((folder / "runs/study/report/study.json").read_text())
     assert {(r["variant"], r["images"], r["seed"]) for r in kept["runs"].values()} == {
         (name, 64, seed) for name in ("base", "qcs + SAM") for seed in (0, 1)
@@ -87,9 +87,9 @@ def test_runs_of_equal_time_see_fewer_images_and_are_shared(tmp_path):
     tables = made.tables()
     assert tables["time"]["base"] == tables["images"]["base"]
     assert [run.images for run in tables["time"]["qcs + SAM"]] == [32, 32]
-    order = script.order(tables)
+    runs = made.todo()
     # Two seeds of both variants, then what the second table adds.
-    assert [run.seed for run in order] == [0, 0, 1, 1, 0, 1] and len(set(order)) == 6
+    assert [run.seed for run in runs] == [0, 0, 1, 1, 0, 1] and len(set(runs)) == 6
 
 
 def test_variants_may_be_added_but_not_changed(tmp_path):
@@ -144,6 +144,36 @@ def test_a_run_that_fails_is_named(tmp_path, faces_table):
     failed = study(tmp_path, f"dataset.path={faces_table}", images=8000, **alone)
     assert failed.returncode == 1 and "error: failed: base-8000-0" in failed.stderr
     assert "must be from 1 to" in (tmp_path / "runs/study/base-8000-0/output.log").read_text()
+
+
+SEVERAL = {k: CONTENT[k] for k in ("title", "batch", "variants")} | {
+    "common": [*SMALL, "dataset=csv", "callbacks.best=null", "callbacks.dashboard=null"],
+    "choose": {"key": "optimizer.lr", "values": [1e-3, 1e-2], "seeds": [0]},
+    "tables": {"few": {"train_images": 12, "images": 24, "seeds": [0, 1], "variants": ["base"]}},
+}
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory, faces_table) -> Path:
+    """A study of few training images, whose learning rate validation chooses."""
+    folder = tmp_path_factory.mktemp("several")
+    (folder / "study.yaml").write_text(yaml.safe_dump(SEVERAL))
+    ran = python(str(SCRIPT), "study.yaml", f"dataset.path={faces_table}", cwd=folder)
+    assert ran.returncode == 0, ran.stderr
+    return folder / "runs/study"
+
+
+def test_validation_chooses_a_setting_and_the_test_is_seen_once(several):
+    kept = json.loads((several / "report/study.json").read_text())
+    tried = {run["value"]: run["val_acc"] for run in kept["tried"].values() if run["seed"] == 0}
+    best = max(tried, key=tried.__getitem__)
+    assert list(tried) == [1e-3, 1e-2] and {r["value"] for r in kept["runs"].values()} == {best}
+    assert {run["seed"] for run in kept["runs"].values()} == {0, 1}
+    tested = [path.parent.parent.name for path in several.glob("*/job/test")]
+    assert sorted(tested) == sorted(kept["runs"])
+    # The chosen trial was not trained again.
+    log = (several / f"base-24-0-of12-{best}" / "output.log").read_text()
+    assert "nothing is left to train" in log
 
 
 def test_a_study_that_is_stopped_stops_its_runs(tmp_path, monkeypatch):

@@ -54,11 +54,13 @@ class FaceDataModule(LightningDataModule):
         negatives: "by_sample" or "by_class", see `qcs.data.sampling`.
         anchors: "shuffle" or "balanced", see `AnchorSampler`.
         samples_per_epoch: anchors in an epoch; None for all.
+        train_images: number of training images to use, stratified by class, after those of
+            `val_fraction` were held out; None for all.
         val_fraction: share of each class's training images that becomes the validation set, where
             the data set has none and `select_on` needs one.
         select_on: what validation runs on: "val", "test" (the papers' habit; biased), or "last"
             (the last epoch is taken, so nothing is held out).
-        seed: of the held-out images, the anchors and every draw.
+        seed: of the held-out images, those of `train_images`, the anchors and every draw.
         input_size: pixels that the network looks at; the workers sub-sample larger images as the
             network itself would.
 
@@ -81,6 +83,7 @@ class FaceDataModule(LightningDataModule):
         negatives: Negatives = "by_sample",
         anchors: Anchors = "shuffle",
         samples_per_epoch: Count | None = None,
+        train_images: Count | None = None,
         val_fraction: Fraction = 0.1,
         select_on: Selection = "val",
         seed: Seed = 0,
@@ -92,7 +95,10 @@ class FaceDataModule(LightningDataModule):
                 f"loader.groups_per_image={groups_per_image} must be 1 or more, and 1 where "
                 "nothing is compared (model.roles=1)"
             )
-        self.manifest = manifest = _with_selection(manifest, select_on, val_fraction, seed)
+        manifest = _with_selection(manifest, select_on, val_fraction, seed)
+        if train_images is not None:
+            manifest = manifest.keep_training(train_images, seed)
+        self.manifest = manifest
         self.select_on, self.seed, self.input_size = select_on, seed, input_size
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.timeout = num_workers, timeout

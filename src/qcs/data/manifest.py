@@ -119,6 +119,30 @@ class Manifest:
             splits[rng.permutation(rows)[:number]] = "val"
         return replace(self, splits=splits)
 
+    def keep_training(self, number: int, seed: int) -> "Manifest":
+        """Keep a number of training images, stratified by class, and all others.
+
+        Each class keeps one image, where the number allows it, and its share of the others
+        (Webster's rounding). The images of a smaller number are among those of a larger one.
+
+        Raises:
+            UserError: there are fewer training images, or the number is below 1.
+        """
+        train = np.flatnonzero(self.splits == "train")
+        if not 1 <= number <= len(train):
+            raise UserError(
+                f"loader.train_images={number} must be from 1 to the {len(train)} training images "
+                f"of data set {self.root}, or null for all of them"
+            )
+        rng, rank = np.random.default_rng(seed), np.zeros(len(self))
+        for label in range(len(self.class_names)):
+            rows = rng.permutation(train[self.labels[train] == label])
+            rank[rows[1:]] = (np.arange(1, len(rows)) + 0.5) / len(rows)
+        first = np.lexsort((self.labels[train], rank[train]))[:number]
+        kept = self.splits != "train"
+        kept[train[first]] = True
+        return self.select(kept)
+
     def fingerprint(self) -> str:
         """Return a hex digest that differs between data sets; no pixel is read for it.
 

@@ -19,7 +19,7 @@ DECISIVE = (
     "seed", "select_on", "backbone", "model", "loss", "augment", "optimizer", "scheduler", "sam",
     "accumulate_grad_batches", "gradient_clip_norm", "loader.batch_size",
     "loader.groups_per_image", "loader.negatives", "loader.anchors", "loader.samples_per_epoch",
-    "loader.val_fraction", "trainer.precision", "callbacks",
+    "loader.train_images", "loader.val_fraction", "trainer.precision", "callbacks",
 )  # fmt: skip
 # Callbacks that save, show and log, but have no effect on the weights.
 OBSERVERS = ("last", "dashboard", "learning_rate", "epoch_log")
