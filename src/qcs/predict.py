@@ -44,8 +44,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # The settings on which the rows of an archive depend, beside the network.
-KEPT = ("detect", "crop", "threshold", "longest", "smallest", "form", "every", "max_frames")
-KEPT += ("track", "smooth", "causal", "gap")
+KEPT = (
+    *("detect", "crop", "threshold", "longest", "smallest", "form", "every", "max_frames"),
+    *("track", "smooth", "causal", "gap"),
+)
 
 
 class Settings(TypedDict):

@@ -17,10 +17,8 @@ def test_students_quantiles_are_the_published_ones(freedom, quantile):
 def drawn(rng, seeds: int, images: int, spread: float, gap: float = 0.0) -> list[torch.Tensor]:
     """Two settings whose networks are right with a probability of the image and of the seed."""
     ease = rng.normal(1, 1, images)
-    return [
-        torch.from_numpy(ease + rng.normal(shift, spread, (seeds, 1)) > rng.normal(size=(seeds, images)))
-        for shift in (0, gap)
-    ]  # fmt: skip
+    means = [ease + rng.normal(shift, spread, (seeds, 1)) for shift in (0, gap)]
+    return [torch.from_numpy(mean > rng.normal(size=(seeds, images))) for mean in means]
 
 
 def test_the_interval_is_that_of_plain_loops():

@@ -13,8 +13,8 @@ from torchvision.ops import nms
 import qcs
 from conftest import tiny_checkpoint
 from qcs.checkpoints.load import load_checkpoint
-from qcs.checkpoints.onnx import threads
 from qcs.config.errors import UserError
+from qcs.config.threads import threads
 from qcs.evaluation.device import pick_device
 from qcs.inference.detector import OVERLAP, Detector, suppress
 from qcs.inference.predictor import Predictor, softmax

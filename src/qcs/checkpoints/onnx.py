@@ -7,7 +7,6 @@ B batch, K classes, C features, H and W pixels.
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from PIL.Image import Image
 from qcs.checkpoints import checksum, reading, recipe
 from qcs.checkpoints.names import Trust
 from qcs.config.errors import UserError, missing_extra
+from qcs.config.threads import threads
 from qcs.data.numpy_transforms import resized
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def open_session(model: bytes, number: int | None = None) -> "InferenceSession":
 
     Args:
         model: its bytes.
-        number: of threads of one operator; see `threads` for the default.
+        number: of threads of one operator; None for `qcs.config.threads.threads`.
 
     Raises:
         UserError: onnxruntime is not installed.
@@ -67,17 +67,6 @@ def open_session(model: bytes, number: int | None = None) -> "InferenceSession":
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors only; its warnings are about optimisations
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def threads() -> int:
-    """The threads that PyTorch uses; without it, OMP_NUM_THREADS or the CPUs of this process."""
-    if "torch" in sys.modules:
-        return int(sys.modules["torch"].get_num_threads())
-    try:
-        return max(int(os.environ["OMP_NUM_THREADS"].partition(",")[0]), 1)
-    except (KeyError, ValueError):
-        pass
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Export(NamedTuple):

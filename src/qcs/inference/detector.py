@@ -40,7 +40,7 @@ class Detector:
         longest: pixels of the longer side to which larger photos are reduced; smaller photos are
             not enlarged. The smallest faces in a photo of many pixels are therefore not found.
         smallest: pixels of the shorter side of the smallest face that is reported.
-        threads: of the computation; None for `qcs.checkpoints.onnx.threads`.
+        threads: of the computation; None for `qcs.config.threads.threads`.
 
     Raises:
         UserError: onnxruntime, onnx or the weights are not installed, or a number is out of range.

@@ -1,10 +1,12 @@
-"""How a figure is written to a file."""
+"""What all figures share: their colours, and how they are written to a file."""
 
 from pathlib import Path
 from typing import Literal
 
 import matplotlib
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter
@@ -15,6 +17,11 @@ Format = Literal["png", "pdf", "svg"]
 
 # The date is left out, so that the same picture always gives the same file.
 _METADATA = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+
+
+def colour(number: int, total: int) -> str:
+    """Return one of ten distinct colours, or of a larger palette if ten are not enough."""
+    return f"C{number}" if total <= 10 else to_hex(colormaps["turbo"](number / (total - 1)))
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from qcs.plots.figure import save
+from qcs.plots.figure import colour, save
 from qcs.plots.text import label, wrapped
 
 NAME = 20  # the room for a class name beside a picture, in units of the font size
@@ -142,7 +141,7 @@ def embedding(
         x, y = points[labels == number].T
         if len(x):
             text = label(f"{name} ({len(x)})", NAME)
-            color = _colour(number, len(class_names))
+            color = colour(number, len(class_names))
             axes.scatter(x, y, s=11, alpha=0.7, linewidths=0, color=color, label=text)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
     axes.set(xticks=[], yticks=[], title=wrapped(title, 8.5, 12))
@@ -183,7 +182,7 @@ def curves(
                 if points := values.get(metric):
                     epochs, drawn = np.array(points).T
                     marker = "o" if len(points) < 20 else None  # one epoch has no line
-                    axes.plot(epochs, factor * drawn, style, color=_colour(number, len(runs)),
+                    axes.plot(epochs, factor * drawn, style, color=colour(number, len(runs)),
                               marker=marker, markersize=4)  # fmt: skip
         for text, style in zip(metrics.values(), styles, strict=True):
             axes.plot([], [], style, color="black", label=text)
@@ -191,7 +190,7 @@ def curves(
         _whole_numbers(axes)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=10, framealpha=0.8)
-    named = [figure.axes[0].plot([], [], color=_colour(n, len(runs)))[0] for n in range(len(runs))]
+    named = [figure.axes[0].plot([], [], color=colour(n, len(runs)))[0] for n in range(len(runs))]
     names = [label(name, 80) for name in runs]
     figure.legend(named, names, loc="outside lower center", frameon=False, fontsize=10)
     save(figure, path)
@@ -202,11 +201,6 @@ def _whole_numbers(axes: Axes) -> None:
     locator = axes.xaxis.get_major_locator()
     if isinstance(locator, MaxNLocator):
         locator.set_params(integer=True)
-
-
-def _colour(number: int, total: int) -> str | tuple[float, ...]:
-    """Return one of ten distinct colours, or of a larger palette if ten are not enough."""
-    return f"C{number}" if total <= 10 else colormaps["turbo"](number / (total - 1))
 
 
 def groups(values: dict[str, Sequence[float]], path: Path, title: str = "") -> None:

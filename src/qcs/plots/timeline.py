@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from qcs.plots.figure import save
-from qcs.plots.scores import NAME, _colour
+from qcs.plots.figure import colour, save
+from qcs.plots.scores import NAME
 from qcs.plots.text import label, wrapped
 
 WIDTH = 11.0  # inches
@@ -38,7 +38,7 @@ def timeline(
         path: file to write; its suffix is the format, png, pdf or svg.
         title: text above the picture.
     """
-    colours = {name: _colour(n, len(class_names)) for n, name in enumerate(class_names)}
+    colours = {name: colour(n, len(class_names)) for n, name in enumerate(class_names)}
     shown: set[str] = set()
     figure = Figure(figsize=(WIDTH, 1.3 + 0.36 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
