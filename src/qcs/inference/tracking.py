@@ -219,7 +219,7 @@ def _around(box: tuple[float, ...], size: tuple[int, int]) -> tuple[slice, slice
 
 def _apart(face: Prediction, other: Prediction) -> float:
     """The distance of the middles of two boxes in pixels."""
-    a, b = (np.reshape(f.box, (2, 2)).mean(0) for f in (face, other))
+    a, b = (np.array(f.box, dtype=float).reshape(2, 2).mean(0) for f in (face, other))
     return float(np.hypot(*(a - b)))
 
 

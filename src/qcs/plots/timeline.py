@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -38,7 +39,9 @@ def timeline(
         path: file to write; its suffix is the format, png, pdf or svg.
         title: text above the picture.
     """
-    colours = {name: _colour(n, len(class_names)) for n, name in enumerate(class_names)}
+    colours: dict[str, Any] = {
+        name: _colour(n, len(class_names)) for n, name in enumerate(class_names)
+    }
     shown: set[str] = set()
     figure = Figure(figsize=(WIDTH, 1.3 + 0.36 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
