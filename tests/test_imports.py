@@ -47,7 +47,7 @@ BELOW |= {
 }
 LIGHTNING = {"qcs.train", "qcs.data.datamodule", "qcs.checkpoints.files", "qcs.search.pruning"}
 LAZY = {"matplotlib", "gradio", "onnx", "onnxruntime", "optuna", "wandb", "ray", "av", "sklearn"}
-LAZY |= {"torchao", "tensorboard", "skimage", "fastapi", "uvicorn"}
+LAZY |= {"torchao", "tensorboard", "skimage", "fastapi", "uvicorn", "trackers", "supervision"}
 # Rooms that are themselves imported only where they are used.
 EAGER = {"matplotlib": "qcs.plots.", "optuna": "qcs.search."}
 

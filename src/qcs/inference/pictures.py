@@ -24,7 +24,7 @@ JPEG_SIDE = 65_535  # pixels
 LETTERS = (11, 96)  # pixels
 BOX = "#ffcc00"  # of a face that is nobody's
 # Of persons; those after the last begin anew. Most are Okabe and Ito's, for people who see few.
-PERSONS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7", "#3f8fd2", "#ffffff",
+PERSONS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#d55e00", "#cc79a7", "#5577ff", "#ffffff",
            "#a6e22e", "#b39ddb")  # fmt: skip
 
 

@@ -234,9 +234,13 @@ def tracker() -> Any:
         from trackers import CBIoUTracker
     except ImportError as error:
         raise missing_extra(*EXTRA) from error
-    # What the detector reports is a face; its threshold has decided that.
-    scores = {"track_activation_threshold": 0.0, "high_conf_det_threshold": 0.0}
-    return CBIoUTracker(frame_rate=FRAME_RATE, minimum_consecutive_frames=2, **scores)
+    return CBIoUTracker(
+        frame_rate=FRAME_RATE,
+        minimum_consecutive_frames=2,
+        track_activation_threshold=0.0,  # what the detector reports is a face
+        high_conf_det_threshold=0.0,
+        buffer_ratio_first=0.4,  # of a box: heads are small and turn about
+    )
 
 
 def assign(tracker: Any, faces: Sequence[Prediction], seconds: float) -> list[int | None]:
