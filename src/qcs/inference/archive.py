@@ -162,7 +162,9 @@ class Archive:
                     stale.setdefault(path, set()).add(identity)
             self._done |= {identity for identity, _ in found} - stale.get(path, set())
         if stale:
-            log.info("%d images or films have changed, and are done anew", sum(map(len, stale.values())))
+            log.info(
+                "%d images or films have changed, and are done anew", sum(map(len, stale.values()))
+            )
             with _locked(self.folder / ".lock-to-remove", PATIENCE):
                 for path in self.folder.glob(f"{parquet.REMOVING}*{SUFFIX}"):
                     path.unlink()  # left by a killed process
