@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 # The settings on which the rows of an archive depend, beside the network.
 KEPT = (
     *("detect", "crop", "threshold", "longest", "smallest", "form", "every", "max_frames"),
-    *("track", "smooth", "causal", "gap"),
+    *("embeddings", "track", "smooth", "causal", "gap"),
 )
 
 
@@ -186,10 +186,10 @@ def _records(
     network = Path(_network(config)).expanduser()
     with (zoo.find(network) or network).open("rb") as file:
         made = {"network_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    made |= {key: config[key] for key in (*KEPT, "embeddings")}
+    made |= {key: config[key] for key in KEPT}
     features = predictor.features if config["embeddings"] else None
-    restart = config["restart"]
-    return Archive(out, files, predictor.class_names, features, made, shard, restart)
+    restart, run_dir = config["restart"], Path(config["run_dir"])
+    return Archive(out, files, predictor.class_names, features, made, shard, restart, run_dir)
 
 
 def _network(config: dict[str, Any]) -> str:
@@ -198,6 +198,8 @@ def _network(config: dict[str, Any]) -> str:
 
 def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
     device = pick_device(config["device"])
+    if device == "cuda" and config["shard"] == "auto" and "LOCAL_RANK" in os.environ:
+        device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")  # a GPU for each rank of torchrun
     checkpoint = open_network(config["ckpt"], device, config["form"], config.get("trust"))
     detector = None
     if config["detect"] == "auto" or config["crop"]:

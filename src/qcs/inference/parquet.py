@@ -70,17 +70,23 @@ def schema(class_names: Sequence[str], features: int | None, made: Mapping[str, 
     )
 
 
-def rows(result: Result, pictures: Written) -> list[dict[str, Any]]:
-    """A row for each face, or one row without a face."""
+def rows(result: Result, pictures: Written, run_dir: Path) -> list[dict[str, Any]]:
+    """A row for each face, or one row without a face.
+
+    Args:
+        result: of an image or frame.
+        pictures: that were written of it.
+        run_dir: the folder from which their names start.
+    """
     key = result.key
     size, modified = key.stamp or (None, None)
     place: dict[str, Any] = {"file": utf8(key.file), "member": key.member and utf8(key.member)}
     place |= {"frame": key.frame, "seconds": key.seconds, "bytes": size, "modified": modified}
-    place |= {"annotated": pictures.annotated and utf8(pictures.annotated)}
+    place |= {"annotated": pictures.annotated and utf8(str(run_dir / pictures.annotated))}
     place |= {"error": result.error and utf8(result.error)}
     faces = [{"face": n, **_face(prediction)} for n, prediction in enumerate(result.predictions)]
     for face, crop in zip(faces, pictures.crops, strict=False):
-        face["crop"] = utf8(crop)
+        face["crop"] = utf8(str(run_dir / crop))
     return [place | face for face in faces or [{}]]
 
 
