@@ -88,7 +88,8 @@ def write(checkpoint: Checkpoint, stem: Path) -> dict[str, Path]:
     files = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in zoo.KINDS}
     safetensors.write(files["safetensors"], checkpoint.network, checkpoint.recipe)
     small = load_checkpoint(files["safetensors"])
-    model = Exported(small.network, small.recipe["transform"], include_transform=False).eval()
+    transform = small.recipe["transform"]
+    model = Exported(small.network, transform, include_transform=False, features=True).eval()
     to_onnx(model, files["onnx"], metadata(model, small.recipe), half=True)
     for file in files.values():
         if file.stat().st_size > LARGEST:

@@ -7,6 +7,8 @@
 #   sbatch --array=0-9 --gpus-per-node=1 scripts/slurm.sh @sweep.txt     # task i runs line i + 1,
 #       experiment=qcs_rafdb seed=0 optimizer.lr=3e-6                    # such as this one
 #
+# To label photos on many machines: scripts/slurm_predict.sh.
+#
 #SBATCH --job-name=qcs
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=8

@@ -15,6 +15,7 @@ MODULES = [
     "qcs.data.manifest",
     "qcs.data.sampling",
     "qcs.evaluation.metrics",
+    "qcs.inference.faces",
     "qcs.inference.predictor",
     "qcs.models.cross_similarity",
     "qcs.models.network",

@@ -1,6 +1,7 @@
 """The base branch as a file: `python -m qcs.export ckpt=... out=model.onnx` (or model.pt2)."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -34,6 +35,7 @@ class Settings(TypedDict):
     dataset: dict
     out: str
     include_transform: bool
+    features: bool
     int8: bool
     calibration_images: Count
     split: Literal["train", "val", "test"]
@@ -64,7 +66,7 @@ def export(config: dict[str, Any]) -> dict[str, float]:
     """
     out, checkpoint = _output(config), _exportable(config)
     network, transform = cast(QCSNetwork, checkpoint.network), checkpoint.recipe["transform"]
-    model = Exported(network, transform, config["include_transform"]).eval()
+    model = Exported(network, transform, config["include_transform"], config["features"]).eval()
     data = _data(config, checkpoint)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f"{out.stem}.part{out.suffix}")
@@ -138,27 +140,26 @@ def check(model: Exported, path: Path, real: Tensor | None) -> float:
     """Compare a file with torch, on random batches of two sizes and on real images.
 
     Returns:
-        The largest difference of the logits, in units of their standard deviation.
+        The largest difference of the logits, and of the features where there are some, in units of
+        their standard deviation.
 
     Raises:
-        UserError: it is too large, or the network's own logits are not finite.
+        UserError: it is too large, or the network's own answers are not finite.
     """
-    onnx = path.suffix == ".onnx"
-    run = OnnxNetwork(open_export(path)) if onnx else torch.export.load(path).module()
-    generator = torch.Generator().manual_seed(SEED)
+    run, generator = _opened(model, path), torch.Generator().manual_seed(SEED)
     inputs = [model.example(n, generator) for n in (1, 5)] + ([] if real is None else [real])
     worst = 0.0
     for images in inputs:
-        expected = model(images)
-        if not expected.isfinite().all():
-            raise UserError(
-                "the network answers with numbers that are not finite: not written; export the "
-                "checkpoint of an earlier epoch"
-            )
-        spread = expected.std().clamp_min(torch.finfo(expected.dtype).tiny)
-        difference = ((run(images) - expected).abs().max() / spread).item()
-        if not difference <= worst:  # NaN as well
-            worst = difference
+        for expected, found in zip(_tensors(model(images)), run(images), strict=True):
+            if not expected.isfinite().all():
+                raise UserError(
+                    "the network answers with numbers that are not finite: not written; export "
+                    "the checkpoint of an earlier epoch"
+                )
+            spread = expected.std().clamp_min(torch.finfo(expected.dtype).tiny)
+            difference = ((found - expected).abs().max() / spread).item()
+            if not difference <= worst:  # NaN as well
+                worst = difference
     limit = TOLERANCE_OF_ROUNDING if model.include_transform else TOLERANCE
     if not worst <= limit:
         raise UserError(
@@ -166,6 +167,22 @@ def check(model: Exported, path: Path, real: Tensor | None) -> float:
             f"{limit:g}: not written; please report it with the checkpoint's config"
         )
     return worst
+
+
+def _opened(model: Exported, path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A file as a function of images, with all of its outputs."""
+    if path.suffix != ".onnx":
+        program = torch.export.load(path).module()
+        return lambda images: _tensors(program(images))
+    export = open_export(path)
+    run = export.embed if model.features else export.network
+    assert run is not None  # the file has been written with features
+    return lambda images: _tensors(run(images.numpy()))
+
+
+def _tensors(outputs: Any) -> tuple[Tensor, ...]:
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return tuple(map(torch.as_tensor, outputs))
 
 
 def _quantise(

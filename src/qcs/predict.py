@@ -41,7 +41,9 @@ from qcs.inference.sources import Source, files_of
 log = logging.getLogger(__name__)
 
 # The settings on which the rows of an archive depend, beside the network.
-KEPT = ("detect", "crop", "threshold", "longest", "smallest", "form", "every", "max_frames")
+KEPT = ("detect", "crop", "threshold", "longest", "smallest", "form", "every", "max_frames") + (
+    "embeddings",
+)
 
 
 class Settings(TypedDict):
@@ -97,8 +99,14 @@ def predict(config: dict[str, Any]) -> Counter:
     counts: Counter = Counter()
     try:
         with records, pictures:
-            detect, keep = config["detect"] == "auto", config["annotate"] or config["save_crops"]
-            for result in predictor.stream(items, detect, workers, keep, config["timeout"]):
+            for result in predictor.stream(
+                items,
+                config["detect"] == "auto",
+                workers,
+                config["annotate"] or config["save_crops"],
+                config["timeout"],
+                config["embeddings"],
+            ):
                 result, written = _write_pictures(pictures, result)
                 records.write(result, written)
                 _count(counts, result)
@@ -162,10 +170,10 @@ def _records(
     network = Path(_network(config)).expanduser()
     with (zoo.find(network) or network).open("rb") as file:
         made = {"network_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    made |= {key: config[key] for key in (*KEPT, "embeddings")}
-    features = None
-    restart = config["restart"]
-    return Archive(out, files, predictor.class_names, features, made, shard, restart)
+    made |= {key: config[key] for key in KEPT}
+    features = predictor.features if config["embeddings"] else None
+    restart, run_dir = config["restart"], Path(config["run_dir"])
+    return Archive(out, files, predictor.class_names, features, made, shard, restart, run_dir)
 
 
 def _network(config: dict[str, Any]) -> str:
@@ -174,6 +182,8 @@ def _network(config: dict[str, Any]) -> str:
 
 def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
     device = pick_device(config["device"])
+    if device == "cuda" and config["shard"] == "auto" and "LOCAL_RANK" in os.environ:
+        device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")  # a GPU for each rank of torchrun
     checkpoint = open_network(config["ckpt"], device, config["form"], config.get("trust"))
     detector = None
     if config["detect"] == "auto" or config["crop"]:

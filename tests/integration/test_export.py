@@ -66,6 +66,27 @@ def test_the_file_knows_its_classes_and_input_but_not_where_it_was_made(tmp_path
     assert json.loads(about["qcs"])["dataset"] == {"name": "csv"}
 
 
+def test_features_are_a_second_output_where_they_are_asked_for(run, tmp_path):
+    path, images = tmp_path / "model.onnx", np.random.default_rng(0).random((3, 32, 32, 3))
+    crops = [Image.fromarray((255 * image).astype(np.uint8)) for image in images]
+    ckpt = package.load(run / "run/checkpoints/best.ckpt")
+    expected = ckpt.predict(crops, detect=False, embeddings=True)
+    for transform, tolerance in ((False, 2e-3), (True, 0.1)):
+        export(options(run, out=str(path), features=True, include_transform=transform))
+        assert [output.name for output in onnx.load(path).graph.output] == ["logits", "features"]
+        found = package.load(path).predict(crops, detect=False, embeddings=True)
+        assert found.embeddings.dtype == np.float16
+        np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=tolerance)
+        assert [faces[0].label for faces in found] == [faces[0].label for faces in expected]
+    export(options(run, out=str(path)))
+    with pytest.raises(UserError, match="exported with `qcs export features=true`"):
+        package.load(path).predict(crops, detect=False, embeddings=True)
+    export(options(run, out=str(tmp_path / "model.pt2"), features=True))
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    logits, features = program(torch.randn(2, 3, 32, 32))
+    assert logits.shape == (2, 7) and features.shape == (2, ckpt.features)
+
+
 def test_an_included_transform_is_torchvisions(tmp_path):
     """Within a rounded pixel here and there."""
     model, path = exported(tmp_path, True)
@@ -94,7 +115,12 @@ def options(run, **changes) -> dict:
     """What conf/export.yaml composes to."""
     defaults = {"ckpt": str(run / "run/checkpoints/best.ckpt"), "store": None}
     defaults["dataset"] = {"path": str(run / "faces")}
-    defaults |= {"include_transform": False, "int8": False, "calibration_images": 20}
+    defaults |= {
+        "include_transform": False,
+        "features": False,
+        "int8": False,
+        "calibration_images": 20,
+    }
     return defaults | {"split": "test", "batch_size": 8} | changes
 
 
@@ -316,7 +342,12 @@ def test_int8_is_measured_on_classes_by_name(tmp_path):
         data = {"_target_": "qcs.data.manifest.Manifest.from_csv", "class_names": names}
         data |= {"path": str(tmp_path / "table.csv")}
         given = {"ckpt": str(tmp_path / "model.ckpt"), "dataset": data, "store": None}
-        given |= {"include_transform": False, "int8": True, "calibration_images": 8}
+        given |= {
+            "include_transform": False,
+            "features": False,
+            "int8": True,
+            "calibration_images": 8,
+        }
         given |= {"split": "test", "batch_size": 4, "out": str(tmp_path / "small.onnx")}
         found.append(export(given))
     assert found[0]["before"] == found[1]["before"] and found[0]["after"] == found[1]["after"]

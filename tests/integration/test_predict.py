@@ -3,8 +3,11 @@
 import csv
 import json
 import os
+import tarfile
 
 import numpy as np
+import pandas
+import pyarrow.parquet as pq
 import pytest
 import skimage.data
 import torch
@@ -238,6 +241,40 @@ def test_a_stream_is_answered_in_order_and_in_batches(tmp_path, faces, monkeypat
     assert [len(read) for _ in predictor.stream(items(), False)][:2] == [2, 2]
 
 
+def test_embeddings_are_the_features_of_the_base_branch(tmp_path, faces):
+    predictor = package.load(tiny_checkpoint(tmp_path / "model.ckpt"))
+    predictor.batch_size = 4
+    images = [faces.image(row) for row in range(6)]
+    found = predictor.predict(images, detect=False, embeddings=True)
+    with torch.inference_mode():
+        batch = torch.stack([predictor.transform(image) for image in images])
+        expected = predictor.network.base(batch)[1].numpy()
+    assert found.embeddings.shape == (6, 16) and found.embeddings.dtype == np.float16
+    np.testing.assert_allclose(found.embeddings, expected, atol=2e-3)
+    plain = predictor.predict(images, detect=False)
+    assert [one[0].label for one in plain] == [one[0].label for one in found]
+    with pytest.raises(UserError, match="embeddings=True"):
+        _ = plain.embeddings
+    nothing = predictor.predict(Image.new("RGB", (99, 99)), embeddings=True)
+    assert nothing == [[]] and nothing.embeddings.shape == (0, 16)
+    assert list(nothing.to_pandas()) == list(found.to_pandas())
+
+
+def test_a_table_of_faces_in_python(tmp_path, astronaut):
+    astronaut.save(tmp_path / "photo.png")
+    predictor = package.load(tiny_checkpoint(tmp_path / "model.ckpt"))
+    blank = Image.new("RGB", (99, 99))
+    found = predictor.predict([blank, str(tmp_path / "photo.png"), astronaut])
+    table = found.to_pandas()
+    assert table["image"].tolist() == [1, 2] and table["face"].tolist() == [0, 0]
+    assert table["file"][0] == str(tmp_path / "photo.png") and pandas.isna(table["file"][1])
+    face, row = found[1][0], table.iloc[0]
+    assert (row["label"], row["probability"]) == (face.label, face.probability)
+    assert tuple(row[["left", "top", "right", "bottom"]]) == face.box
+    assert (row["nose_x"], row["nose_y"]) == face.landmarks[2]
+    assert row[["p_red", "p_green", "p_blue"]].tolist() == list(face.probabilities.values())
+
+
 TIMES = (0, 0.2, 0.4, 0.6, 1.1, 1.2)  # of the frames of a film
 
 
@@ -345,6 +382,7 @@ def settings(**options) -> dict:
     config |= {"smallest": 12, "batch_size": 32, "form": "eager", "device": "cpu", "every": 1}
     config |= {"workers": 0, "timeout": 120}
     config |= {"path_column": "path", "shard": None, "restart": False, "embeddings": False}
+    config |= {"workers": 0, "timeout": 120.0}
     return config | {"max_frames": None, "annotate": False, "save_crops": False} | options
 
 
@@ -384,6 +422,82 @@ def test_results_land_where_the_user_stands_and_overwrite_no_input(tmp_path, mon
         with pytest.raises(UserError, match=reason):
             predict(config | {"out": place})
     assert Image.open("a.png").size == (20, 20)
+
+
+def rows_of(folder) -> list[dict]:
+    return pq.read_table(folder).to_pylist()
+
+
+def test_an_archive_has_the_rows_of_the_json_lines_and_embeddings(photos, tmp_path):
+    given = {"ckpt": str(photos / "model.ckpt"), "input": str(photos / "in"), "detect": "auto"}
+    config = settings(**given, embeddings=True, run_dir=str(tmp_path), every=2)
+    counts = predict(config)
+    assert predict(config | {"out": str(tmp_path / "a.parquet")}) == counts
+    lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    for line, row in zip(map(json.loads, lines), rows_of(tmp_path / "a.parquet"), strict=True):
+        for key in ("file", "frame", "seconds", "face", "label", "error"):
+            assert line.get(key) == row[key]
+        if "label" in line:
+            box = [row[side] for side in ("left", "top", "right", "bottom")]
+            assert line["box"] == pytest.approx(box, abs=0.06)
+            marks = [x for point in line["landmarks"].values() for x in point]
+            assert marks == pytest.approx(row["landmarks"], abs=0.06)
+            shares = list(line["probabilities"].values())
+            assert shares == pytest.approx(row["probabilities"], abs=1e-5)
+            assert line["embedding"] == pytest.approx(row["embedding"], rel=1e-3)
+            assert len(line["embedding"]) == 16
+    again = predict(config | {"out": str(tmp_path / "a.parquet")})
+    assert not any(again.values())
+    with pytest.raises(UserError, match="made with embeddings=true, and now it is false"):
+        predict(config | {"out": str(tmp_path / "a.parquet"), "embeddings": False})
+    with pytest.raises(UserError, match="no place in a CSV"):
+        predict(config | {"out": str(tmp_path / "a.csv")})
+
+
+def test_shards_of_any_output_do_not_clash(tmp_path):
+    ckpt = str(tiny_checkpoint(tmp_path / "model.ckpt"))
+    (tmp_path / "in").mkdir()
+    for number in range(5):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"in/{number}.png")
+    config = settings(ckpt=ckpt, input=str(tmp_path / "in"), run_dir=str(tmp_path))
+    for out in ("a.jsonl", "a.parquet"):
+        parts = [predict(config | {"out": str(tmp_path / out), "shard": f"{n}/2"}) for n in (1, 2)]
+        assert [part["images"] for part in parts] == [3, 2]
+    files = [tmp_path / f"a-{n}-of-2.jsonl" for n in (1, 2)]
+    lines = [json.loads(x) for file in files for x in file.read_text().splitlines()]
+    named = [
+        sorted(row["file"] for row in rows) for rows in (lines, rows_of(tmp_path / "a.parquet"))
+    ]
+    assert named[0] == named[1] == sorted(map(str, (tmp_path / "in").iterdir()))
+    assert not predict(config | {"out": str(tmp_path / "a.parquet"), "shard": "9/99"})["images"]
+
+
+def test_pictures_of_a_tar_stay_in_the_runs_folder(photos, tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name in ("../../evil.png", "two.png"):
+            tar.add(photos / "in/two.png", name)
+    config = settings(ckpt=str(photos / "model.ckpt"), input=str(tmp_path / "s.tar"))
+    run = tmp_path / "deep/er/run"
+    config |= {"run_dir": str(run), "out": str(tmp_path / "a.parquet"), "annotate": True}
+    assert predict(config | {"save_crops": True})["errors"] == 0
+    written = {str(path.relative_to(run)) for path in run.rglob("*.png")}
+    assert written >= {"annotated/s.tar/evil.png", "annotated/s.tar/two.png"}
+    assert not list(tmp_path.glob("*.png")) + list((tmp_path / "deep").glob("*.png"))
+    rows = rows_of(tmp_path / "a.parquet")
+    assert [row["member"] for row in rows] == ["../../evil.png", "two.png"]
+    assert all((tmp_path / row["crop"]).is_file() for row in rows)
+
+
+def test_a_list_is_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 20)).save("a.png")
+    (tmp_path / "list.csv").write_text("path\na.png\n")
+    config = settings(ckpt=str(tiny_checkpoint(tmp_path / "m.ckpt")), run_dir="run")
+    for given in ("list.csv", ["list.csv"]):
+        with pytest.raises(UserError, match="would overwrite list.csv"):
+            predict(config | {"input": given, "out": "list.csv"})
+    with pytest.raises(UserError, match=r"write out=faces\.parquet"):
+        predict(config | {"input": "list.csv", "out": "faces/"})
 
 
 def test_a_missing_extra_is_named(monkeypatch):

@@ -10,14 +10,16 @@ SCRIPT = Path(__file__).parents[2] / "scripts/slurm.sh"
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "4"}
 
 
-def submit(folder: Path, *arguments: str, status: int = 0, **environment: str):
+def submit(
+    folder: Path, *arguments: str, status: int = 0, script: Path = SCRIPT, **environment: str
+):
     """Run the script; the stand-ins write down how they were called."""
     for name, code in {"srun": status, "scontrol": 0}.items():
         (folder / name).write_text(f'#!/bin/sh\necho "{name} $@" >> calls.txt\nexit {code}\n')
         (folder / name).chmod(0o755)
     env = os.environ | JOB | environment
     env["PATH"] = f"{folder}{os.pathsep}{env['PATH']}"
-    done = subprocess.run([SCRIPT, *arguments], cwd=folder, env=env, capture_output=True, text=True)
+    done = subprocess.run([script, *arguments], cwd=folder, env=env, capture_output=True, text=True)
     calls = folder / "calls.txt"
     return done, calls.read_text().splitlines() if calls.exists() else []
 
@@ -47,3 +49,12 @@ def test_a_task_of_an_array_runs_its_line(tmp_path):
     array["SLURM_ARRAY_TASK_ID"] = "2"
     done, _ = submit(tmp_path, "@sweep.txt", **array)
     assert done.returncode == 2 and "has no line 3" in done.stderr
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_task_of_an_array_labels_its_share(status, tmp_path):
+    given = ("input=photos", "out=faces.parquet")
+    script = SCRIPT.with_name("slurm_predict.sh")
+    done, calls = submit(tmp_path, *given, status=status, script=script)
+    assert calls == ["srun python -m qcs.predict input=photos out=faces.parquet shard=auto"]
+    assert done.returncode == status

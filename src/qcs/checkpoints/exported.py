@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from qcs.checkpoints import checksum
-from qcs.checkpoints.onnx import IMAGES, LOGITS, METADATA, onnxruntime
+from qcs.checkpoints.onnx import FEATURES, IMAGES, LOGITS, METADATA, onnxruntime
 from qcs.config.errors import missing_extra
 from qcs.data.numpy_transforms import IMAGENET_MEAN, IMAGENET_STD
 from qcs.models import QCSNetwork
@@ -36,30 +36,37 @@ class Exported(nn.Module):
         transform: `size`, and maybe `resize`, `mean` and `std` of `qcs.data.transforms.evaluation`.
         include_transform: take RGB images (B, 3, H, W) of any size, uint8, and resize, crop and
             normalise them; else take images (B, 3, size, size) that have been through it, float32.
+        features: give the vectors before the classifier, (B, C), as a second output.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, network: QCSNetwork, transform: dict[str, Any], include_transform: bool
+        self,
+        network: QCSNetwork,
+        transform: dict[str, Any],
+        include_transform: bool,
+        features: bool = False,
     ) -> None:
         super().__init__()
         self.base, self.include_transform = network.base, include_transform
+        self.features = features
         self.size = transform["size"]
         self.resize = transform.get("resize") or self.size
         for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(transform.get(name) or default).view(3, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Classify images."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Classify images: logits, or logits and features."""
         if self.include_transform:
             # As torchvision does for uint8: with antialiasing, rounded.
             sides = (self.resize, self.resize)
             x = F.interpolate(images.float(), size=sides, mode="bilinear", antialias=True)
             x = v2.functional.center_crop(x.round().clamp(0, 255), [self.size, self.size])
             images = (x / 255 - self.mean) / self.std
-        return self.base(images)[0]
+        logits, features, _ = self.base(images)
+        return (logits, features) if self.features else logits
 
     def example(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Random input: noise (B, 3, size, size), or pixels of another size than the model's."""
@@ -91,7 +98,8 @@ def metadata(model: Exported, parts: dict[str, Any]) -> dict[str, str]:
         METADATA: json.dumps(kept, allow_nan=False),
         "class_names": json.dumps(parts["class_names"]),
         "input": expected,
-        "output": "logits in the order of class_names",
+        "output": "logits in the order of class_names"
+        + ", and features of the face, from which they are computed" * model.features,
         "mean": json.dumps([round(x, 6) for x in model.mean.flatten().tolist()]),
         "std": json.dumps([round(x, 6) for x in model.std.flatten().tolist()]),
     }
@@ -122,7 +130,7 @@ def to_onnx(model: Exported, path: Path, props: dict[str, str], half: bool = Fal
         dynamo=True,
         dynamic_shapes=(model.dynamic(),),
         input_names=[IMAGES],
-        output_names=[LOGITS],
+        output_names=[LOGITS, FEATURES] if model.features else [LOGITS],
         verbose=False,
     )
     if program is None:

@@ -2,7 +2,7 @@
 
 PyTorch is not imported, so that a file is opened in a fraction of a second.
 
-B batch, K classes, H and W pixels.
+B batch, K classes, C features, H and W pixels.
 """
 
 import json
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EXTRA = ("faces", "an .onnx file needs")
 METADATA = "qcs"  # the key, of JSON
-IMAGES, LOGITS = "images", "logits"
+IMAGES, LOGITS, FEATURES = "images", "logits", "features"
 
 
 def onnxruntime() -> ModuleType:
@@ -87,6 +87,8 @@ class Export(NamedTuple):
     class_names: tuple[str, ...]
     transform: Callable[[Image], np.ndarray]  # an RGB image to (3, H, W)
     recipe: dict[str, Any]  # see `qcs.checkpoints.recipe.parse`
+    # Images to logits and features (B, C); None where the file was exported without features.
+    embed: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
 
 
 def open_export(path: str | os.PathLike, number: int | None = None, trust: Trust = None) -> Export:
@@ -103,8 +105,11 @@ def open_export(path: str | os.PathLike, number: int | None = None, trust: Trust
     file = reading.network_file(path, f"no export at ckpt={path}")
     model, parts = _checked(file, trust)
     try:
-        network = partial(_logits, open_session(model, number))
-        _try(network, parts)
+        session = open_session(model, number)
+        network, embed = partial(_logits, session), None
+        if FEATURES in [output.name for output in session.get_outputs()]:
+            embed = partial(_both, session)
+        _try(network, embed, parts)
         if parts["include_transform"]:  # the file crops and normalises itself, and takes pixels
             transform: Callable = partial(resized, size=pixels_of(parts))
         else:
@@ -114,7 +119,7 @@ def open_export(path: str | os.PathLike, number: int | None = None, trust: Trust
     except Exception as error:  # onnxruntime's own have no common class
         why = reading.reason(error)
         raise UserError(f"{file} cannot be run as an export of qcs: {why}") from error
-    return Export(network, tuple(parts["class_names"]), transform, parts)
+    return Export(network, tuple(parts["class_names"]), transform, parts, embed)
 
 
 def pixels_of(parts: dict[str, Any]) -> int:
@@ -123,10 +128,19 @@ def pixels_of(parts: dict[str, Any]) -> int:
 
 
 def _logits(session: "InferenceSession", images: np.ndarray) -> np.ndarray:
-    logits: np.ndarray = session.run([LOGITS], {IMAGES: images})[0]
-    if not np.isfinite(logits).all():
+    return _run(session, [LOGITS], images)[0]
+
+
+def _both(session: "InferenceSession", images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    logits, features = _run(session, [LOGITS, FEATURES], images)
+    return logits, features
+
+
+def _run(session: "InferenceSession", names: list[str], images: np.ndarray) -> list[np.ndarray]:
+    outputs: list[np.ndarray] = session.run(names, {IMAGES: images})
+    if not all(np.isfinite(output).all() for output in outputs):
         raise UserError("the exported network answers with numbers that are not finite")
-    return logits
+    return outputs
 
 
 def _checked(path: Path, trust: Trust) -> tuple[bytes, dict[str, Any]]:
@@ -168,13 +182,16 @@ def _checked(path: Path, trust: Trust) -> tuple[bytes, dict[str, Any]]:
     return model, parts
 
 
-def _try(network: Callable[[np.ndarray], np.ndarray], parts: dict[str, Any]) -> None:
+def _try(network: Callable, embed: Callable | None, parts: dict[str, Any]) -> None:
     """Run one black image: the file takes and gives what its recipe says."""
     side = parts["transform"]["size"]
     kind = np.uint8 if parts["include_transform"] else np.float32
-    shape = network(np.zeros((1, 3, side, side), kind)).shape
+    image = np.zeros((1, 3, side, side), kind)
+    shape = network(image).shape
     if shape != (1, len(parts["class_names"])):
         raise UserError(f"its logits have shape {shape} for {len(parts['class_names'])} classes")
+    if embed and (shape := embed(image)[1].shape)[:-1] != (1,):
+        raise UserError(f"its features have shape {shape} for one image, expected (1, C)")
 
 
 def _constants(graph: "GraphProto") -> "Iterator[TensorProto]":

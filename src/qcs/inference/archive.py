@@ -73,6 +73,7 @@ class Archive:
             same.
         shard: of this process, where there are several.
         restart: delete all parts first.
+        run_dir: the folder from which the names of pictures start.
 
     Attributes:
         skipped: the number of images and films that were there already.
@@ -92,6 +93,7 @@ class Archive:
         made: dict[str, Any],
         shard: Shard | None = None,
         restart: bool = False,
+        run_dir: Path = Path(),
     ) -> None:
         if restart and shard:
             raise UserError(
@@ -99,6 +101,7 @@ class Archive:
                 "first, and leave restart out"
             )
         self.folder, self.files, self.restart, self.skipped = folder, files, restart, 0
+        self.run_dir = run_dir
         self.made = {"class_names": list(class_names), **made}
         self.columns = parquet.schema(class_names, features, self.made)
         self.shard = f"-{shard.name}" if shard else ""
@@ -159,7 +162,7 @@ class Archive:
                     stale.setdefault(path, set()).add(identity)
             self._done |= {identity for identity, _ in found} - stale.get(path, set())
         if stale:
-            log.info("%d files have changed", len(set().union(*stale.values())))
+            log.info("%d images or films have changed, and are done anew", sum(map(len, stale.values())))
             with _locked(self.folder / ".lock-to-remove", PATIENCE):
                 for path in self.folder.glob(f"{parquet.REMOVING}*{SUFFIX}"):
                     path.unlink()  # left by a killed process
@@ -189,7 +192,7 @@ class Archive:
     def write(self, result: Result, pictures: Written) -> None:
         """Add the rows of an image or frame."""
         with self._writable():
-            rows = parquet.rows(result, pictures)
+            rows = parquet.rows(result, pictures, self.run_dir)
             identity = rows[0]["file"], rows[0]["member"]
             old = time.monotonic() - self._began > SECONDS
             if self._part and identity != self._current and (old or self._part.number >= ROWS):

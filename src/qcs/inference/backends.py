@@ -81,3 +81,21 @@ def in_torch(network: "nn.Module", device: str) -> Callable[[np.ndarray], np.nda
         return network(torch.from_numpy(images).to(device)).double().cpu().numpy()
 
     return run
+
+
+def embed_in_torch(
+    network: "nn.Module", device: str
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None:
+    """Do the same for logits and features (B, C); None where the network has no base branch."""
+    import torch
+
+    base = getattr(network, "base", None)
+    if base is None:
+        return None
+
+    @torch.no_grad()
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logits, features, _ = base(torch.from_numpy(images).to(device))
+        return logits.double().cpu().numpy(), features.float().cpu().numpy()
+
+    return run

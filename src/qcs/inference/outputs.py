@@ -8,11 +8,11 @@ from typing import Any
 
 from qcs.config.errors import UserError
 from qcs.config.escape import utf8
+from qcs.inference.faces import POINTS, SIDES, Prediction
 from qcs.inference.pictures import Written
-from qcs.inference.predictor import Prediction, Result
+from qcs.inference.predictor import Result
 from qcs.inference.sources import Source, reason
 
-POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins with one, spreadsheets compute
 
 
@@ -43,8 +43,17 @@ class Records:
             raise self._unwritable(error) from error
         if self.path.suffix.lower() == ".csv":
             marks = [f"{point}_{axis}" for point in POINTS for axis in "xy"]
-            box = ["left", "top", "right", "bottom", "score"]
-            head = ["file", "frame", "seconds", "face", *box, *marks, "label", "probability"]
+            head = [
+                "file",
+                "frame",
+                "seconds",
+                "face",
+                *SIDES,
+                "score",
+                *marks,
+                "label",
+                "probability",
+            ]
             head += [f"p_{name}" for name in self.class_names]
             head += ["annotated", "crop", "note", "error", "member"]
             self.table = csv.DictWriter(self.file, head)
@@ -120,7 +129,7 @@ def _record(prediction: Prediction) -> dict[str, Any]:
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     flat = {k: v for k, v in row.items() if not isinstance(v, (list, dict))}
-    flat |= dict(zip(("left", "top", "right", "bottom"), row.get("box", ()), strict=False))
+    flat |= dict(zip(SIDES, row.get("box", ()), strict=False))
     for name, (x, y) in row.get("landmarks", {}).items():
         flat |= {f"{name}_x": x, f"{name}_y": y}
     return flat | {f"p_{k}": v for k, v in row.get("probabilities", {}).items()}

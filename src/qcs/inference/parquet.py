@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from qcs.config.errors import UserError
 from qcs.config.escape import utf8
 from qcs.config.version import __version__
+from qcs.inference.faces import SIDES, Prediction
 from qcs.inference.lists import arrow
 from qcs.inference.pictures import Written
-from qcs.inference.predictor import Prediction, Result
+from qcs.inference.predictor import Result
 from qcs.inference.sources import Stamp
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def schema(class_names: Sequence[str], features: int | None, made: Mapping[str, 
         made: the settings of the run, as plain data.
     """
     pa = arrow()
-    edges = [(name, pa.float32()) for name in ("left", "top", "right", "bottom", "score")]
+    edges = [(name, pa.float32()) for name in (*SIDES, "score")]
     embedding = [("embedding", pa.list_(pa.float16(), features))] if features else []
     about = {"class_names": list(class_names), "settings": made, "qcs_version": __version__}
     return pa.schema(
@@ -68,25 +69,30 @@ def schema(class_names: Sequence[str], features: int | None, made: Mapping[str, 
     )
 
 
-def rows(result: Result, pictures: Written) -> list[dict[str, Any]]:
-    """A row for each face, or one row without a face."""
+def rows(result: Result, pictures: Written, run_dir: Path) -> list[dict[str, Any]]:
+    """A row for each face, or one row without a face.
+
+    Args:
+        result: of an image or frame.
+        pictures: that were written of it.
+        run_dir: the folder from which their names start.
+    """
     key = result.key
     size, modified = key.stamp or (None, None)
     place: dict[str, Any] = {"file": utf8(key.file), "member": key.member and utf8(key.member)}
     place |= {"frame": key.frame, "seconds": key.seconds, "bytes": size, "modified": modified}
-    place |= {"annotated": pictures.annotated and utf8(pictures.annotated)}
+    place |= {"annotated": pictures.annotated and utf8(str(run_dir / pictures.annotated))}
     place |= {"error": result.error and utf8(result.error)}
     faces = [{"face": n, **_face(prediction)} for n, prediction in enumerate(result.predictions)]
     for face, crop in zip(faces, pictures.crops, strict=False):
-        face["crop"] = utf8(crop)
+        face["crop"] = utf8(str(run_dir / crop))
     return [place | face for face in faces or [{}]]
 
 
 def _face(prediction: Prediction) -> dict[str, Any]:
-    sides = zip(("left", "top", "right", "bottom"), prediction.box or (), strict=False)
     points = prediction.landmarks
     return {
-        **dict(sides),
+        **dict(zip(SIDES, prediction.box or (), strict=False)),
         "score": prediction.score,
         "landmarks": points and [number for point in points for number in point],
         "label": prediction.label,

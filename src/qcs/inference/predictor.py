@@ -3,13 +3,14 @@
     import qcs
     faces = qcs.load().predict(["photo.jpg"])  # or qcs.load("model.ckpt")
 
-F faces of an image, K classes.
+F faces of an image, K classes, C features.
 """
 
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -20,9 +21,10 @@ from qcs.checkpoints.names import Trust
 from qcs.checkpoints.onnx import Export
 from qcs.config.errors import UserError
 from qcs.evaluation.device import pick_device
-from qcs.inference.backends import Form, in_torch, open_network, require_form
+from qcs.inference.backends import Form, embed_in_torch, in_torch, open_network, require_form
 from qcs.inference.crops import LOOSE, Crop, crop_of
 from qcs.inference.detector import Detector, Face
+from qcs.inference.faces import Faces, Prediction
 from qcs.inference.inputs import Input, Item, as_image, read
 from qcs.inference.looking import Look, look
 from qcs.inference.processors import workers_for
@@ -39,21 +41,6 @@ DRAWN_FACES = (
     "this network was trained on drawn faces: its answers for photographs of people mean nothing "
     "until it is trained on photographs"
 )
-
-
-class Prediction(NamedTuple):
-    """A face and its expression.
-
-    The box, the landmarks and the score are None where the image was taken as a cut face.
-    """
-
-    label: str
-    probability: float
-    probabilities: dict[str, float]  # by class name, summing to 1
-    box: tuple[float, ...] | None = None  # left, top, right, bottom in pixels
-    landmarks: tuple[tuple[float, float], ...] | None = None  # see qcs.inference.detector
-    score: float | None = None  # of the detector
-    embedding: np.ndarray | None = None  # (C,) float16, where it was asked for
 
 
 class Result(NamedTuple):
@@ -102,11 +89,13 @@ class Predictor:
         if isinstance(checkpoint, Export):
             require_form(form, export=True)
             self.backend, self._logits = "onnxruntime", checkpoint.network
+            self._embed = checkpoint.embed
         else:
             from qcs.inference.compiled import in_form  # PyTorch only when it is needed
 
             self.network = in_form(checkpoint.network.to(device), form, batch_size)
             self.backend, self._logits = "torch", in_torch(self.network, device)
+            self._embed = embed_in_torch(self.network, device) if form == "eager" else None
         self.class_names = checkpoint.class_names
         self.transform: Callable[[Image.Image], Any] = checkpoint.transform
         self.crop = crop
@@ -126,7 +115,8 @@ class Predictor:
         images: Input | Sequence[Input],
         detect: bool = True,
         workers: int | Literal["auto"] = 0,
-    ) -> list[list[Prediction]]:
+        embeddings: bool = False,
+    ) -> Faces:
         """Find and classify the faces of images.
 
         Args:
@@ -134,9 +124,11 @@ class Predictor:
             detect: whether to find the faces; else every image is taken as a cut face.
             workers: processes that read the images and find the faces, worth it for many images;
                 "auto" takes one for each processor.
+            embeddings: whether each face has the features from which the network classifies it.
 
         Returns:
-            For each image a list of its faces, the largest first.
+            For each image a list of its faces, the largest first; `to_pandas()` makes a table of
+            them, and `embeddings` is an array.
 
         Raises:
             UserError: an image cannot be read, the detector is not installed, or as for `classify`.
@@ -153,13 +145,16 @@ class Predictor:
             self._warned = True
         if isinstance(images, (str, PathLike, np.ndarray, Image.Image)):
             images = [images]
+        features = self.features if embeddings else None
         found = []
         items = (_item(image) for image in images)
-        for result in self.stream(items, detect, workers_for(workers, len(images)), keep=False):
+        number = workers_for(workers, len(images))
+        for result in self.stream(items, detect, number, keep=False, embeddings=embeddings):
             if result.error is not None:
                 raise UserError(result.error)
             found.append(result.predictions)
-        return found
+        files = [str(x) if isinstance(x, (str, PathLike)) else None for x in images]
+        return Faces(found, self.class_names, files, features)
 
     def stream(
         self,
@@ -168,6 +163,7 @@ class Predictor:
         workers: int = 0,
         keep: bool = True,
         timeout: float = TIMEOUT,
+        embeddings: bool = False,
     ) -> Iterator[Result]:
         """Find and classify the faces of a stream of images, in order and in batches.
 
@@ -177,6 +173,7 @@ class Predictor:
             workers: processes that read, find and cut, see `qcs.inference.workers`; 0 for none.
             keep: whether results hold the images; those that a worker read are read again for it.
             timeout: seconds for a photo in a worker.
+            embeddings: whether faces have the features from which the network classifies them.
         """
         detector = self.detector if detect else None
         found = (
@@ -191,17 +188,22 @@ class Predictor:
             number += len(one.faces)
             pixels += one.pixels
             if number >= self.batch_size or pixels >= MAX_WAITING:
-                yield from self._finish(waiting, keep)
+                yield from self._finish(waiting, keep, embeddings)
                 waiting, number, pixels = [], 0, 0
-        yield from self._finish(waiting, keep)
+        yield from self._finish(waiting, keep, embeddings)
 
-    def _finish(self, waiting: list[Look], keep: bool) -> Iterator[Result]:
-        probabilities = self.classify([crop for one in waiting for crop in one.crops])
+    def _finish(self, waiting: list[Look], keep: bool, embeddings: bool) -> Iterator[Result]:
+        every = [crop for one in waiting for crop in one.crops]
+        features: Any = [None] * len(every)
+        if embeddings:
+            probabilities, features = self.embed(every)
+        else:
+            probabilities = self.classify(every)
         start = 0
         for item, _, faces, crops, source in waiting:
-            rows = probabilities[start : start + len(faces)]
-            start += len(faces)
-            found = [self._prediction(f, row) for f, row in zip(faces, rows, strict=True)]
+            end = start + len(faces)
+            rows = zip(faces, probabilities[start:end], features[start:end], strict=True)
+            found, start = [self._prediction(*row) for row in rows], end
             if keep and isinstance(source, Source) and not item.error:
                 item = read(source)
             yield Result(item.key, item.image if keep else None, item.error, found, crops)
@@ -212,12 +214,43 @@ class Predictor:
         Raises:
             UserError: the probabilities are not finite, or a batch does not fit into memory.
         """
-        rows = [np.zeros((0, len(self.class_names)))]
+        batches = [softmax(logits) for logits in self._batches(self._logits, crops)]
+        return np.concatenate([np.zeros((0, len(self.class_names))), *batches])
+
+    def embed(self, crops: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+        """Turn cut faces into probabilities (F, K) and features (F, C) float16, in batches.
+
+        The features are the vector of the base branch from which the classifier computes.
+
+        Raises:
+            UserError: as `classify`; or the network is compiled, or an export without features.
+        """
+        if self._embed is None:
+            raise UserError(
+                "an .onnx gives embeddings if it was exported with `qcs export features=true`"
+                if self.backend == "onnxruntime"
+                else "embeddings are given by the base branch with form=eager: leave form out"
+            )
+        if not crops:
+            return self.classify([]), np.zeros((0, self.features), np.float16)
+        logits, features = zip(*self._batches(self._embed, crops), strict=True)
+        return softmax(np.concatenate(logits)), np.concatenate(features).astype(np.float16)
+
+    @cached_property
+    def features(self) -> int:
+        """C, the length of an embedding.
+
+        Raises:
+            UserError: as `embed`.
+        """
+        return int(self.embed([Image.new("RGB", (64, 64))])[1].shape[1])
+
+    def _batches(self, run: Callable, crops: Sequence[Image.Image]) -> Iterator[Any]:
+        """What the network answers for cut faces, batch by batch."""
         for start in range(0, len(crops), self.batch_size):
             part = crops[start : start + self.batch_size]
             try:
-                batch = np.stack([np.asarray(self.transform(crop)) for crop in part])
-                rows.append(softmax(self._logits(batch)))
+                found = run(np.stack([np.asarray(self.transform(crop)) for crop in part]))
             except Exception as error:
                 if not _out_of_memory(error):
                     raise
@@ -225,20 +258,22 @@ class Predictor:
                     f"{len(part)} faces at once do not fit into the memory of {self.device}: "
                     f"write a smaller batch_size than {self.batch_size}"
                 ) from error
-            if not np.isfinite(rows[-1]).all():
+            if not all(np.isfinite(x).all() for x in (found if type(found) is tuple else [found])):
                 raise UserError(
                     "the network's answers are not finite numbers, so its file is damaged or its "
                     "training went astray: use another checkpoint (form=eager, if another was set)"
                 )
-        return np.concatenate(rows)
+            yield found
 
-    def _prediction(self, face: Face | None, row: np.ndarray) -> Prediction:
+    def _prediction(
+        self, face: Face | None, row: np.ndarray, embedding: np.ndarray | None
+    ) -> Prediction:
         by_name = dict(zip(self.class_names, row.tolist(), strict=True))
         answer = (self.class_names[row.argmax()], float(row.max()), by_name)
         if face is None:
-            return Prediction(*answer)
+            return Prediction(*answer, embedding=embedding)
         landmarks = tuple(map(tuple, face.landmarks.tolist()))
-        return Prediction(*answer, tuple(face.box.tolist()), landmarks, face.score)
+        return Prediction(*answer, tuple(face.box.tolist()), landmarks, face.score, embedding)
 
 
 def _item(image: Input) -> Item | Source:
