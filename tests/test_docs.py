@@ -9,6 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_options import config
 from test_train import SMALL, qcs, run  # noqa: F401  `run` is a fixture
 
+from qcs.config.command_line import with_key
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*/*.md")), ROOT / "docs/index.md"]
 BLOCK = re.compile(
@@ -39,6 +41,8 @@ def test_every_command_composes(command, tmp_path):
     if "--config-dir" in arguments or "mine." in command:
         pytest.skip("it uses the example package, which another test trains with")
     arguments = [a for a in arguments if a not in ("-m", "--help") and not a.startswith("hydra")]
+    if name == "predict":
+        arguments = with_key(arguments, name, "input")
     parser = OverridesParser.create()
     given = []
     for override in parser.parse_overrides(arguments):

@@ -63,7 +63,7 @@ class Predictor:
         crop: how faces are cut out of a photo; see `qcs.inference.crops.crop_of`.
         batch_size: the number of faces that are classified at once.
         device: of the network.
-        form: see `qcs.inference.backends`; a form other than "eager" is worth it for many faces.
+        form: see `qcs.inference.compiled`; a form other than "eager" is worth it for many faces.
 
     Attributes:
         backend: the library that computes the answers, "onnxruntime" or "torch".
