@@ -119,7 +119,7 @@ def stages(folder: Path) -> Table:
         row["faces"].append(len(faces) / 1000)
     names = list(next(iter(times.values())))
     table = Table("pixels", "photos", *names, title="CPU ms a photo, medians; faces are means")
-    for size, row in sorted(times.items(), key=lambda item: item[1]["together"]):
+    for size, row in sorted(times.items(), key=lambda item: int(item[0].partition("x")[0])):
         cells = [
             f"{1000 * (np.mean if name == 'faces' else np.median)(row[name]):.1f}" for name in names
         ]

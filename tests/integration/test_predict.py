@@ -380,13 +380,15 @@ def settings(**options) -> dict:
     """Those of conf/predict.yaml."""
     config = {"out": None, "detect": "none", "crop": None, "threshold": 0.5, "longest": 1280}
     config |= {"smallest": 12, "batch_size": 32, "form": "eager", "device": "cpu", "every": 1}
+    config |= {"workers": 0, "timeout": 120}
     config |= {"path_column": "path", "shard": None, "restart": False, "embeddings": False}
     config |= {"workers": 0, "timeout": 120.0}
     config |= {"track": False, "smooth": 0.5, "causal": False, "gap": 1.0}
     return config | {"max_frames": None, "annotate": False, "save_crops": False} | options
 
 
-def test_an_odd_file_is_one_record_and_named_on_the_console(tmp_path, caplog):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_odd_file_is_one_record_and_named_on_the_console(workers, tmp_path, caplog):
     """Names of 254 bytes, or none of UTF-8, a strip, a pipe, a broken link; and one good photo."""
     tiny_checkpoint(tmp_path / "model.ckpt", "synthetic")
     folder = tmp_path / "in"
@@ -397,6 +399,7 @@ def test_an_odd_file_is_one_record_and_named_on_the_console(tmp_path, caplog):
     os.mkfifo(folder / "pipe.png")
     (folder / "gone.jpg").symlink_to("nowhere.jpg")
     drawn = settings(annotate=True, save_crops=True, run_dir=str(tmp_path / "run"))
+    drawn["workers"] = workers
     counts = predict(drawn | {"ckpt": str(tmp_path / "model.ckpt"), "input": str(folder)})
     assert (counts["images"], counts["faces"], counts["errors"]) == (7, 5, 2)
     lines = (tmp_path / "run/predictions.jsonl").read_text(encoding="utf-8").splitlines()

@@ -6,6 +6,7 @@ small, so no photo travels back. Each worker has a socket pair of its own: when 
 photo on which it worked is known.
 """
 
+import itertools
 import logging
 import math
 import os
@@ -27,7 +28,7 @@ from qcs.inference.crops import Crop
 from qcs.inference.detector import Detector
 from qcs.inference.inputs import Item, read
 from qcs.inference.looking import ASKS, READY, Look
-from qcs.inference.sources import Source
+from qcs.inference.sources import Source, reason
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +64,13 @@ def looks(
         timeout: seconds for a photo.
 
     Raises:
-        UserError: a worker is killed while it starts.
+        UserError: a worker cannot be started, or is killed while it starts.
         RuntimeError: a bug; with the traceback of the worker.
     """
+    sources = iter(sources)
+    if (first := next(sources, None)) is None:
+        return
+    sources = itertools.chain([first], sources)
     names = ("threshold", "longest", "smallest")
     settings = detector and {name: getattr(detector, name) for name in names}
     pool = _Pool(sources, timeout)
@@ -93,14 +98,19 @@ class _Worker:
             f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}\n"
             f"from qcs.inference import looking; looking.work({theirs.fileno()})"
         )
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=os.environ | ONE_THREAD,
-                start_new_session=True,  # Ctrl-C is for its parent alone, which ends it
-            )
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env=os.environ | ONE_THREAD,
+                    start_new_session=True,  # Ctrl-C is for its parent alone, which ends it
+                )
+        except OSError as error:
+            raise UserError(
+                f"a worker process cannot be started ({reason(error)}): write a smaller workers=..."
+            ) from error
         self.ready, self.since = False, time.monotonic()
         self.send(self.setup)
         for job in self.jobs:
