@@ -96,7 +96,7 @@ def test_what_wandb_refuses_is_one_sentence_before_anything_is_written(monkeypat
     wandb = pytest.importorskip("wandb")
 
     def refuse(**_: object) -> None:
-        raise wandb.errors.CommError("user is not logged in\nlog in")
+        raise wandb.errors.CommError("user is not\nlogged in")
 
     monkeypatch.setattr(wandb, "init", refuse)
     loggers.start([loggers.CSVLogger(str(tmp_path))])

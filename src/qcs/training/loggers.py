@@ -195,8 +195,9 @@ def start(loggers: Iterable[Logger]) -> None:
         try:
             logger.experiment  # noqa: B018  # a property that connects
         except wandb.errors.Error as error:
+            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"logger=wandb: no run can begin there ({str(error).splitlines()[0]}); check the "
+                f"logger=wandb: no run can begin there ({reason}); check the "
                 "network and the key (`wandb login --relogin`), or write logger.wandb.offline=true"
             ) from error
 
