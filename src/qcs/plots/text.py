@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable
 
 from matplotlib import font_manager
-from matplotlib.ft2font import FT2Font, LoadFlags
+from matplotlib.ft2font import FT2Font
 
 from qcs.config.escape import terminal
 
@@ -90,7 +90,7 @@ def _advance(character: str) -> float:
     """
     if ord(character) not in _characters(_usual()):
         return 1.0
-    glyph = _font(_usual()).load_char(ord(character), LoadFlags.NO_HINTING)
+    glyph = _font(_usual()).load_char(ord(character))
     return glyph.linearHoriAdvance / 65536 / 100
 
 
