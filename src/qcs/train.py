@@ -23,7 +23,7 @@ from qcs.config.options import BackboneOptions, resolve
 from qcs.data import workers
 from qcs.data.datamodule import FaceDataModule
 from qcs.models.cpu_kernels import SpeedOptions
-from qcs.training import build, distributed, identity, loggers, multirun, run_folder
+from qcs.training import build, distributed, identity, loggers, multirun, run_folder, wandb_login
 from qcs.training.final_test import test_selected
 from qcs.training.last_checkpoint import exit_on_interrupt
 from qcs.training.module import QCSModule
@@ -92,7 +92,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         module = build.module(config, data, resumes=ckpt is not None)
         module.run = run
         trainer = _trainer(config, folder, state)
-        loggers.start(trainer.loggers)
+        wandb_login.start(trainer.loggers)
         if trainer.is_global_zero and not is_dry_run(trainer):
             log_file.open_in(folder)
             provenance.write(folder, config)

@@ -1,12 +1,10 @@
-"""metrics.csv is whole after a kill and cut where a run is resumed; W&B needs a login."""
+"""metrics.csv is whole after a kill and cut where a run is resumed."""
 
 import csv
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from qcs.config.errors import UserError
 from qcs.training import loggers
 
 
@@ -70,35 +68,3 @@ def test_an_epoch_that_was_saved_and_not_logged_is_logged_once(tmp_path):
     assert rows(tmp_path)[5:] == [{"train/loss_epoch": "0.5", "epoch": "0", "step": "4"}]
     loggers.complete([loggers.CSVLogger(str(tmp_path))], {})
     assert len(rows(tmp_path)) == 6
-
-
-def test_wandb_asks_for_a_login_before_anything_is_trained(monkeypatch, tmp_path):
-    wandb = pytest.importorskip("wandb")
-    settings = SimpleNamespace(
-        mode="online", api_key=None, identity_token_file=None, base_url="https://api.example.org"
-    )
-    monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=settings))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("NETRC", raising=False)
-    node = {"_target_": "lightning.pytorch.loggers.WandbLogger", "offline": False}
-    with pytest.raises(UserError, match=r"wandb login.*logger.wandb.offline=true"):
-        loggers.require_login(node)
-    loggers.require_login(node | {"offline": True})
-    loggers.require_login({"_target_": "qcs.training.loggers.CSVLogger"})
-    (tmp_path / ".netrc").write_text("machine api.example.org login user password " + "k" * 40)
-    loggers.require_login(node)
-    (tmp_path / ".netrc").unlink()
-    settings.mode = "offline"
-    loggers.require_login(node)
-
-
-def test_what_wandb_refuses_is_one_sentence_before_anything_is_written(monkeypatch, tmp_path):
-    wandb = pytest.importorskip("wandb")
-
-    def refuse(**_: object) -> None:
-        raise wandb.errors.CommError("user is not\nlogged in")
-
-    monkeypatch.setattr(wandb, "init", refuse)
-    loggers.start([loggers.CSVLogger(str(tmp_path))])
-    with pytest.raises(UserError, match=r"begin there \(user is not logged in\); .*offline=true"):
-        loggers.start([loggers.WandbLogger(save_dir=tmp_path)])

@@ -22,7 +22,7 @@ from qcs.data.datamodule import FaceDataModule
 from qcs.data.manifest import Manifest
 from qcs.models import QCSNetwork
 from qcs.models.cpu_kernels import speed_up
-from qcs.training import loggers, notices
+from qcs.training import notices, wandb_login
 from qcs.training.callbacks import ProgressBar
 from qcs.training.module import QCSModule
 from qcs.training.schedules import Schedule
@@ -190,7 +190,7 @@ def trainer(config: dict[str, Any], folder: Path) -> Trainer:
         callbacks.append(ProgressBar())
     nodes = [node for node in (config["logger"] or {}).values() if node]
     for node in nodes:
-        loggers.require_login(node)
+        wandb_login.require_login(node)
     if not nodes:  # it refuses to run without a logger, and would have nowhere to write
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
     return instantiate(
