@@ -255,7 +255,7 @@ def assign(tracker: Any, faces: Sequence[Prediction], seconds: float) -> list[in
 
     boxes = np.array([face.box for face in faces], dtype=float).reshape(-1, 4)
     scores = np.array([face.score for face in faces], dtype=float)
-    rows = {"row": np.arange(len(faces))}
+    rows: dict[str, Any] = {"row": np.arange(len(faces))}
     found = tracker.update(supervision.Detections(boxes, confidence=scores, data=rows),
                            timestamp=seconds)  # fmt: skip
     persons: list[int | None] = [None] * len(faces)
