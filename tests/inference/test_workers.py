@@ -73,7 +73,7 @@ def test_answers_are_those_of_one_process_with_odd_files_among_them(tmp_path):
     photos(folder, 3)
     astronaut = Image.fromarray(skimage.data.astronaut())
     for name in ("a.jpg", "m.png", "z.webp"):
-        astronaut.save(folder / name)
+        astronaut.crop((96, 0, 352, 256)).save(folder / name)
     (folder / "b.jpg").write_bytes((folder / "a.jpg").read_bytes()[:5000])
     (folder / "c.jpg").write_bytes(b"")
     os.mkfifo(folder / "d.jpg")
@@ -120,9 +120,9 @@ def test_a_photo_that_kills_two_workers_is_an_error_and_the_rest_goes_on(tmp_pat
 def test_a_photo_that_takes_too_long_is_an_error_and_the_rest_goes_on(tmp_path, odd):
     files = photos(tmp_path / "in", 6)
     files[2] = odd.Hangs(*files[2])
-    found = list(looks(files, 1, None, LOOSE, timeout=6))
+    found = list(looks(files, 1, None, LOOSE, timeout=2))
     assert [look.item.error is None for look in found] == [True, True, False, True, True, True]
-    assert "6 seconds" in found[2].item.error
+    assert "2 seconds" in found[2].item.error
 
 
 def test_a_bug_keeps_its_traceback_and_a_worker_that_cannot_start_is_a_sentence(
@@ -157,10 +157,10 @@ def test_memory_is_bounded_while_nobody_takes_the_answers(monkeypatch):
 
 def test_large_photos_are_decoded_one_after_the_other(tmp_path):
     files = photos(tmp_path, 4)
-    for i in (0, 1, 3):
+    for i in (0, 1):
         Image.new("1", (4200, 4000)).save(files[i].file)
     found = list(looks(files, 2, None, LOOSE))
-    assert [look.pixels for look in found] == [16_800_000, 16_800_000, 120, 16_800_000]
+    assert [look.pixels for look in found] == [16_800_000, 16_800_000, 120, 130]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children are looked up in /proc")

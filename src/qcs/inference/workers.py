@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 
 AHEAD = 4  # photos that a worker is sent before it has answered
 MAX_WAITING = 50_000_000  # pixels of frames and cut faces that are held here
-TIMEOUT = 120.0  # seconds
+TIMEOUT = 120.0  # seconds for a photo
+STARTING = 60.0  # seconds more for a process that starts
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
 
 
@@ -111,7 +112,7 @@ class _Worker:
             raise UserError(
                 f"a worker process cannot be started ({reason(error)}): write a smaller workers=..."
             ) from error
-        self.ready, self.since = False, time.monotonic()
+        self.ready, self.since = False, time.monotonic() + STARTING
         self.send(self.setup)
         for job in self.jobs:
             self.send_photo(job.source)
