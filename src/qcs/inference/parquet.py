@@ -37,6 +37,8 @@ class Seen(NamedTuple):
 def schema(class_names: Sequence[str], features: int | None, made: Mapping[str, Any]) -> Any:
     """The columns, and what the files say of how they were made.
 
+    Lists have no fixed size in the schema, as pyarrow 22 cannot write a null among such.
+
     Args:
         class_names: K.
         features: C; None where no embeddings are written.
@@ -44,7 +46,7 @@ def schema(class_names: Sequence[str], features: int | None, made: Mapping[str, 
     """
     pa = arrow()
     edges = [(name, pa.float32()) for name in (*SIDES, "score")]
-    embedding = [("embedding", pa.list_(pa.float16(), features))] if features else []
+    embedding = [("embedding", pa.list_(pa.float16()))] if features else []
     about = {"class_names": list(class_names), "settings": made, "qcs_version": __version__}
     return pa.schema(
         [
@@ -55,10 +57,10 @@ def schema(class_names: Sequence[str], features: int | None, made: Mapping[str, 
             ("face", pa.int32()),
             ("person", pa.int32()),
             *edges,
-            ("landmarks", pa.list_(pa.float32(), 10)),
+            ("landmarks", pa.list_(pa.float32())),
             ("label", pa.dictionary(pa.int16(), pa.string())),
             ("probability", pa.float32()),
-            ("probabilities", pa.list_(pa.float32(), len(class_names))),
+            ("probabilities", pa.list_(pa.float32())),
             *embedding,
             ("annotated", pa.string()),
             ("crop", pa.string()),
