@@ -93,7 +93,7 @@ def predict(config: dict[str, Any]) -> Counter:
         UserError: the run cannot start, or its results cannot be written.
     """
     if config["input"] is None:
-        raise UserError("input is not set: write input=photo.jpg")
+        raise UserError("input is not set: write qcs predict photo.jpg")
     files = files_of(config["input"], config["path_column"])
     shard = shards.parse(config["shard"])
     out = _output(config, files, shard)
