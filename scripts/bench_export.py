@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from qcs.checkpoints.datasets import read_manifest
-from qcs.checkpoints.exported import Exported, metadata, to_int8, to_onnx, to_program
 from qcs.checkpoints.load import OnnxNetwork, load_checkpoint
 from qcs.checkpoints.onnx import open_export
+from qcs.checkpoints.onnx_export import Exported, metadata, to_int8, to_onnx, to_program
 from qcs.config.keys import CONF
 from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest

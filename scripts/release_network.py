@@ -30,9 +30,9 @@ from torch.nn.functional import cross_entropy
 
 from qcs.checkpoints import recipe, safetensors, zoo
 from qcs.checkpoints.datasets import checkpoint_manifest
-from qcs.checkpoints.exported import Exported, metadata, to_onnx
 from qcs.checkpoints.load import Checkpoint, OnnxNetwork, load_checkpoint
 from qcs.checkpoints.onnx import open_export
+from qcs.checkpoints.onnx_export import Exported, metadata, to_onnx
 from qcs.config.errors import UserError
 from qcs.data.class_names import match_classes
 from qcs.data.datasets import Faces
@@ -40,7 +40,8 @@ from qcs.data.manifest import Manifest
 from qcs.eval import evaluate
 from qcs.evaluation import report
 from qcs.evaluation.apply import apply
-from qcs.evaluation.metrics import LEVEL, calibration
+from qcs.evaluation.intervals import LEVEL
+from qcs.evaluation.metrics import calibration
 
 log = logging.getLogger("release")
 

@@ -14,6 +14,7 @@ MODULES = [
     "qcs.data.datamodule",
     "qcs.data.manifest",
     "qcs.data.sampling",
+    "qcs.evaluation.intervals",
     "qcs.evaluation.metrics",
     "qcs.inference.faces",
     "qcs.inference.predictor",

@@ -19,7 +19,7 @@ from qcs.evaluation import compare, report
 from qcs.evaluation.apply import apply
 from qcs.evaluation.data import EvaluationData, rule_out_lacking, warn_of_class_differences
 from qcs.evaluation.device import pick_device
-from qcs.evaluation.metrics import check_resamples
+from qcs.evaluation.intervals import check_resamples
 from qcs.inference.backends import Form
 from qcs.inference.compiled import in_form
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from qcs.checkpoints.datasets import checkpoint_manifest, dataset_config
-from qcs.checkpoints.exported import Exported, metadata, to_int8, to_onnx, to_program
 from qcs.checkpoints.load import Checkpoint, OnnxNetwork, load_checkpoint
 from qcs.checkpoints.onnx import open_export
+from qcs.checkpoints.onnx_export import Exported, metadata, to_int8, to_onnx, to_program
 from qcs.config.bounds import Count, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError

@@ -193,7 +193,7 @@ def test_no_worker_outlives_its_caller(how, tmp_path, odd):
 
 def _runs(child: str) -> bool:
     try:
-        return "looking.work" in Path(f"/proc/{child}/cmdline").read_text()
+        return "face_extraction" in Path(f"/proc/{child}/cmdline").read_text()
     except OSError:
         return False
 

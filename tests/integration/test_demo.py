@@ -20,7 +20,7 @@ from conftest import tiny_checkpoint
 from qcs import demo
 from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
-from qcs.inference import page
+from qcs.inference import demo_page
 from qcs.inference.predictor import Predictor
 from qcs.training import build
 
@@ -42,13 +42,13 @@ def predictor(folder: Path, **options) -> Predictor:
 
 def test_what_the_page_shows(tmp_path, photo):
     model = predictor(tmp_path)
-    result = page.analyse(model, str(photo), True, photo.parent)
+    result = demo_page.analyse(model, str(photo), True, photo.parent)
     assert len(result.predictions) == len(result.crops) == 1
-    assert Image.open(page.attention_picture(model, result.crops[0], tmp_path)).width > 300
-    pair = page.comparison_picture(model, result.crops * 2, ["red", "blue"], tmp_path)
+    assert Image.open(demo_page.attention_picture(model, result.crops[0], tmp_path)).width > 300
+    pair = demo_page.comparison_picture(model, result.crops * 2, ["red", "blue"], tmp_path)
     assert Image.open(pair).width > 300
-    for path, detect in page.examples(tmp_path):
-        assert page.analyse(model, path, detect, tmp_path).predictions
+    for path, detect in demo_page.examples(tmp_path):
+        assert demo_page.analyse(model, path, detect, tmp_path).predictions
 
 
 @pytest.mark.parametrize("kind", ["none", "text", "empty"])
@@ -57,17 +57,17 @@ def test_a_bad_upload_is_a_sentence_without_a_path(kind, tmp_path, photo):
     Image.new("RGB", (99, 99)).save(tmp_path / "empty.png")
     path = None if kind == "none" else str(tmp_path / f"{kind}.png")
     with pytest.raises(UserError, match="no image|cannot read text.png|no face found") as error:
-        page.analyse(predictor(tmp_path), path, True, tmp_path)
+        demo_page.analyse(predictor(tmp_path), path, True, tmp_path)
     assert str(tmp_path) not in str(error.value)
 
 
 def test_a_network_that_cannot_compare_says_so(tmp_path):
     crops = [Image.new("RGB", (20, 20))] * 2
     with pytest.raises(UserError, match="trained without cross similarity"):
-        page.comparison_picture(predictor(tmp_path, roles=1), crops, ["red", "red"], tmp_path)
+        demo_page.comparison_picture(predictor(tmp_path, roles=1), crops, ["red", "red"], tmp_path)
     for few in (crops[:1], []):
         with pytest.raises(UserError, match="two faces or more"):
-            page.comparison_picture(predictor(tmp_path), few, ["red"] * len(few), tmp_path)
+            demo_page.comparison_picture(predictor(tmp_path), few, ["red"] * len(few), tmp_path)
 
 
 def test_the_page_of_no_checkpoint_shows_the_network_that_comes_with_the_package():
@@ -161,11 +161,13 @@ def test_two_faces_are_compared(tab, photo, tmp_path):
 def test_maps_are_drawn_for_the_faces_that_were_given(tmp_path, monkeypatch):
     """Labels decide what a map is: faces of one label are weighed by what they share."""
     given = {}
-    monkeypatch.setattr(page.plots, "pair_grid", lambda *a: given.update(maps=a[1], names=a[2]))
+    monkeypatch.setattr(
+        demo_page.plots, "pair_grid", lambda *a: given.update(maps=a[1], names=a[2])
+    )
     model, crops = predictor(tmp_path), [Image.new("RGB", (20, 20), c) for c in ("red", "blue")]
-    page.comparison_picture(model, crops, ["red", "red"], tmp_path)
+    demo_page.comparison_picture(model, crops, ["red", "red"], tmp_path)
     shared = given["maps"]
-    page.comparison_picture(model, crops, ["red", "blue"], tmp_path)
+    demo_page.comparison_picture(model, crops, ["red", "blue"], tmp_path)
     assert given["names"] == ["red", "blue"] and shared.shape == (2, 2, 4)
     assert not torch.equal(shared[0, 1], given["maps"][0, 1])
     torch.testing.assert_close(shared[0, 0], given["maps"][0, 0])

@@ -19,13 +19,8 @@ from qcs.data.transforms import evaluation
 from qcs.evaluation import report
 from qcs.evaluation.apply import apply
 from qcs.evaluation.compare import Member, compare
-from qcs.evaluation.metrics import (
-    bootstrap,
-    calibration,
-    confusion_matrix,
-    paired,
-    scores,
-)
+from qcs.evaluation.intervals import bootstrap, paired
+from qcs.evaluation.metrics import calibration, confusion_matrix, scores
 
 COLOURS = ["red", "green", "blue"]
 PICTURES = {"confusion.png", "reliability.png", "faces.png", "hardest.png"}

@@ -16,9 +16,9 @@ from test_train import SMALL, qcs
 import qcs as package
 from conftest import three_colours, tiny_checkpoint, tiny_network, tiny_recipe
 from qcs.checkpoints import checksum, recipe
-from qcs.checkpoints.exported import Exported, metadata, to_onnx
 from qcs.checkpoints.load import OnnxNetwork, load_checkpoint, load_classifier
 from qcs.checkpoints.onnx import open_export
+from qcs.checkpoints.onnx_export import Exported, metadata, to_onnx
 from qcs.config.errors import UserError
 from qcs.data.sources import synthetic
 from qcs.export import check, export

@@ -219,9 +219,9 @@ def test_an_export_answers_as_the_network(tmp_path):
     pytest.importorskip("onnxscript")
     from test_export import RECIPE, TRANSFORM
 
-    from qcs.checkpoints.exported import Exported, metadata, to_onnx
     from qcs.checkpoints.load import OnnxNetwork
     from qcs.checkpoints.onnx import open_export
+    from qcs.checkpoints.onnx_export import Exported, metadata, to_onnx
 
     model = Exported(tiny_network(**TINY).eval(), TRANSFORM, False).eval()
     to_onnx(model, tmp_path / "model.onnx", metadata(model, RECIPE))

@@ -11,7 +11,7 @@ from torch import Tensor
 from qcs.config import escape
 from qcs.config.console import console
 from qcs.evaluation.files import write_json, write_text
-from qcs.evaluation.metrics import LEVEL, paired
+from qcs.evaluation.intervals import LEVEL, paired
 from qcs.evaluation.report import HEADLINE, percent
 
 COLUMNS = HEADLINE | {"ece": "ECE"}
@@ -35,7 +35,7 @@ def compare(groups: dict[str, list[Member]], resamples: int = 2000) -> list[dict
     Returns:
         A row for each group: "name", "checkpoints", and for each of `COLUMNS` "values", "mean" and
         "sd" (over members, n - 1; None for one member); "against" the first group: difference of
-        top-1, interval and p of `qcs.evaluation.metrics.paired` (None for the first itself).
+        top-1, interval and p of `qcs.evaluation.intervals.paired` (None for the first itself).
     """
     first = torch.stack([member.correct for member in next(iter(groups.values()))])
     rows: list[dict[str, Any]] = []

@@ -16,15 +16,8 @@ from qcs.config import escape
 from qcs.config.console import console
 from qcs.data.manifest import Manifest
 from qcs.evaluation.files import write_csv, write_json, write_text
-from qcs.evaluation.metrics import (
-    bootstrap,
-    calibration,
-    check_finite,
-    class_intervals,
-    class_scores,
-    confusion_matrix,
-    scores,
-)
+from qcs.evaluation.intervals import bootstrap, class_intervals
+from qcs.evaluation.metrics import calibration, check_finite, class_scores, confusion_matrix, scores
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
-from qcs.data.crop import Crop
+from qcs.data.crop_geometry import Crop
 from qcs.data.folders import images_below
 from qcs.data.sources import affectnet, fer2013, ferplus, rafdb
 from qcs.inference.detector import Detector

@@ -24,9 +24,9 @@ from qcs.evaluation.device import pick_device
 from qcs.inference.backends import Form, embed_in_torch, in_torch, open_network, require_form
 from qcs.inference.crops import LOOSE, Crop, crop_of
 from qcs.inference.detector import Detector, Face
+from qcs.inference.face_extraction import Look, look
 from qcs.inference.faces import Faces, Prediction
 from qcs.inference.inputs import Input, Item, as_image, read
-from qcs.inference.looking import Look, look
 from qcs.inference.processors import workers_for
 from qcs.inference.sources import Source
 from qcs.inference.workers import TIMEOUT, looks

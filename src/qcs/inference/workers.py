@@ -1,9 +1,9 @@
 """Photos read, searched for faces and cut by worker processes, in order.
 
 A worker is a Python of its own that imports neither torch nor the caller's program, see
-`qcs.inference.looking.work`. It is sent a few photos ahead and answers with cut faces, which are
-small, so no photo travels back. Each worker has a socket pair of its own: when it is killed, the
-photo on which it worked is known.
+`qcs.inference.face_extraction.work`. It is sent a few photos ahead and answers with cut faces,
+which are small, so no photo travels back. Each worker has a socket pair of its own: when it is
+killed, the photo on which it worked is known.
 """
 
 import itertools
@@ -26,8 +26,8 @@ from qcs.config.errors import UserError
 from qcs.config.escape import terminal
 from qcs.inference.crops import Crop
 from qcs.inference.detector import Detector
+from qcs.inference.face_extraction import ASKS, READY, Look
 from qcs.inference.inputs import Item, read
-from qcs.inference.looking import ASKS, READY, Look
 from qcs.inference.sources import Source, reason
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class _Worker:
         self.connection, theirs = Pipe()
         code = (
             f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}\n"
-            f"from qcs.inference import looking; looking.work({theirs.fileno()})"
+            f"from qcs.inference.face_extraction import work; work({theirs.fileno()})"
         )
         try:
             with theirs:

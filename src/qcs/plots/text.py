@@ -9,6 +9,8 @@ from matplotlib.ft2font import FT2Font
 
 from qcs.config.escape import terminal
 
+NAME = 20  # the room for a class name beside a picture, in units of the font size
+
 
 def label(text: object, ems: float | None = None) -> str:
     """Return a text as one line that can be drawn.

@@ -8,8 +8,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from qcs.plots.figure import colour, save
-from qcs.plots.scores import NAME
-from qcs.plots.text import label, wrapped
+from qcs.plots.text import NAME, label, wrapped
 
 WIDTH = 11.0  # inches
 # Seconds between ticks.

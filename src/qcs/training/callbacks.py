@@ -1,4 +1,9 @@
-"""Progress of a run: lines in the log, and a short progress bar."""
+"""Callbacks of a training: lines in the log, a short progress bar, an end with the base alone.
+
+The others are elsewhere: `last_checkpoint` saves last.ckpt and stops a run when asked to,
+`dashboard` draws pictures, and the average of the weights (conf/callbacks/ema.yaml), early stopping
+and best.ckpt are Lightning's own.
+"""
 
 import logging
 import math

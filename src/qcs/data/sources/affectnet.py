@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from qcs.config.errors import UserError
-from qcs.data.crop import Crop
+from qcs.data.crop_geometry import Crop
 from qcs.data.folders import images_below, require_path
 from qcs.data.manifest import Manifest
 from qcs.data.sources import fer2013

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from qcs.config.errors import UserError
-from qcs.data.crop import Crop
+from qcs.data.crop_geometry import Crop
 from qcs.data.folders import readable, require_path, same_name
 from qcs.data.manifest import Manifest
 from qcs.data.sources.image_folder import find_images

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from qcs.config.errors import UserError
-from qcs.data.crop import Crop
+from qcs.data.crop_geometry import Crop
 from qcs.data.folders import require_path
 from qcs.data.manifest import Manifest
 from qcs.data.tables import Row, as_index, present, read_csv, read_pairs, read_text

@@ -10,7 +10,7 @@ from conftest import tiny_checkpoint
 from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
 from qcs.inference import uploads
-from qcs.inference.page import Actions, selected_face
+from qcs.inference.demo_page import Actions, selected_face
 from qcs.inference.predictor import Predictor
 from qcs.inference.uploads import open_upload, uploaded_file
 
