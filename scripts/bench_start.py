@@ -73,7 +73,7 @@ def ways(photo: str, folder: Path, other: Path | None) -> dict[str, tuple[list[s
 def main() -> None:
     """Print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("photo", nargs="?", default=str(ROOT / "docs/assets/photo.jpg"))
+    parser.add_argument("photo", nargs="?", default=str(ROOT / "docs/assets/labelled_photos.jpg"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--other", type=Path)

@@ -1,9 +1,9 @@
 """Draw the picture of the README: photos with a box on each face, and the probabilities beside it.
 
-    python scripts/draw_readme_picture.py docs/assets/photo.jpg [ckpt]
+    python scripts/draw_readme_picture.py docs/assets/labelled_photos.jpg [ckpt]
 
 The photos are in the public domain and come inside packages: Eileen Collins by NASA
-(scikit-image) and Grace Hopper by the US Navy (matplotlib).
+(scikit-image; docs/assets/astronaut.jpg is the same) and Grace Hopper by the US Navy (matplotlib).
 """
 
 import sys

@@ -54,6 +54,14 @@ def test_every_command_composes(command, tmp_path):
     config(tmp_path, *given, name=name)
 
 
+def test_the_first_lines_of_the_readme_work_in_a_fresh_clone(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    blocks = BLOCK.finditer((ROOT / "README.md").read_text(encoding="utf-8"))
+    (code,) = (block["text"] for block in blocks if block["language"] == "python")
+    exec(code, {})
+    assert capsys.readouterr().out == code.splitlines()[-1].partition("# ")[2] + "\n"
+
+
 def test_the_example_package_trains_and_loads_again(run, tmp_path, monkeypatch):  # noqa: F811
     text = (ROOT / "docs/how-to/extend.md").read_text(encoding="utf-8")
     parts = {"mine.py": []}

@@ -81,7 +81,7 @@ def _predictor(config: dict[str, Any]) -> tuple[Predictor, str]:
     predictor.classify([Image.fromarray(np.zeros((64, 64, 3), np.uint8))])  # the first call is slow
     names = ", ".join(checkpoint.class_names)
     name = Path(config["ckpt"] or zoo.default()).name
-    description = _literal(f"{name}: {names}. Faces are cut {why}.")
+    description = _literal(f"{name}: {names}. Faces are cropped {why}.")
     if predictor.warning:
         description += f"\n\n**Note: {_literal(predictor.warning)}.**"
     return predictor, description

@@ -31,7 +31,7 @@ from qcs.inference.backends import Form, open_network
 from qcs.inference.crops import crop_of
 from qcs.inference.detector import Detector
 from qcs.inference.inputs import open_items
-from qcs.inference.outputs import Records
+from qcs.inference.outputs import Records, console_lines, summary
 from qcs.inference.pictures import Pictures, Written
 from qcs.inference.predictor import Predictor, Result
 from qcs.inference.processors import workers_for
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from qcs.inference.persons import Persons
 
 log = logging.getLogger(__name__)
+
+FEW = 10  # photos at most of which the console names each face
 
 # The settings on which the rows of an archive depend, beside the network.
 KEPT = (
@@ -93,7 +95,7 @@ def predict(config: dict[str, Any]) -> Counter:
         UserError: the run cannot start, or its results cannot be written.
     """
     if config["input"] is None:
-        raise UserError("input is not set: write input=photo.jpg")
+        raise UserError("input is not set: write qcs predict photo.jpg")
     files = files_of(config["input"], config["path_column"])
     shard = shards.parse(config["shard"])
     out = _output(config, files, shard)
@@ -115,12 +117,16 @@ def predict(config: dict[str, Any]) -> Counter:
     persons = None
     if config["track"]:
         results, persons = _followed(config, files, results, predictor.class_names)
+    few = _photos(files) <= FEW
     counts: Counter = Counter()
     try:
         with records, pictures:
             for result in results:
                 result, written = _write_pictures(pictures, result)
                 records.write(result, written)
+                if few:
+                    for line in console_lines(result, written, pictures.folder):
+                        log.info("%s", terminal(line))
                 if persons:
                     persons.add(result)
                 _count(counts, result)
@@ -130,15 +136,12 @@ def predict(config: dict[str, Any]) -> Counter:
     counts["errors"] += pictures.failed
     if persons:
         log.info("persons: %s", ", ".join(map(terminal, persons.write(Path(config["run_dir"])))))
-    labels = ((name, counts["label", name]) for name in predictor.class_names)
     if records.skipped:
-        log.info("%d images or films were there already", records.skipped)
-    log.info(
-        "%d images or frames, %d faces (%s), %d without a face, %d that could not be read: %s",
-        *(counts[key] for key in ("images", "faces")),
-        ", ".join(f"{terminal(name)} {number}" for name, number in labels if number) or "none",
-        *(counts["empty"], counts["errors"], terminal(out)),
-    )
+        log.info("images or films that were there already: %d", records.skipped)
+    told = summary(counts, predictor.class_names, math.isinf(_photos(files)))
+    log.info("%s: %s", terminal(told), terminal(out))
+    if not few and (drawn := pictures.folders()):
+        log.info("pictures: %s", ", ".join(terminal(folder) for folder in drawn))
     return counts
 
 
@@ -205,10 +208,10 @@ def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
     if config["detect"] == "auto" or config["crop"]:
         detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
-    log.info("faces are cut %s", terminal(why))
+    log.info("faces are cropped %s", terminal(why))
     batch_size = 1 if webcam else config["batch_size"]  # a webcam is answered at once
     predictor = Predictor(checkpoint, detector, crop, batch_size, device, config["form"])
-    name = config["ckpt"] or f"{zoo.default()} (`qcs zoo` tells of it, ckpt=... takes another)"
+    name = config["ckpt"] or f"{zoo.default()} (see `qcs zoo`; choose another with ckpt=FILE)"
     log.info("network %s, on %s", terminal(name), predictor.backend)
     if predictor.warning:
         log.warning("%s", predictor.warning)

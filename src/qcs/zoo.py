@@ -44,7 +44,7 @@ def details(name: str, about: dict[str, Any], default: str) -> str:
         f"{name}.{kind}: {file['megabytes']:.2f} MB, sha256 {file['sha256']}"
         for kind, file in about["files"].items()
     ]
-    use = f'qcs predict ckpt={name} input=photo.jpg, or qcs.load("{name}")'
+    use = f'qcs predict photo.jpg ckpt={name}, or qcs.load("{name}")'
     parts = {
         "classes": ", ".join(about["class_names"]),
         "trained on": about["trained_on"],

@@ -29,10 +29,13 @@ def photo(tmp_path_factory) -> Path:
 
 
 def test_a_photo_gets_a_label_without_a_checkpoint(photo):
-    done = qcs("predict", "input=photo.jpg", "hydra.run.dir=run", cwd=photo.parent)
+    done = qcs("predict", "photo.jpg", "annotate=true", "hydra.run.dir=run", cwd=photo.parent)
     (row,) = map(json.loads, (photo.parent / "run/predictions.jsonl").read_text().splitlines())
     assert row["label"] == "Happiness" and row["probability"] > 0.5
-    assert f"network {NAME}" in done.stdout + done.stderr
+    told = done.stdout + done.stderr
+    assert f"network {NAME}" in told and "1 image, 1 face (Happiness 1): " in told
+    assert "photo.jpg: Happiness 100 %, left 18" in told
+    assert f"picture {photo.parent / 'run/annotated/photo.jpg'}" in told
 
 
 def test_two_lines_of_python_do_the_same(photo):

@@ -28,6 +28,7 @@ CROPS = {
     "rafdb": rafdb.CROP,
     "affectnet": affectnet.CROP,
 }
+TITLES = {"ferplus": "FERPlus", "fer2013": "FER2013", "rafdb": "RAF-DB", "affectnet": "AffectNet"}
 LOOSE = Crop(ferplus.CROP.landmarks)  # for data sets that are not among them
 
 
@@ -136,7 +137,9 @@ def measure(images: Iterable[Image.Image], detector: Detector) -> Crop:
 def crop_of(
     recipe: dict[str, Any], wanted: str | None = None, detector: Detector | None = None
 ) -> tuple[Crop, str]:
-    """Return how the faces of a checkpoint's data set were cut, and where that is known from.
+    """Return how the faces of a checkpoint's data set were cut, and a text on that.
+
+    The text goes on from "faces are cropped".
 
     Args:
         recipe: of the checkpoint, which names the data set.
@@ -148,11 +151,11 @@ def crop_of(
     """
     name = wanted or str(recipe["dataset"]["name"])
     if name in CROPS:
-        return CROPS[name], f"as {name} cuts faces"
+        return CROPS[name], f"the way the {TITLES[name]} data set crops them"
     if not wanted:
         return LOOSE, (
-            f"as ferplus cuts faces, in colour: how {name} does is not known "
-            "(crop=FOLDER of training faces measures it)"
+            f"the way the FERPlus data set crops them, but in colour, since how {name} crops them "
+            "is not known (crop=FOLDER of training faces measures it)"
         )
     folder = Path(wanted).expanduser()
     if not folder.is_dir():
@@ -162,7 +165,7 @@ def crop_of(
     files = images_below(folder)
     step = max(len(files) // MEASURED, 1)
     crop = measure(_readable(files[::step]), detector or Detector())
-    return crop, f"as measured in {folder}: {crop}"
+    return crop, f"as the images in {folder} are, by measurement: {crop}"
 
 
 def _readable(files: Sequence[Path]) -> Iterator[Image.Image]:

@@ -1,8 +1,9 @@
-"""Write predictions as JSON lines or as a table."""
+"""Write predictions as JSON lines or as a table, and tell of them on the console."""
 
 import csv
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,42 @@ from qcs.inference.predictor import Result
 from qcs.inference.sources import Source, reason
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins with one, spreadsheets compute
+
+
+def console_lines(result: Result, pictures: Written, folder: Path) -> Iterator[str]:
+    """Yield what the console says of a photo: its faces, and the pictures that were written.
+
+    Args:
+        result: of the photo; its error is not told.
+        pictures: of the photo.
+        folder: of the run, in which they are.
+    """
+    file = result.key.file
+    if not result.predictions and result.error is None:
+        yield f"{file}: no face found"
+    for face in result.predictions:
+        sides = zip(SIDES, face.box or (), strict=False)  # a cut face has no box
+        box = "".join(f", {side} {x:.0f}" for side, x in sides)
+        yield f"{file}: {face.label} {100 * face.probability:.0f} %{box}"
+    for picture in filter(None, (pictures.annotated, *pictures.crops)):
+        yield f"{file}: picture {folder / picture}"
+
+
+def summary(counts: Counter, class_names: Sequence[str], frames: bool) -> str:
+    """Return how many images, faces and labels there were, and what else befell the images.
+
+    Args:
+        counts: as `qcs.predict.predict` returns them.
+        class_names: K names.
+        frames: whether there may be frames of films among the images.
+    """
+    images, faces = counts["images"], counts["faces"]
+    kind = ("image or frame", "images or frames") if frames else ("image", "images")
+    labels = [f"{name} {n}" for name in class_names if (n := counts["label", name])]
+    parts = [f"{images} {kind[images != 1]}", f"{faces} face{'s' * (faces != 1)}"]
+    parts[1] += f" ({', '.join(labels)})" if labels else ""
+    rest = {"empty": "without a face", "errors": "with an error"}
+    return ", ".join(parts + [f"{counts[key]} {text}" for key, text in rest.items() if counts[key]])
 
 
 class Records:

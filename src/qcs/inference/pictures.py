@@ -85,6 +85,12 @@ class Pictures:
                 self._film, self._annotated = None, ""
             raise UserError(f"cannot write pictures of {key.file} ({reason(error)})") from error
 
+    def folders(self) -> list[Path]:
+        """Return the folders in which pictures were written."""
+        return [
+            folder for name in ("annotated", "crops") if (folder := self.folder / name).is_dir()
+        ]
+
     def _begin(self, result: Result) -> None:
         """Choose the names of the pictures of a new input."""
         self._close()
