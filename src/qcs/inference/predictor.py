@@ -176,11 +176,17 @@ class Predictor:
             embeddings: whether faces have the features from which the network classifies them.
         """
         detector = self.detector if detect else None
-        found = (
-            looks(items, workers, detector, self.crop, timeout)
-            if workers
-            else (look(item, detector, self.crop) for item in items)
-        )
+        if workers:
+            settings = detector.settings if detector else None
+            found = looks(items, workers, settings, self.crop, timeout)
+        else:
+            found = (look(item, detector, self.crop) for item in items)
+        yield from self.answer(found, keep, embeddings)
+
+    def answer(
+        self, found: Iterable[Look], keep: bool = False, embeddings: bool = False
+    ) -> Iterator[Result]:
+        """Classify what was found in images, in order and in batches; as for `stream`."""
         waiting: list[Look] = []
         number = pixels = 0
         for one in found:

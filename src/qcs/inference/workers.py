@@ -25,7 +25,6 @@ from PIL import Image
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
 from qcs.inference.crops import Crop
-from qcs.inference.detector import Detector
 from qcs.inference.face_extraction import ASKS, READY, Look
 from qcs.inference.inputs import Item, read
 from qcs.inference.sources import Source, reason
@@ -48,7 +47,7 @@ class _Job(NamedTuple):
 def looks(
     sources: Iterable[Source | Item],
     number: int,
-    detector: Detector | None,
+    settings: dict[str, Any] | None,
     crop: Crop,
     timeout: float = TIMEOUT,
 ) -> Iterator[Look]:
@@ -60,7 +59,7 @@ def looks(
     Args:
         sources: the images; those that are not read yet are read by the workers.
         number: of workers.
-        detector: its settings are the workers'; each has a detector of one thread.
+        settings: of the workers' detectors, each of one thread; None takes images as cut faces.
         crop: how faces are cut.
         timeout: seconds for a photo.
 
@@ -72,8 +71,6 @@ def looks(
     if (first := next(sources, None)) is None:
         return
     sources = itertools.chain([first], sources)
-    names = ("threshold", "longest", "smallest")
-    settings = detector and {name: getattr(detector, name) for name in names}
     pool = _Pool(sources, timeout)
     try:
         for _ in range(number):
