@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from typing_extensions import TypedDict
 
 from qcs.checkpoints import zoo
-from qcs.config.bounds import Count, Positive, Probability, Workers
+from qcs.config.bounds import Count, Probability, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
@@ -70,7 +70,7 @@ class Settings(TypedDict):
     smallest: Count
     batch_size: Count
     workers: Workers | Literal["auto"]
-    timeout: Positive
+    timeout: Annotated[float, Interval(gt=0, le=86_400)]
     engine: Literal["local", "ray"]
     ray: cluster.Settings
     form: Form

@@ -40,7 +40,8 @@ def drawn(monkeypatch) -> dict:
     """What the drawing functions are given, instead of drawing it."""
     given = {}
     for name in ("class_token_maps", "pair_grid", "confusion", "embedding", "curves"):
-        monkeypatch.setattr(plots, name, lambda *a, n=name: given.update({n: a}))
+        record = lambda *a, n=name, **kw: given.update({n: (*a, *kw.values())})  # noqa: E731
+        monkeypatch.setattr(plots, name, record)
     return given
 
 

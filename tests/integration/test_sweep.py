@@ -118,8 +118,8 @@ def test_a_grid_runs_side_by_side_as_one_after_the_other(data, tmp_path):
     assert table(tmp_path) == serial
     share = threads.of_jobs(2)["OMP_NUM_THREADS"]
     assert f"2 jobs side by side: OMP_NUM_THREADS={share} in each" in done.stdout
-    for number in (0, 1):
-        assert f"threads: {share}," in (tmp_path / f"sweep/{number}/train.log").read_text()
+    for seed in (1, 2):
+        assert f"threads: {share}," in (tmp_path / f"sweep/seed={seed}/train.log").read_text()
     assert [row["seed"] for row in serial] == ["1", "2"]
     folders = [f"{sweep}/seed={seed}" for sweep in ("serial", "sweep") for seed in (1, 2)]
     assert {row["folder"] for row in serial} == {"seed=1", "seed=2"}
