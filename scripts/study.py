@@ -218,7 +218,7 @@ class Study:
         ]
         if train_images:
             overrides += [f"loader.train_images={train_images}"]
-            overrides += [f"trainer.check_val_every_n_epoch={epochs}"]
+            overrides += [f"++trainer.check_val_every_n_epoch={epochs}"]
         if value is not None:
             overrides.append(f"{self.content['choose']['key']}={value}")
         return Run(variant, groups * roles * epochs, seed, tuple(overrides), train_images, value)

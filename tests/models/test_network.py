@@ -179,3 +179,25 @@ def test_a_network_can_be_built_where_no_gradient_is_taken():
     assert sum(p.numel() for p in built.parameters()) == sum(
         p.numel() for p in tiny_network().parameters()
     )
+
+
+@pytest.mark.parametrize("roles", [2, 4])
+def test_shuffled_partners_are_those_of_other_groups(roles):
+    """Face r of group b is compared with face k of group b + r - k, and keeps its own place."""
+    cross = {"similarity": {"extremes": "sample"}}
+    torch.manual_seed(0)
+    network = tiny_network(roles, cross=cross).eval()
+    control = tiny_network(roles, cross=cross | {"partners": "shuffled"}).eval()
+    control.load_state_dict(network.state_dict())
+    images = torch.randn(5, roles, 3, 16, 16)
+    mixed = torch.stack(
+        [torch.stack([images[(g - k) % 5, k] for k in range(roles)]) for g in range(5)]
+    )
+    got, own, expected = (f(x) for f, x in (
+        (control.compare, images), (network.compare, images), (network.compare, mixed)
+    ))  # fmt: skip
+    torch.testing.assert_close(got.base_logits, own.base_logits)
+    for field in ("cross_logits", "cross_features", "attention"):
+        for b, r in itertools.product(range(5), range(roles)):
+            there = getattr(expected, field)[(b + r) % 5, r]
+            torch.testing.assert_close(getattr(got, field)[b, r], there)

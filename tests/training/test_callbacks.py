@@ -6,7 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from qcs.training.callbacks import EpochLog, ProgressBar
+from qcs.config.errors import UserError
+from qcs.training.callbacks import DropCross, EpochLog, ProgressBar
+from qcs.training.losses import QCSLoss
 
 RANK_ZERO = "lightning.pytorch.utilities.rank_zero"
 
@@ -65,3 +67,15 @@ def test_the_bar_fits_a_terminal(monkeypatch):
     monkeypatch.setattr(ProgressBar.__mro__[1], "get_metrics", lambda *_: many | {"v_num": "csv"})
     assert bar.get_metrics(None, None) == {"loss": 1.0}
     assert bar._get_train_description(0) == "Epoch 1/4"
+
+
+@pytest.mark.parametrize("epoch,weight", [(0, 1.0), (2, 1.0), (3, 0.0)])
+def test_the_cross_half_is_dropped_in_the_last_epochs(epoch, weight):
+    """The first batch that is seen may be in the midst of an epoch, of a resumed run."""
+    module = SimpleNamespace(loss=QCSLoss())
+    DropCross(after=0.75).on_train_batch_start(trainer(100 * epoch + 7), module, {}, 7)
+    assert module.loss.cross_weight == weight
+    for loss, epochs in ((object(), 4), (QCSLoss(), -1)):
+        with pytest.raises(UserError, match="cross_weight"):
+            module = SimpleNamespace(loss=loss)
+            DropCross().on_train_batch_start(trainer(1, max_epochs=epochs), module, {}, 0)

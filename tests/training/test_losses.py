@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from conftest import tiny_network
 from qcs.config.errors import UserError
 from qcs.models import Comparison
 from qcs.training.losses import QCSLoss, feature_distillation, logit_distillation
@@ -108,3 +109,18 @@ def test_distillation_adds_up_and_teaches_the_base_half_only(option):
 def test_bad_numbers_are_refused(options):
     with pytest.raises(UserError, match="loss"):
         QCSLoss(**options)
+
+
+def test_without_the_cross_loss_the_base_half_learns_as_without_the_cross_module():
+    """The control of a study: the plain classifier on the batches of QCS."""
+    torch.manual_seed(0)
+    network, images = tiny_network(4), torch.randn(3, 4, 3, 16, 16)
+    labels = torch.randint(0, network.num_classes, (3, 4))
+    gradients = []
+    for _ in range(2):
+        loss = QCSLoss(cross_weight=0.0)(network.compare(images), labels)
+        network.zero_grad()
+        loss["loss"].backward()
+        network.cross = None
+        gradients.append({k: p.grad.clone() for k, p in network.base.named_parameters()})
+    torch.testing.assert_close(*gradients)

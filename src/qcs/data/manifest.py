@@ -122,8 +122,8 @@ class Manifest:
     def keep_training(self, number: int, seed: int) -> "Manifest":
         """Keep a number of training images, stratified by class, and all others.
 
-        Each class keeps its share, rounded up or down, and at least one where the number allows it.
-        The images of a smaller number are among those of a larger one with the same seed.
+        Each class keeps one image, where the number allows it, and its share of the others
+        (Webster's rounding). The images of a smaller number are among those of a larger one.
 
         Raises:
             UserError: there are fewer training images, or the number is below 1.
@@ -134,12 +134,13 @@ class Manifest:
                 f"loader.train_images={number} must be from 1 to the {len(train)} training images "
                 f"of data set {self.root}, or null for all of them"
             )
-        rng, order = np.random.default_rng(seed), np.zeros(len(self))
+        rng, rank = np.random.default_rng(seed), np.zeros(len(self))
         for label in range(len(self.class_names)):
-            rows = train[self.labels[train] == label]
-            order[rng.permutation(rows)] = np.arange(len(rows)) / max(len(rows), 1)
+            rows = rng.permutation(train[self.labels[train] == label])
+            rank[rows[1:]] = (np.arange(1, len(rows)) + 0.5) / len(rows)
+        first = np.lexsort((self.labels[train], rank[train]))[:number]
         kept = self.splits != "train"
-        kept[train[np.argsort(order[train], kind="stable")[:number]]] = True
+        kept[train[first]] = True
         return self.select(kept)
 
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from qcs.config import escape
 from qcs.config.console import console
 from qcs.evaluation.files import write_json, write_text
-from qcs.evaluation.metrics import paired
+from qcs.evaluation.metrics import LEVEL, paired
 from qcs.evaluation.report import HEADLINE, percent
 
 COLUMNS = HEADLINE | {"ece": "ECE"}
@@ -51,6 +52,61 @@ def compare(groups: dict[str, list[Member]], resamples: int = 2000) -> list[dict
         row["against"] = paired(first, correct, resamples) if rows else None
         rows.append(row)
     return rows
+
+
+def over_seeds(first: Tensor, second: Tensor) -> dict[str, Any]:
+    """Compare the top-1 of two settings for other seeds and other images than those at hand.
+
+    Each image of each seed has a difference d. Seeds and images are both taken as random samples,
+    so that d is a mean, an effect of the seed, an effect of the image and a rest, of which the
+    analysis of variance tells the sizes (Searle et al. 1992, Variance Components, chapter 4). The
+    interval of the mean is Student's, with the degrees of freedom of Satterthwaite (1946).
+
+    Args:
+        first: (S, N) bool, whether the network of each of S seeds is right on each of N images.
+        second: (S, N) bool, the same for another setting with the same seeds.
+
+    Returns:
+        "difference", second less first; "by_seed", S differences; "sd" of them; "interval" of the
+        difference, low and high. The latter two are None for a single seed, the interval also
+        where no image differs.
+
+    Examples:
+        >>> import torch
+        >>> from qcs.evaluation.compare import over_seeds
+        >>> right = torch.arange(100) < torch.tensor([[70], [72], [71]])
+        >>> found = over_seeds(right, torch.arange(100) < torch.tensor([[74], [75], [76]]))
+        >>> round(found["difference"], 3), [round(x, 3) for x in found["interval"]]
+        (0.04, [0.006, 0.074])
+    """
+    d = second.double() - first.double()
+    (seeds, images), mean = d.shape, d.mean()
+    found: dict[str, Any] = {"difference": mean.item(), "by_seed": d.mean(1).tolist()}
+    if seeds == 1:
+        return found | {"sd": None, "interval": None}
+    by_seed, by_image = d.mean(1), d.mean(0)
+    rest = (d - by_seed[:, None] - by_image + mean).square().sum() / (seeds - 1) / (images - 1)
+    # Parts of the variance of the mean; both hold the rest's, which counts once.
+    of_images, of_seeds, rest = by_image.var() / images, by_seed.var() / seeds, rest / d.numel()
+    if of_seeds < rest:  # nothing is seen of the seeds
+        of_seeds = rest = torch.tensor(0.0)
+    variance = (of_images + of_seeds - rest).item()
+    found["sd"] = by_seed.std().item()
+    if variance == 0:
+        return found | {"interval": None}
+    squares = of_images**2 / (images - 1) + of_seeds**2 / (seeds - 1)
+    half = _student(variance**2 / squares.item()) * variance**0.5
+    return found | {"interval": [found["difference"] - half, found["difference"] + half]}
+
+
+def _student(freedom: float) -> float:
+    """How far from 0 the share `LEVEL` of Student's distribution reaches.
+
+    With t = sqrt(freedom) tan(angle), the density of the angle is a power of its cosine.
+    """
+    angles = np.linspace(0, np.pi / 2, 200_001)
+    mass = np.cumsum(np.cos(angles) ** (freedom - 1))
+    return float(freedom**0.5 * np.tan(angles[np.searchsorted(mass, LEVEL * mass[-1])]))
 
 
 def write(folder: Path, groups: dict[str, list[Member]], context: dict[str, Any]) -> None:

@@ -5,17 +5,22 @@ Source: Wang et al., "QCS", AAAI 2025, arXiv 2411.01988, figure 2.
 B batch, R roles, L levels, N tokens of a level, C = embed_dim, K classes.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from qcs.models.cross_similarity import CrossSimilarityBlock, SimilarityOptions
 from qcs.models.tokens import EncoderOptions, TokenEncoder
 
+Partners = Literal["group", "shuffled"]
+
 
 class CrossOptions(EncoderOptions, total=False):
     """The arguments of `CrossModule` that a config may choose."""
 
     residual: bool
+    partners: Partners
     similarity: SimilarityOptions
 
 
@@ -35,6 +40,9 @@ class CrossModule(nn.Module):
         residual: whether the base branch's tokens are added before the encoder. Through this sum
             the gradient of the cross module reaches the base branch, which the paper calls
             contrastive residual distillation; False is its ablation.
+        partners: whom a face is compared with: the others of its "group", or, as a control,
+            "shuffled" ones, which the faces in the same roles of other groups are. Each role is
+            moved by another number of groups, so the batch should have R groups or more.
         similarity: arguments of `CrossSimilarityBlock`.
     """
 
@@ -50,10 +58,11 @@ class CrossModule(nn.Module):
         drop: float = 0.0,
         attention_drop: float = 0.0,
         residual: bool = True,
+        partners: Partners = "group",
         similarity: SimilarityOptions | None = None,
     ) -> None:
         super().__init__()
-        self.residual = residual
+        self.residual, self.partners = residual, partners
         self.attention = nn.ModuleList(
             CrossSimilarityBlock(embed_dim, roles, **(similarity or {})) for _ in range(num_levels)
         )
@@ -71,6 +80,8 @@ class CrossModule(nn.Module):
             Logits (B, R, K), features (B, R, C) and attention (B, R, L, N). The attention is None
             in the mode "dot", whose weights are not of this shape.
         """
+        if self.partners == "shuffled":
+            tokens = _moved(tokens, 1)
         levels = tokens.chunk(len(self.attention), dim=2)
         out, weights = zip(
             *(f(x) for f, x in zip(self.attention, levels, strict=True)), strict=True
@@ -81,4 +92,14 @@ class CrossModule(nn.Module):
         logits, features, _ = self.encoder(refined.flatten(0, 1))
         attention = None if weights[0] is None else torch.stack(weights, dim=2)
         group = tokens.shape[:2]
-        return logits.unflatten(0, group), features.unflatten(0, group), attention
+        logits, features = logits.unflatten(0, group), features.unflatten(0, group)
+        if self.partners == "shuffled":
+            logits, features = _moved(logits, -1), _moved(features, -1)
+            attention = None if attention is None else _moved(attention, -1)
+        return logits, features, attention
+
+
+def _moved(x: Tensor, step: int) -> Tensor:
+    """Move role r of (B, R, ...) by r * step groups, the last ones to the front."""
+    roles = [role.roll(step * number, dims=0) for number, role in enumerate(x.unbind(1))]
+    return torch.stack(roles, dim=1)

@@ -9,7 +9,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from qcs.config.bounds import Count
+from qcs.config.bounds import Count, Probability
+from qcs.config.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,33 @@ class EpochLog(Callback):
             batches_per_step = EpochLog._batches(trainer) / trainer.global_step
             totals.append(trainer.max_steps * batches_per_step)
         return min(totals, default=None)
+
+
+class DropCross(Callback):
+    """Takes the loss of the cross half away in the last epochs.
+
+    Args:
+        after: share of the run's epochs that train with it.
+
+    Raises:
+        UserError: the loss has no `cross_weight`, or the run's epochs are not known.
+    """
+
+    def __init__(self, after: Probability = 0.7) -> None:
+        self.after = after
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the weight; an epoch that is resumed within has no other start."""
+        loss: Any = pl_module.loss
+        if not hasattr(loss, "cross_weight") or trainer.max_epochs in (None, -1):
+            raise UserError(
+                "callbacks.drop_cross needs loss=paper, or another with a cross_weight, and "
+                "trainer.max_epochs"
+            )
+        if trainer.current_epoch >= self.after * trainer.max_epochs:
+            loss.cross_weight = 0.0
 
 
 def _of(number: int, total: float | None) -> str:
