@@ -64,6 +64,7 @@ class Run(NamedTuple):
     images: int  # of training that it sees
     seed: int
     overrides: tuple[str, ...]
+    steps: int
     train_images: int | None = None  # that there are to see
     value: Any = None  # of the setting that validation chooses
     trial: bool = False  # whether it is trained for that choice alone, and not tested
@@ -99,8 +100,8 @@ class Study:
         if wrong := set(content) ^ keys:
             raise UserError(f"{file}: {', '.join(sorted(wrong))}: a study has {sorted(keys)}")
         named = [v for table in content.get("tables", {}).values() for v in table["variants"]]
-        for name in [content.get("time"), *named]:
-            if name not in (None, *content["variants"]):
+        for name in [*([content["time"]] if content.get("time") else []), *named]:
+            if name not in content["variants"]:
                 raise UserError(f"{file}: {name} is none of its variants")
         self.content, self.extra, self.runs, self.report = content, list(extra), runs, report
         report.mkdir(parents=True, exist_ok=True)
@@ -173,25 +174,25 @@ class Study:
             for run in [self._run(variant, options["images"], seed, options["train_images"], value)]
         ]
 
-    def choice(self, variant: str, images: int, train_images: int) -> Any:
-        """The value with the best mean validation accuracy; None before all were tried."""
+    def tried(self, variant: str, images: int, train_images: int, **_: Any) -> dict[Any, float]:
+        """Mean validation accuracy of each value that was tried with all of its seeds."""
         choose, found = self.content["choose"], {}
         for value in choose["values"]:
             runs = [self._run(variant, images, s, train_images, value) for s in choose["seeds"]]
-            tried = [self.kept["tried"].get(run.name) for run in runs]
-            if not all(tried):
-                return None
-            found[value] = statistics.mean(run["val_acc"] for run in tried)
-        return max(found, key=found.__getitem__)
+            records = [self.kept["tried"].get(run.name) for run in runs]
+            if all(records):
+                found[value] = statistics.mean(record["val_acc"] for record in records)
+        return found
 
     def _chosen_runs(
         self, variant: str, train_images: int, images: int, seeds: Sequence[int], **_: Any
     ) -> list[Run]:
         value = None
         if self.content["choose"]:
-            value = self.choice(variant, images, train_images)
-            if value is None:
+            tried = self.tried(variant, images, train_images)
+            if len(tried) < len(self.content["choose"]["values"]):
                 return []
+            value = max(tried, key=tried.__getitem__)
         return [self._run(variant, images, seed, train_images, value) for seed in seeds]
 
     def _run(
@@ -204,16 +205,16 @@ class Study:
     ) -> Run:
         roles = self.roles(variant)
         # Of a number of training images, an epoch of the plain classifier is one pass.
-        epochs = max(1, round(images / train_images)) if train_images else self.content["epochs"]
+        epochs = -(-images // train_images) if train_images else self.content["epochs"]
         groups = max(1, round(images / epochs / roles))
+        batch = max(1, self.content["batch"] // roles)
         overrides = [*self.content["common"], *self.content["variants"][variant], *self.extra]
         overrides += [
             f"trainer.max_epochs={epochs}",
             f"loader.samples_per_epoch={groups}",
-            f"loader.batch_size={max(1, self.content['batch'] // roles)}",
+            f"loader.batch_size={batch}",
             f"seed={seed}",
             "ckpt=auto",
-            "optimized_metric=test/acc",
             "optimized_metric=test/acc",
         ]
         if train_images:
@@ -221,7 +222,8 @@ class Study:
             overrides += [f"++trainer.check_val_every_n_epoch={epochs}"]
         if value is not None:
             overrides.append(f"{self.content['choose']['key']}={value}")
-        return Run(variant, groups * roles * epochs, seed, tuple(overrides), train_images, value)
+        seen, steps = groups * roles * epochs, -(-groups // batch) * epochs
+        return Run(variant, seen, seed, tuple(overrides), steps, train_images, value)
 
     def todo(self) -> list[Run]:
         """What can be run now, each once, by table and seed, so that the finished compare."""
@@ -403,15 +405,8 @@ def _unpacked(text: str, number: int) -> torch.Tensor:
 
 def write_report(study: Study, command: str) -> None:
     """Write report.md, and for each table compare.json, compare.md and a picture."""
-    lines = [f"# {study.content['title']}", "", f"`{command}`", ""]
-    common, batch, epochs = (study.content.get(k) for k in ("common", "batch", "epochs"))
-    lines += [f"On {_machine()}; torch {torch.__version__}. All runs: `{' '.join(common)}`, "
-              f"{epochs} epochs, batches of {batch} images.", "",
-              "| variant | overrides | ms an image |", "|---|---|---|"]  # fmt: skip
-    for name, overrides in study.content["variants"].items():
-        speed = study.kept["seconds_per_image"].get(name)
-        told = "" if speed is None else f"{1000 * speed:.2f}"
-        lines.append(f"| {name} | {' '.join(f'`{o}`' for o in overrides)} | {told} |")
+    lines = [f"# {study.content['title']}", "", f"`{command}`", "", *_settings(study)]
+    curves: dict[int, dict[str, list[tuple[float, ...]]]] = {}
     for table, by_variant in study.tables().items():
         groups = {name: members(study, runs) for name, runs in by_variant.items()}
         groups = {name: found for name, found in groups.items() if found}
@@ -422,29 +417,94 @@ def write_report(study: Study, command: str) -> None:
         compare.write(study.report / table, groups, about)
         text = (study.report / table / "compare.md").read_text(encoding="utf-8").splitlines()
         rows, rest = text[2:], [line for line in text[2:] if line.startswith("Percent")]
-        seen = ", ".join(f"{n} {runs[0].images:,}" for n, runs in by_variant.items())
-        lines += ["", f"## Matched for {table}", "", f"Images seen: {seen}.", ""]
+        lines += ["", f"## {_heading(study, table)}", "", *_costs(study, table, by_variant), ""]
         lines += [line for line in rows if line.startswith("|")] + ["", *rest, ""]
         lines += [*_by_seed(groups), "", f"![{table}]({table}/seeds.png)"]
         values = {name: [m.result["acc"] for m in found] for name, found in groups.items()}
-        title = f"{study.content['title']}, matched for {table}"
+        title = f"{study.content['title']}, {_heading(study, table).lower()}"
         plots.groups(values, study.report / table / "seeds.png", title)
+        if options := study.content.get("tables", {}).get(table):
+            curve = curves.setdefault(options["images"], {})
+            for name, found in groups.items():
+                curve.setdefault(name, []).append((options["train_images"], *_accuracy(found)))
+    for seen, curve in curves.items():
+        if len({point[0] for points in curve.values() for point in points}) > 1:
+            title = f"{study.content['title']}: {seen:,} images seen"
+            plots.accuracy_curve(curve, study.report / f"curve-{seen}.png", title)
+            lines += ["", f"![Accuracy after {seen:,} images](curve-{seen}.png)"]
     (study.report / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _settings(study: Study) -> list[str]:
+    """What all runs share, and the variants."""
+    common, batch = study.content["common"], study.content["batch"]
+    epochs = f"{study.content['epochs']} epochs, " if "epochs" in study.content else ""
+    lines = [f"On {_machine()}; torch {torch.__version__}. All runs: `{' '.join(common)}`, "
+             f"{epochs}batches of {batch} images.", "",
+             "| variant | overrides | ms an image |", "|---|---|---|"]  # fmt: skip
+    for name, overrides in study.content["variants"].items():
+        speed = study.kept["seconds_per_image"].get(name)
+        told = "" if speed is None else f"{1000 * speed:.2f}"
+        lines.append(f"| {name} | {' '.join(f'`{o}`' for o in overrides)} | {told} |")
+    return lines
+
+
+def _heading(study: Study, table: str) -> str:
+    options = study.content.get("tables", {}).get(table)
+    if options is None:
+        return f"Matched for {table}"
+    return f"{options['train_images']:,} training images, {options['images']:,} seen ({table})"
+
+
+def _costs(study: Study, table: str, by_variant: dict[str, list[Run]]) -> list[str]:
+    """What a run of each variant takes, and how its setting was chosen."""
+    choose = study.content.get("choose")
+    head = ["", "images seen", "groups", "steps", "seconds of training"]
+    head += [f"{choose['key']}: validation top-1"] if choose else []
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, run in ((name, runs[0]) for name, runs in by_variant.items() if runs):
+        speed = study.kept["seconds_per_image"].get(name)
+        cells = [name, f"{run.images:,}", f"{run.images // study.roles(name):,}", f"{run.steps:,}"]
+        cells.append("" if speed is None else f"{run.images * speed:.0f}")
+        if choose:
+            tried = study.tried(name, **study.content["tables"][table])
+            texts = {value: f"{value}: {100 * acc:.2f}" for value, acc in tried.items()}
+            texts[run.value] = f"**{texts[run.value]}**"
+            cells.append(", ".join(texts.values()))
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _correct(found: Sequence[compare.Member]) -> torch.Tensor:
+    return torch.stack([member.correct for member in found])
+
+
+def _accuracy(found: Sequence[compare.Member]) -> tuple[float, ...]:
+    """Mean top-1 of a variant's seeds, and its interval; that of one seed is over images."""
+    right = _correct(found)
+    of = compare.over_seeds(torch.zeros_like(right), right)
+    return of["difference"], *(of["interval"] or found[0].result["intervals"]["acc"])
 
 
 def _by_seed(groups: dict[str, list[compare.Member]]) -> list[str]:
     """Differences of top-1 to the first variant, seed by seed: runs of a seed draw alike."""
     first, *others = groups
-    base = {m.result["seed"]: m.result["acc"] for m in groups[first]}
-    lines = [f"| top-1 - {first}, by seed | mean | sd | of each seed |", "|---|---|---|---|"]
+    base = {m.result["seed"]: m for m in groups[first]}
+    head = [f"top-1 - {first}, by seed", "mean", "interval", "sd", "of each seed"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in others:
-        pairs = {m.result["seed"]: m.result["acc"] for m in groups[name]}
-        gaps = [100 * (pairs[seed] - base[seed]) for seed in pairs if seed in base]
-        if gaps:
-            spread = f"{statistics.stdev(gaps):.2f}" if len(gaps) > 1 else ""
-            each = ", ".join(f"{gap:+.2f}" for gap in gaps)
-            lines.append(f"| {name} | {statistics.mean(gaps):+.2f} | {spread} | {each} |")
-    return lines if others else []
+        pairs = [(base[m.result["seed"]], m) for m in groups[name] if m.result["seed"] in base]
+        if pairs:
+            gap = compare.over_seeds(*(_correct(side) for side in zip(*pairs, strict=True)))
+            low, high = gap["interval"] or (None, None)
+            interval = "" if low is None else f"{100 * low:+.2f} to {100 * high:+.2f}"
+            spread = "" if gap["sd"] is None else f"{100 * gap['sd']:.2f}"
+            each = ", ".join(f"{100 * x:+.2f}" for x in gap["by_seed"])
+            cells = [name, f"{100 * gap['difference']:+.2f}", interval, spread, each]
+            lines.append("| " + " | ".join(cells) + " |")
+    told = ["", "The interval (95 %) is for other seeds and other images, from the analysis of "
+            "variance of `qcs.evaluation.compare.over_seeds`."]  # fmt: skip
+    return lines + told if others else []
 
 
 def _machine() -> str:

@@ -14,13 +14,11 @@ def test_students_quantiles_are_the_published_ones(freedom, quantile):
     assert _student(freedom) == pytest.approx(quantile, rel=2e-4)
 
 
-def drawn(rng, seeds: int, images: int, spread: float, gap: float = 0.0) -> list[torch.Tensor]:
+def drawn(rng, seeds: int, images: int, spread: float) -> list[torch.Tensor]:
     """Two settings whose networks are right with a probability of the image and of the seed."""
     ease = rng.normal(1, 1, images)
-    return [
-        torch.from_numpy(ease + rng.normal(shift, spread, (seeds, 1)) > rng.normal(size=(seeds, images)))
-        for shift in (0, gap)
-    ]  # fmt: skip
+    chances = [ease + rng.normal(0, spread, (seeds, 1)) for _ in range(2)]
+    return [torch.from_numpy(chance > rng.normal(size=chance.shape)) for chance in chances]
 
 
 def test_the_interval_is_that_of_plain_loops():
@@ -49,10 +47,10 @@ def test_the_interval_is_that_of_plain_loops():
 def test_it_holds_the_truth_as_often_as_it_says(seeds, spread):
     """Over new seeds and new images, of two settings that are equally good."""
     rng, held = np.random.default_rng(seeds), 0
-    for _ in range(300):
+    for _ in range(200):
         low, high = over_seeds(*drawn(rng, seeds, 200, spread))["interval"]
         held += low <= 0 <= high
-    assert 0.92 <= held / 300 <= 0.99
+    assert 0.92 <= held / 200 <= 0.99
 
 
 def test_one_seed_or_no_difference_has_no_interval():

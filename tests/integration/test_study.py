@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from test_train import SMALL, python
 
 from qcs.config.errors import UserError
 from qcs.config.keys import CONF
+from qcs.evaluation import compare
 
 SCRIPT = CONF.parent / "scripts/study.py"
 spec = importlib.util.spec_from_file_location("study", SCRIPT)
@@ -123,7 +126,7 @@ def test_every_study_composes(file, tmp_path):
 def test_what_is_wrong_is_one_sentence(done, tmp_path, faces_table):
     data = f"dataset.path={faces_table}"
     wrong = study(tmp_path, data, time="other")
-    assert wrong.returncode == 1 and "time=other is none of its variants" in wrong.stderr
+    assert wrong.returncode == 1 and "other is none of its variants" in wrong.stderr
     wrong = study(tmp_path, data, epoch=3)
     assert "epoch: a study has" in wrong.stderr
     wrong = study(tmp_path, "dataset.path=nowhere.csv")
@@ -149,31 +152,54 @@ def test_a_run_that_fails_is_named(tmp_path, faces_table):
 SEVERAL = {k: CONTENT[k] for k in ("title", "batch", "variants")} | {
     "common": [*SMALL, "dataset=csv", "callbacks.best=null", "callbacks.dashboard=null"],
     "choose": {"key": "optimizer.lr", "values": [1e-3, 1e-2], "seeds": [0]},
-    "tables": {"few": {"train_images": 12, "images": 24, "seeds": [0, 1], "variants": ["base"]}},
+    "tables": {"few": {"train_images": 12, "images": 24, "seeds": [0], "variants": ["base"]}},
 }
 
 
-@pytest.fixture(scope="module")
-def several(tmp_path_factory, faces_table) -> Path:
-    """A study of few training images, whose learning rate validation chooses."""
-    folder = tmp_path_factory.mktemp("several")
-    (folder / "study.yaml").write_text(yaml.safe_dump(SEVERAL))
-    ran = python(str(SCRIPT), "study.yaml", f"dataset.path={faces_table}", cwd=folder)
+def test_validation_chooses_a_setting_and_the_test_is_seen_once(tmp_path, faces_table):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(SEVERAL))
+    ran = python(str(SCRIPT), "study.yaml", f"dataset.path={faces_table}", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    return folder / "runs/study"
-
-
-def test_validation_chooses_a_setting_and_the_test_is_seen_once(several):
-    kept = json.loads((several / "report/study.json").read_text())
-    tried = {run["value"]: run["val_acc"] for run in kept["tried"].values() if run["seed"] == 0}
+    runs = tmp_path / "runs/study"
+    kept = json.loads((runs / "report/study.json").read_text())
+    tried = {run["value"]: run["val_acc"] for run in kept["tried"].values()}
     best = max(tried, key=tried.__getitem__)
-    assert list(tried) == [1e-3, 1e-2] and {r["value"] for r in kept["runs"].values()} == {best}
-    assert {run["seed"] for run in kept["runs"].values()} == {0, 1}
-    tested = [path.parent.parent.name for path in several.glob("*/job/test")]
-    assert sorted(tested) == sorted(kept["runs"])
+    assert list(tried) == [1e-3, 1e-2] and list(kept["runs"]) == [f"base-24-0-of12-{best}"]
+    assert [path.parts[-3] for path in runs.glob("*/job/test")] == list(kept["runs"])
     # The chosen trial was not trained again.
-    log = (several / f"base-24-0-of12-{best}" / "output.log").read_text()
+    log = (runs / f"base-24-0-of12-{best}" / "output.log").read_text()
     assert "nothing is left to train" in log
+
+
+def test_the_report_of_several_numbers_of_images(tmp_path):
+    """Made of study.json alone; a variant whose setting is not chosen yet is not in it."""
+    common = {"images": 60, "seeds": [0, 1, 2], "variants": ["base", "qcs + SAM"]}
+    sizes = {"few": 10, "more": 30, "all": 50}
+    tables = {name: common | {"train_images": number} for name, number in sizes.items()}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(SEVERAL | {"tables": tables}))
+    made = script.Study(tmp_path / "study.yaml", [], tmp_path / "runs", tmp_path / "report")
+    assert [run.value for run in made.todo()] == [1e-3, 1e-3, 1e-2, 1e-2] * 3
+    right = np.random.default_rng(0).random((2, 2, 3, 80)) < 0.7
+    for number, table in enumerate(("few", "more")):
+        for run in made.trials(table):
+            made.kept["tried"][run.name] = {"val_acc": 0.5 + run.value}
+        for row, runs in zip(right[number], made.tables()[table].values(), strict=True):
+            for hits, run in zip(row, runs, strict=True):
+                made.kept["runs"][run.name] = {
+                    "variant": run.variant, "images": run.images, "seed": run.seed,
+                    **dict.fromkeys(script.SCORES, 0.5), "acc": hits.mean(),
+                    "intervals": {"acc": [0.4, 0.6]}, "correct": np.packbits(hits).tobytes().hex(),
+                    "test_images": 80,
+                }  # fmt: skip
+    script.write_report(made, "python")
+    page = (tmp_path / "report/report.md").read_text()
+    assert "## 10 training images, 60 seen (few)" in page and "(all)" not in page
+    # Six epochs of ten images, in batches of eight.
+    assert "| base | 60 | 60 | 12 |  | 0.001: 50.10, **0.01: 51.00** |" in page
+    gap = compare.over_seeds(*torch.from_numpy(right[0]))
+    low, high = (f"{100 * edge:+.2f}" for edge in gap["interval"])
+    assert f"| qcs + SAM | {100 * gap['difference']:+.2f} | {low} to {high} |" in page
+    assert (tmp_path / "report/curve-60.png").stat().st_size > 5000
 
 
 def test_a_study_that_is_stopped_stops_its_runs(tmp_path, monkeypatch):

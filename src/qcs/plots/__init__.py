@@ -3,6 +3,7 @@
 from qcs.plots.faces import attention_sheet, class_token_maps, face_sheet, pair_grid, to_pixels
 from qcs.plots.figure import Format
 from qcs.plots.scores import (
+    accuracy_curve,
     confusion,
     curves,
     embedding,
@@ -14,6 +15,7 @@ from qcs.plots.scores import (
 
 __all__ = [
     "Format",
+    "accuracy_curve",
     "attention_sheet",
     "class_token_maps",
     "confusion",
