@@ -7,10 +7,14 @@ elsewhere. Runs go side by side, by table and seed. When the minutes are over th
 asked to save (SIGTERM); the same command goes on with them. What is finished is kept in the
 report's study.json, so a study goes on without the folders of its finished runs as well.
 
-A study file holds: title; common (overrides of all runs); seeds; images (seen by a run), epochs and
-batch (images of a step), which groups of R faces are counted by; variants (overrides by name); and
-time, the variant as long as whose runs the second table's are. How long the others take an image
-is measured first, in turns. Variants may be added later.
+A study file holds: title; common (overrides of all runs); batch (images of a step, whatever the
+roles); variants (overrides by name); and either
+- seeds, images (seen by a run), epochs, and time, the variant as long as whose runs the second
+  table's are, for which it is measured first how long an image takes, in turns; or
+- tables by name, each with its train_images (how many there are), images (seen), seeds and
+  variants, and choose: the key whose values validation chooses between, for each variant and table,
+  with these seeds; or null.
+Variants and tables may be added later.
 """
 
 import argparse
@@ -100,10 +104,10 @@ class Study:
         keys = KEYS | (SEVERAL if "tables" in content else ONE)
         if wrong := set(content) ^ keys:
             raise UserError(f"{file}: {', '.join(sorted(wrong))}: a study has {sorted(keys)}")
-        named = [v for table in content.get("tables", {}).values() for v in table["variants"]]
-        for name in [*([content["time"]] if content.get("time") else []), *named]:
-            if name not in content["variants"]:
-                raise UserError(f"{file}: {name} is none of its variants")
+        named = {content.get("time")} - {None}
+        named |= {v for table in content.get("tables", {}).values() for v in table["variants"]}
+        if unknown := sorted(named - set(content["variants"])):
+            raise UserError(f"{file}: {', '.join(unknown)} is none of its variants")
         self.content, self.extra, self.runs, self.report = content, list(extra), runs, report
         report.mkdir(parents=True, exist_ok=True)
         self.path = report / "study.json"

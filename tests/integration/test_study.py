@@ -75,6 +75,7 @@ def test_the_report_tells_all_of_it(done):
     assert "python" in page and "## Matched for images" in page and "for time" not in page
     rows = [line for line in page.splitlines() if line.startswith("| qcs + SAM |")]
     assert len(rows) == 4 and "`sam.rho=0.05`" in rows[0]
+    assert rows[1].startswith("| qcs + SAM | 64 | 16 | 8 |")  # images, groups, steps
     assert "±" in rows[2] and rows[3].count(",") == 1  # mean and spread; each seed's difference
     result = json.loads((report / "images/compare.json").read_text())
     assert [len(group["acc"]["values"]) for group in result["groups"]] == [2, 2]

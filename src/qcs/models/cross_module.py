@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qcs.models.cross_similarity import CrossSimilarityBlock, SimilarityOptions
 from qcs.models.tokens import EncoderOptions, TokenEncoder
 
-Partners = Literal["group", "shuffled"]
+Partners = Literal["shuffled"] | None
 
 
 class CrossOptions(EncoderOptions, total=False):
@@ -37,9 +37,9 @@ class CrossModule(nn.Module):
         residual: whether the base branch's tokens are added before the encoder. Through this sum
             the gradient of the cross module reaches the base branch, which the paper calls
             contrastive residual distillation; False is its ablation.
-        partners: whom a face is compared with: the others of its "group", or, as a control,
-            "shuffled" ones, which the faces in the same roles of other groups are. Each role is
-            moved by another number of groups, so the batch should have R groups or more.
+        partners: None compares a face with the others of its group. "shuffled" is a control, in
+            which faces of other groups take their places: each role is moved along the batch by
+            another number of groups, so the batch should have R groups or more.
         similarity: arguments of `CrossSimilarityBlock`.
     """
 
@@ -55,7 +55,7 @@ class CrossModule(nn.Module):
         drop: float = 0.0,
         attention_drop: float = 0.0,
         residual: bool = True,
-        partners: Partners = "group",
+        partners: Partners = None,
         similarity: SimilarityOptions | None = None,
     ) -> None:
         super().__init__()
