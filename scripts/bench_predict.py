@@ -1,13 +1,14 @@
 """Photos a second, from files to labels, with and without worker processes; and where time goes.
 
     python scripts/bench_predict.py --ferplus ferplus.zip [--photos 2000] [--workers 2] [--rounds 3]
-        [--old CHECKOUT] [--folder FOLDER]
+        [--old CHECKOUT] [--folder FOLDER] [--ray]
 
 The photos have sizes as users have them, 512x512 to 4000x3000 pixels, JPEG and PNG: up to six faces
 of FERPlus (of scikit-image's astronaut without it) in scenes of photographs that come with
 scikit-image and matplotlib. Each measurement is a process of its own, and they take turns: an older
 checkout of this repository (`git worktree add CHECKOUT COMMIT`), this one without workers, and this
-one with some. CPU seconds include the starts of workers, and neither imports nor loading.
+one with some. CPU seconds include the starts of workers, and neither imports nor loading. With
+`--ray` the command writes Parquet with and without engine=ray, in turns, from its start to its end.
 """
 
 import argparse
@@ -171,8 +172,27 @@ def compare(folder: Path, number: int, options: argparse.Namespace) -> Table:
     return table
 
 
+def engines(folder: Path, number: int, workers: int, rounds: int) -> Table:
+    """Seconds of the command, with imports and the start of a cluster, in turns."""
+    seconds = defaultdict(list)
+    for _ in range(rounds):
+        for engine in ("local", "ray"):
+            with tempfile.TemporaryDirectory() as run:
+                command = [sys.executable, "-m", "qcs.predict", f"input={folder}"]
+                command += [f"out={run}/faces.parquet", f"hydra.run.dir={run}"]
+                command += [f"engine={engine}", f"workers={workers}"]
+                start = time.perf_counter()
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+                seconds[engine].append(time.perf_counter() - start)
+    table = Table("engine", "photos/s", "time, as a ratio", title=f"{number} photos to Parquet")
+    for engine, runs in seconds.items():
+        ratio = np.median([b / a for a, b in zip(seconds["local"], runs, strict=True)])
+        table.add_row(engine, f"{number / np.median(runs):.2f}", f"{ratio:.2f}")
+    return table
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)
@@ -180,6 +200,7 @@ def main() -> None:
     parser.add_argument("--ferplus")
     parser.add_argument("--old")
     parser.add_argument("--folder")
+    parser.add_argument("--ray", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.folder or scratch) / f"{options.photos}"
@@ -189,6 +210,8 @@ def main() -> None:
         console.print(stages(folder))
         if options.rounds:
             console.print(compare(folder, options.photos, options))
+        if options.ray:
+            console.print(engines(folder, options.photos, options.workers, options.rounds or 1))
 
 
 if __name__ == "__main__":
