@@ -86,7 +86,7 @@ def test_an_extra_names_the_own_distribution():
     for path in [
         *SOURCES,
         *ROOT.glob("conf/**/*.yaml"),
-        *ROOT.glob("scripts/*"),
+        *ROOT.glob("scripts/*.*"),
         ROOT / "Makefile",
     ]:
         text = path.read_text(encoding="utf-8")
