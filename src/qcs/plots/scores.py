@@ -195,33 +195,6 @@ def accuracy_curve(curves: dict[str, list[tuple[float, ...]]], path: Path, title
     save(figure, path)
 
 
-def accuracy_curve(curves: dict[str, list[tuple[float, ...]]], path: Path, title: str = "") -> None:
-    """Draw top-1 accuracy over the number of training images.
-
-    Args:
-        curves: by name of the setting; points of images, accuracy, and its interval, low and high,
-            all three in [0, 1].
-        path: file to write; its suffix is the format, png, pdf or svg.
-        title: text above the picture.
-    """
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.add_subplot()
-    for number, (name, points) in enumerate(curves.items()):
-        images, mean, low, high = np.array(sorted(points)).T
-        images = images * 1.03 ** (number - (len(curves) - 1) / 2)  # bars side by side
-        bars = 100 * np.stack([mean - low, high - mean])
-        axes.errorbar(images, 100 * mean, bars, fmt="o-", capsize=3, label=label(name, 40),
-                      color=_colour(number, len(curves)))  # fmt: skip
-    ticks = sorted({point[0] for points in curves.values() for point in points})
-    axes.set(xscale="log", xlabel="training images", ylabel="top-1, percent, with 95 % interval")
-    axes.set_xticks(ticks, [f"{n:,.0f}" for n in ticks])
-    axes.minorticks_off()
-    axes.grid(alpha=0.4)
-    axes.legend(frameon=False)
-    axes.set_title(wrapped(title, 7, 12))
-    save(figure, path)
-
-
 def groups(values: dict[str, Sequence[float]], path: Path, title: str = "") -> None:
     """Draw the top-1 accuracy of each network of each group, and the mean of each group.
 
