@@ -12,12 +12,13 @@ import logging
 import os
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+from annotated_types import Interval
 from typing_extensions import TypedDict
 
 from qcs.config import threads
-from qcs.config.bounds import Count, Positive
+from qcs.config.bounds import Count
 from qcs.config.errors import UserError, missing_extra
 from qcs.evaluation.device import pick_device
 from qcs.inference.archive import Archive, Done
@@ -43,7 +44,7 @@ class Settings(TypedDict):
     address: str | None
     photos: Count
     classifiers: Count | None
-    gpus: Positive
+    gpus: Annotated[float, Interval(gt=0, le=64)]
 
 
 class Job(NamedTuple):
