@@ -9,7 +9,7 @@ CGROUPS, CPUS = Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 # torch asks MKL for its number where it has MKL, and OpenMP elsewhere.
 NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-SPINS = "5000"
+SPINS = "10000"  # chosen by scripts/bench_threads.py, see docs/explanation/speed.md
 GIVEN = {name: os.environ[name] for name in NUMBERS if name in os.environ}  # by the user
 
 
