@@ -34,7 +34,7 @@ def qcs() -> tuple[Classify, Find]:
 
 
 def fer() -> tuple[Classify, Find]:
-    """pypi.org/project/fer: a mini-Xception on FER2013, Haar cascades."""
+    """The package fer: a mini-Xception on FER2013, Haar cascades."""
     import cv2
     from fer.fer import FER
 
@@ -55,7 +55,7 @@ def fer() -> tuple[Classify, Find]:
 
 
 def facex() -> tuple[Classify, Find]:
-    """pypi.org/project/facex: a TensorFlow Lite network, Haar cascades."""
+    """The package facex: a TensorFlow Lite network, Haar cascades."""
     from pathlib import Path
 
     import cv2
@@ -76,7 +76,7 @@ def facex() -> tuple[Classify, Find]:
 
 
 def facial_emotion_recognition() -> tuple[Classify, Find]:
-    """pypi.org/project/facial-emotion-recognition: a network of five layers, MTCNN."""
+    """The package facial-emotion-recognition: a network of five layers, MTCNN."""
     import cv2
     from facial_emotion_recognition import EmotionRecognition
 
@@ -100,7 +100,7 @@ def facial_emotion_recognition() -> tuple[Classify, Find]:
 
 
 def what_the_face_classification() -> tuple[Classify, Find]:
-    """pypi.org/project/what-the-face-classification: a small network on FER2013, Haar cascades."""
+    """The package what-the-face-classification: a small network on FER2013, Haar cascades."""
     import cv2
     import torch
     from PIL import Image
