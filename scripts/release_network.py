@@ -4,8 +4,8 @@
         --command "qcs train experiment=..." --card card.md
 
 The checkpoint's base branch is written as safetensors and as ONNX, weights in float16. Both files
-are compared with the checkpoint in float32 and with each other, then measured on FERPlus. Nothing
-is replaced before all of that has gone well.
+are compared with the checkpoint in float32 and with each other, then measured on FERPlus, beside an
+int8 file that is not kept. Nothing is replaced before all of that has gone well.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from qcs.evaluation import report
 from qcs.evaluation.apply import apply
 from qcs.evaluation.intervals import LEVEL
 from qcs.evaluation.metrics import calibration
+from qcs.export import export
 
 log = logging.getLogger("release")
 
@@ -154,14 +155,27 @@ def calibration_interval(predictions: Path) -> list[float]:
 
 
 @torch.inference_mode()
-def milliseconds(run: Callable[[Tensor], Tensor], size: int, calls: int = 100) -> float:
-    """The median time of one face, of calls one after the other."""
-    face, times = torch.randn(1, 3, size, size), []
-    for _ in range(calls + 10):
-        start = time.perf_counter()
-        run(face)
-        times.append(1000 * (time.perf_counter() - start))
-    return round(statistics.median(times[10:]), 2)
+def milliseconds(
+    runs: dict[str, Callable[[Tensor], Tensor]], size: int, rounds: int = 100
+) -> dict[str, float]:
+    """The median CPU time of one face for each of the networks, which take turns."""
+    face = torch.randn(1, 3, size, size)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds + 10):
+        for name, run in runs.items():
+            start = time.process_time()
+            run(face)
+            times[name].append(1000 * (time.process_time() - start))
+    return {name: round(statistics.median(t[10:]), 2) for name, t in times.items()}
+
+
+def int8(file: Path, data: str, split: str) -> Path:
+    """Quantise a network as `qcs export int8=true` does, into a file beside its own."""
+    out = file.with_name("int8.onnx")
+    config = {"ckpt": str(file), "dataset": {"path": data}, "out": str(out), "split": split}
+    config |= {"include_transform": False, "features": False, "int8": True, "store": None}
+    export(config | {"calibration_images": 200, "batch_size": 32})
+    return out
 
 
 def machine() -> str:
@@ -207,15 +221,15 @@ def _classes(entry: dict[str, Any]) -> list[str]:
 
 
 def _forms(name: str, entry: dict[str, Any]) -> list[str]:
-    """Size, time and top-1 of the checkpoint and of the two files."""
-    ms, top, files = entry["ms_a_face"], entry["top_1_by_form"], entry["files"]
-    rows = [("checkpoint, float32", entry["float32_megabytes"], ms["torch"], top["float32"])]
-    for kind, run in (("safetensors", "torch"), ("onnx", "onnx")):
-        rows.append((f"{name}.{kind}", files[kind]["megabytes"], ms[run], top[kind]))
-    lines = ["| file | MB | ms a face | top-1 |", "|---|---|---|---|"]
-    for title, size, time_, share in rows:
-        lines.append(f"| {title} | {size:.2f} | {time_:.1f} | {100 * share:.2f} |")
-    return [*lines, "", f"Times: {ms['machine']}."]
+    """Size, time, top-1 and calibration of the checkpoint, of the two files, and of int8."""
+    titles = {"float32": "checkpoint, float32", "int8": "ONNX, int8 (not shipped)"}
+    titles |= {kind: f"{name}.{kind}, float16" for kind in zoo.KINDS}
+    lines = ["| file | MB | ms a face | top-1 | calibration error |", "|---|---|---|---|---|"]
+    for form, row in entry["forms"].items():
+        share, error = 100 * row["acc"], 100 * row["ece"]
+        numbers = f"{row['megabytes']:.2f} | {row['ms']:.1f} | {share:.2f} | {error:.2f}"
+        lines.append(f"| {titles[form]} | {numbers} |")
+    return [*lines, "", f"Times: {entry['ms_a_face']['machine']}."]
 
 
 def release(options: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -225,10 +239,9 @@ def release(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     data = match_classes(whole, checkpoint.class_names).data
     temperature = calibrate(checkpoint, data) if options.calibrate else 1.0
     files = write(checkpoint, work / options.name)
-    onnx = OnnxNetwork(open_export(files["onnx"], 1))
-    networks = {"float32": checkpoint.network, "onnx": onnx}
+    networks: dict[str, nn.Module] = {"float32": checkpoint.network}
     networks["safetensors"] = load_checkpoint(files["safetensors"]).network
-    numbers = sum(parameter.numel() for parameter in checkpoint.network.parameters())
+    networks["onnx"] = OnnxNetwork(open_export(files["onnx"], 1))
     entry = {
         "data": options.title,
         "trained_on": options.trained_on,
@@ -236,7 +249,6 @@ def release(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "licence": options.licence,
         "command": options.command,
         "temperature": round(temperature, 4),
-        "float32_megabytes": round(4 * numbers / 1e6, 3),
         "files": {kind: described(file) for kind, file in files.items()},
         "differences": compare(networks, checkpoint, data.split(options.split)),
     }
@@ -257,19 +269,35 @@ def figures(
         measure(files["safetensors"], options.data, options.split, flip, options.reports / folder)
         for flip, folder in ((False, "image"), (True, "mirrored"))
     )
-    labels, top = torch.from_numpy(images.labels), {"safetensors": plain["acc"]}
-    for form in ("float32", "onnx"):
-        found = apply(networks[form], images, checkpoint.transform, "cpu").argmax(1) == labels
-        top[form] = round(found.double().mean().item(), 6)
-    size = checkpoint.recipe["transform"]["size"]
-    runs = {"torch": networks["safetensors"], "onnx": networks["onnx"]}
-    times = {name: milliseconds(run, size) for name, run in runs.items()}
+    numbers = sum(parameter.numel() for parameter in checkpoint.network.parameters())
+    size = {"float32": 4 * numbers} | {kind: file.stat().st_size for kind, file in files.items()}
+    small = int8(files["safetensors"], options.data, options.split)
+    size["int8"] = small.stat().st_size
+    networks = networks | {"int8": OnnxNetwork(open_export(small, 1))}
+    times = milliseconds(networks, checkpoint.recipe["transform"]["size"])
+    forms = {}
+    for form, network in networks.items():
+        megabytes = round(size[form] / 1e6, 3)
+        forms[form] = {"megabytes": megabytes, "ms": times[form]} | worth(
+            apply(network, images, checkpoint.transform, "cpu"), torch.from_numpy(images.labels)
+        )
     return {
         "test": plain,
         "test_mirrored": mirrored,
-        "top_1_by_form": top,
-        "ms_a_face": times | {"machine": machine()},
+        "forms": forms,
+        "ms_a_face": {
+            "torch": times["safetensors"],
+            "onnx": times["onnx"],
+            "machine": machine(),
+        },
     }
+
+
+def worth(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Top-1 and expected calibration error of logits (N, K)."""
+    right = (logits.argmax(1) == labels).double().mean().item()
+    error = calibration(logits.softmax(1), labels)["ece"].item()
+    return {"acc": round(right, 6), "ece": round(error, 6)}
 
 
 def described(file: Path) -> dict[str, Any]:

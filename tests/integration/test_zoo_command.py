@@ -87,9 +87,12 @@ def test_a_release_is_checked_and_measured(tmp_path, faces_table, monkeypatch):
     index = zoo.index(tmp_path / "zoo")
     entry = index["networks"]["tiny"]
     assert index["default"] == "tiny" and entry["test"]["images"] == 9
-    assert set(entry["top_1_by_form"].values()) == {entry["test"]["acc"]}
+    forms = entry["forms"]
+    assert {forms[f]["acc"] for f in ("float32", *zoo.KINDS)} == {entry["test"]["acc"]}
+    assert set(forms) == {"float32", *zoo.KINDS, "int8"}
     assert max(entry["differences"].values()) < 0.005 and entry["temperature"] != 1
     network = load_checkpoint(tmp_path / "zoo/tiny.safetensors").network
     assert network.roles == 1 and network.cross is None
     card = (tmp_path / "card.md").read_text()
-    assert "| tiny.onnx | " in card and "| red | 3 | " in card
+    assert "| tiny.onnx, float16 | " in card and "| ONNX, int8 (not shipped) | " in card
+    assert "| red | 3 | " in card
