@@ -106,10 +106,17 @@ def faceemotionrecognition() -> tuple[Classify, Find]:
 
 
 def facial_emotion_recognition() -> tuple[Classify, Find]:
-    """The package facial-emotion-recognition: a network of five layers, MTCNN."""
+    """The package facial-emotion-recognition: a network of five layers, MTCNN.
+
+    It loads its weights onto the GPU that it was trained on; here they go to the CPU.
+    """
+    from functools import partial
+
     import cv2
+    import torch
     from facial_emotion_recognition import EmotionRecognition
 
+    torch.load = partial(torch.load, map_location="cpu")
     network = EmotionRecognition("cpu")
 
     def classify(face: np.ndarray) -> str:
