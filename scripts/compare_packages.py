@@ -42,7 +42,10 @@ PACKAGES = (
     Package("facex", ("facex", "tensorflow-cpu<2.20", "setuptools<81")),
     Package("facial-emotion-recognition", ("facial-emotion-recognition", "setuptools<81")),
     Package("faceemotionrecognition", ("faceemotionrecognition", "setuptools<81")),
-    Package("what-the-face-classification", ("what-the-face-classification", "setuptools<81")),
+    Package(
+        "what-the-face-classification",
+        ("what-the-face-classification", "setuptools<81", "opencv-python<5"),
+    ),
     Package(
         "face-api",
         ("@vladmandic/face-api", "@tensorflow/tfjs@4", "@tensorflow/tfjs-backend-wasm@4"),
