@@ -7,6 +7,7 @@ its photo. https://docs.ray.io/en/latest/data/data.html
 """
 
 import functools
+import itertools
 import logging
 import os
 import pickle
@@ -33,7 +34,7 @@ from qcs.inference.workers import looks
 log = logging.getLogger(__name__)
 
 CPUS = 8  # that a classifier on a CPU keeps up with, as it takes a sixth of a small photo's time
-COLUMN = "pickled"
+COLUMN, ROWS = "pickled", 16  # of a table, which is handed on at once
 # Work for each CPU: the more, the less one waits for another at the end; a task has its own cost.
 PARTS, MOST_PHOTOS = 32, 128
 Work = tuple[Sequence[Source], Done]  # photos or a tar, and what is known of them
@@ -183,9 +184,10 @@ def _missing(archive: Archive) -> tuple[list[Source], list[Work]]:
 
 def _rows(answers: Iterable[Any]) -> Iterator[Any]:
     """Tables for Ray; an error of the user goes the same way, as Ray would wrap it."""
+    answers = iter(answers)
     try:
-        for answer in answers:
-            yield _table([answer])
+        while some := list(itertools.islice(answers, ROWS)):
+            yield _table(some)
     except UserError as error:
         yield _table([error])
 
@@ -240,7 +242,8 @@ class _Classifier:
         return _rows(self._classified(map(pickle.loads, batch[COLUMN].to_pylist())))
 
     def _classified(self, found: Iterable[Look | UserError]) -> Iterator[Result]:
-        yield from self.predictor.answer(map(_raised, found), embeddings=self.job.embeddings)
+        for result in self.predictor.answer(map(_raised, found), embeddings=self.job.embeddings):
+            yield result._replace(crops=[])  # of which the archive has none
 
     @functools.cached_property
     def predictor(self) -> Predictor:
