@@ -106,7 +106,8 @@ def _predict(
         number, gpus, job = _classifiers(resources, job, settings)
         finders = finders or int(resources["CPU"])
         each = settings["photos"] or min(max(len(photos) // (PARTS * finders), 1), MOST_PHOTOS)
-        work = [(photos[i : i + each], Done()) for i in range(0, len(photos), each)] + tars
+        shares = (photos[i : i + each] for i in range(0, len(photos), each))
+        work: list[Work] = [*((share, Done()) for share in shares), *tars]
         options = {"batch_size": None, "batch_format": "pyarrow"}
         found = (
             ray.data.from_items(list(map(pickle.dumps, work)), override_num_blocks=len(work))
@@ -178,7 +179,7 @@ def _missing(archive: Archive) -> tuple[list[Source], list[Work]]:
     files, tars = ([f for f in archive.files if (f.kind == "tar") is tar] for tar in (False, True))
     known = archive.done.of(tars)
     archive.done.skipped += sum(len(done.rows) for done in known)
-    work = [([tar], done) for tar, done in zip(tars, known, strict=True)]
+    work: list[Work] = [([tar], done) for tar, done in zip(tars, known, strict=True)]
     return [file for file in files if not archive.done(file)], work
 
 
@@ -217,7 +218,8 @@ class _Finder:
     """An actor, with a process beside it that the photos may kill."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.workers = job, []
+        self.job = job
+        self.workers: list[Any] = []
 
     def __call__(self, batch: Any) -> Iterator[Any]:
         """Look at the photos of a task."""
