@@ -104,7 +104,7 @@ def _predict(
     try:
         resources = ray.cluster_resources()
         number, gpus, job = _classifiers(resources, job, settings)
-        finders = finders or int(resources["CPU"])
+        finders = min(finders or int(resources["CPU"]), int(resources["CPU"]))
         each = settings["photos"] or min(max(len(photos) // (PARTS * finders), 1), MOST_PHOTOS)
         shares = (photos[i : i + each] for i in range(0, len(photos), each))
         work: list[Work] = [*((share, Done()) for share in shares), *tars]
