@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, reason
 from qcs.config.escape import utf8
 from qcs.inference.faces import POINTS, SIDES, Prediction
 from qcs.inference.pictures import Written
 from qcs.inference.predictor import Result
-from qcs.inference.sources import Source, reason
+from qcs.inference.sources import Source
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins with one, spreadsheets compute
 

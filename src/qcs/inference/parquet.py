@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from qcs.config.errors import UserError
 from qcs.config.escape import utf8
 from qcs.config.version import __version__
+from qcs.data.folders import sync
 from qcs.inference.faces import SIDES, Prediction
 from qcs.inference.lists import arrow
 from qcs.inference.pictures import Written
@@ -153,7 +154,7 @@ class Part:
         self._file.close()
         if not without or remove(self.hidden, without):
             os.replace(self.hidden, self.path)
-            _sync(self.path.parent)
+            sync(self.path.parent)
 
     def discard(self) -> None:
         """Leave nothing of it."""
@@ -161,16 +162,6 @@ class Part:
             self._writer.close()
         self._file.close()
         self.hidden.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    """Let a new or removed name of a folder outlast a failure of power, where systems can."""
-    if os.name == "posix":
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
 
 
 def remove(path: Path, gone: Collection[Identity]) -> bool:
@@ -191,7 +182,7 @@ def remove(path: Path, gone: Collection[Identity]) -> bool:
         part.finish()
     else:
         path.unlink()
-        _sync(path.parent)
+        sync(path.parent)
     return part is not None
 
 

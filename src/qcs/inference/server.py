@@ -10,9 +10,8 @@ from annotated_types import Interval
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, reason
 from qcs.inference.guard import HOST, MAX_UPLOAD, Guard
-from qcs.inference.inputs import reason
 
 if TYPE_CHECKING:
     import gradio
