@@ -97,7 +97,6 @@ def require_path(path: str | None, name: str, hint: str, files: Sequence[str] = 
     """Return the path of a data set: a folder, or a file with one of these suffixes.
 
     Args:
-        path: as the user gave it.
         name: of the data set, for messages.
         hint: what is expected at the path, for messages.
         files: suffixes, where the data set may be a single file.

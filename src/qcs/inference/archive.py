@@ -64,9 +64,6 @@ def _locked(path: Path, patience: float) -> Iterator[None]:
 class Done:
     """Tells of which images and films the rows are there, or were asked for before in this run.
 
-    Args:
-        rows: those that have rows.
-
     Attributes:
         skipped: the number of images and films that had rows when they were asked for.
     """
@@ -97,9 +94,7 @@ class Archive:
     """Writes the rows of predictions, and knows which are there already.
 
     Args:
-        folder: of the parts.
         files: all that this run is to read.
-        class_names: K names.
         features: the length of embeddings; None where there are none.
         made: the settings on which the rows depend; those of the parts that are there must be the
             same.

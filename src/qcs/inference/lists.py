@@ -35,7 +35,6 @@ def entries(path: Path, column: str) -> list[Entry]:
     """The paths that a list holds, in its order.
 
     Args:
-        path: of the list.
         column: of paths, in a CSV or Parquet.
 
     Raises:

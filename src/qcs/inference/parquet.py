@@ -41,7 +41,6 @@ def schema(class_names: Sequence[str], features: int | None, made: Mapping[str, 
     Lists have no fixed size in the schema, as pyarrow 22 cannot write a null among such.
 
     Args:
-        class_names: K.
         features: C; None where no embeddings are written.
         made: the settings of the run, as plain data.
     """
@@ -77,8 +76,6 @@ def rows(result: Result, pictures: Written, run_dir: Path) -> list[dict[str, Any
     """A row for each face, or one row without a face.
 
     Args:
-        result: of an image or frame.
-        pictures: that were written of it.
         run_dir: the folder from which their names start.
     """
     key = result.key
@@ -111,8 +108,6 @@ class Part:
     """A Parquet file that is written under a hidden name beside its own, until it is whole.
 
     Args:
-        path: of the file.
-        columns: of `schema`.
         hidden: the name until then.
 
     Attributes:

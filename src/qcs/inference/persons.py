@@ -96,7 +96,6 @@ class Persons:
     """Sums up the persons of films, with memory for their spans alone.
 
     Args:
-        class_names: K names.
         gap: seconds out of sight through which an expression lasts.
     """
 

@@ -43,7 +43,6 @@ class Pictures:
     Args:
         folder: in which `annotated/` and `crops/` are made.
         annotate: whether to write annotated images and films.
-        crops: whether to write cut faces.
     """
 
     def __init__(self, folder: Path, annotate: bool, crops: bool) -> None:

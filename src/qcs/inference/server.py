@@ -37,13 +37,7 @@ def listen(port: int) -> socket.socket:
 
 
 def serve(blocks: "gradio.Blocks", listener: socket.socket, folder: Path) -> None:
-    """Serve a page until Ctrl-C or SIGTERM.
-
-    Args:
-        blocks: the page.
-        listener: from `listen`.
-        folder: of uploads.
-    """
+    """Serve a page until Ctrl-C or SIGTERM."""
     import fastapi
     import gradio
     import uvicorn

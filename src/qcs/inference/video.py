@@ -54,7 +54,6 @@ def film(path: str | Path, every: int = 1, limit: int | None = None) -> Iterator
     """Read the frames of a film, each of them once, in the order in which they are shown.
 
     Args:
-        path: a regular file.
         every: return one of so many frames.
         limit: return at most so many frames; None for all.
 
@@ -178,7 +177,6 @@ class FilmWriter:
         """Add a frame, an RGB image; one of another size is enlarged or reduced.
 
         Args:
-            image: the frame.
             seconds: after the film's start, later than the frame before.
         """
         av = library()

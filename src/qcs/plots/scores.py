@@ -174,8 +174,6 @@ def accuracy_curve(curves: dict[str, list[tuple[float, ...]]], path: Path, title
     Args:
         curves: by name of the setting; points of images, accuracy, and its interval, low and high,
             all three in [0, 1].
-        path: file to write; its suffix is the format, png, pdf or svg.
-        title: text above the picture.
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
