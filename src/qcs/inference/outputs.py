@@ -9,12 +9,11 @@ from typing import Any
 
 from qcs.config.errors import UserError, reason
 from qcs.config.escape import utf8
+from qcs.data.csv_format import FORMULA
 from qcs.inference.faces import POINTS, SIDES, Prediction
 from qcs.inference.pictures import Written
 from qcs.inference.predictor import Result
 from qcs.inference.sources import Source
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins with one, spreadsheets compute
 
 
 def console_lines(result: Result, pictures: Written, folder: Path) -> Iterator[str]:
