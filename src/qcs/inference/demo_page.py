@@ -196,7 +196,7 @@ def _classify_tab(actions: Actions) -> None:
     with gr.Column():
         image = gr.Image(type="filepath", sources=["upload", "webcam", "clipboard"], label="Image")
         # `open_upload` says what is wrong with a file, in place of gradio.
-        image.preprocess = _path_of_upload  # type: ignore
+        image.preprocess = lambda data: data and data.path  # type: ignore
         detect = gr.Checkbox(True, label="find the faces (off: the image is a cut face)")
         button = gr.Button("Classify", variant="primary")
         gr.Examples(examples(actions.folder), [image, detect], cache_examples=False)
@@ -216,10 +216,6 @@ def _classify_tab(actions: Actions) -> None:
     outputs = [drawn, gallery, state, bars, attention]
     button.click(_with_messages(actions.classify), [image, detect], outputs, **ONE_AT_A_TIME)
     gallery.select(_with_messages(select), [state], [bars, attention], **ONE_AT_A_TIME)
-
-
-def _path_of_upload(data: Any) -> Any:
-    return data and data.path
 
 
 def _compare_tab(actions: Actions) -> None:
