@@ -57,6 +57,16 @@ def test_qcs_lists_its_commands(arguments, monkeypatch, capsys):
     assert all(len(line) <= 80 for line in lines)
 
 
+def test_help_ends_quietly_where_its_reader_has_seen_enough():
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "import sys; sys.argv = ['qcs', 'train', '--help']; import qcs_fer; qcs_fer.main()"
+    env = os.environ | {"PYTHONPATH": str(SOURCE)}
+    run = subprocess.run([sys.executable, "-c", code], env=env, stdout=writer, stderr=-1, text=True)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
 def test_qcs_tells_its_version(monkeypatch, capsys):
     start(monkeypatch, "--version")
     assert capsys.readouterr().out == f"qcs-fer {qcs.__version__}\n"

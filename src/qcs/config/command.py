@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 import qcs_fer
 from qcs.config import command_line
 from qcs.config.console import prepare_output
-from qcs.config.errors import Failed, UserError
+from qcs.config.errors import Failed, UserError, out_of_memory
 from qcs.config.escape import terminal
 from qcs.config.keys import CONF
 
@@ -143,8 +143,7 @@ def _before_the_job(error: Exception, job: CodeType) -> str | None:
 
 def _lack_of_resources(error: Exception) -> str | None:
     """The sentence where memory or the disk is full, or permission is missing."""
-    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if full or "can't allocate memory" in str(error):
+    if out_of_memory(error):
         return (
             "there is not enough memory: make batches, images or the network smaller "
             f"({' '.join(str(error).split())[:200]})"

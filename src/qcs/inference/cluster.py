@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from qcs.config import threads
 from qcs.config.bounds import Count
-from qcs.config.errors import UserError, missing_extra
+from qcs.config.errors import UserError, missing_extra, reason
 from qcs.evaluation.device import pick_device
 from qcs.inference.archive import Archive, Done
 from qcs.inference.backends import open_network
@@ -28,7 +28,7 @@ from qcs.inference.face_extraction import Look
 from qcs.inference.inputs import to_read
 from qcs.inference.lists import arrow
 from qcs.inference.predictor import Predictor, Result
-from qcs.inference.sources import Source, reason
+from qcs.inference.sources import Source
 from qcs.inference.workers import looks
 
 log = logging.getLogger(__name__)

@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, reason
 from qcs.config.escape import terminal
 from qcs.inference.crops import Crop
 from qcs.inference.face_extraction import ASKS, READY, Look
 from qcs.inference.inputs import Item, read
-from qcs.inference.sources import Source, reason
+from qcs.inference.sources import Source
 
 log = logging.getLogger(__name__)
 

@@ -102,8 +102,6 @@ def module(config: dict[str, Any], data: FaceDataModule, resumes: bool = False) 
     """Build the LightningModule for a data set.
 
     Args:
-        config: of the run.
-        data: what `datamodule` returns.
         resumes: whether all weights will come from a checkpoint, so that no files of pre-trained
             weights are read.
 

@@ -82,7 +82,6 @@ class StepFlags:
 
         Args:
             batch: the last batch, whose "rows" are named in the error.
-            where: the step, for the message.
 
         Raises:
             NonFiniteLoss: in all processes alike.
@@ -125,7 +124,6 @@ def gather_in_order(batches: list[tuple[Tensor, ...]], processes: int) -> tuple[
     Args:
         batches: those of this process on the CPU; each has the rows (B,) of its images in the
             data set and then tensors (B, ...).
-        processes: number of processes.
 
     Returns:
         The sorted rows (N,) and the tensors (N, ...) of all N images.

@@ -62,7 +62,6 @@ class LastCheckpoint(Checkpoint):
     between the batches of an accumulated step.
 
     Args:
-        dirpath: folder of the checkpoints.
         every_n_steps: number of optimiser steps between two checkpoints within an epoch; None
             saves none by steps.
         every_n_minutes: number of minutes between two checkpoints within an epoch; None saves none

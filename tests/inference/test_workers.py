@@ -14,10 +14,9 @@ from PIL import Image
 
 import qcs
 from qcs.config.errors import UserError
-from qcs.inference import processors, workers
+from qcs.inference import workers
 from qcs.inference.crops import LOOSE
 from qcs.inference.inputs import Item, open_items
-from qcs.inference.processors import workers_for
 from qcs.inference.sources import Source, files_of
 from qcs.inference.workers import looks
 
@@ -210,34 +209,3 @@ def _runs(child: str) -> bool:
         return "face_extraction" in Path(f"/proc/{child}/cmdline").read_text()
     except OSError:
         return False
-
-
-def test_auto_is_a_worker_for_each_processor_unless_there_is_little_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(processors, "processors", lambda: 4)
-    numbers = [workers_for("auto", photos) for photos in (1, 31, 32, 48, 1000, float("inf"))]
-    assert numbers == [0, 0, 2, 3, 4, 4]
-    assert workers_for(7, 1) == 7
-    monkeypatch.setattr(processors, "processors", lambda: 1)
-    assert workers_for("auto", 1000) == 0
-    with pytest.raises(UserError, match="workers=-1 is negative"):
-        workers_for(-1, 1)
-
-
-@pytest.mark.parametrize(
-    ("files", "number"),
-    [
-        ({}, 8),
-        ({"cpu.max": "max 100000\n"}, 8),
-        ({"cpu.max": "250000 100000\n"}, 3),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
-    ],
-)
-def test_processors_are_those_that_this_process_may_use(files, number, tmp_path, monkeypatch):
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(processors, "CGROUPS", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert processors.processors() == number
