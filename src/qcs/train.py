@@ -92,6 +92,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         module = build.module(config, data, resumes=ckpt is not None)
         module.run = run
         trainer = _trainer(config, folder, state)
+        data.require_images_for(trainer.world_size)
         wandb_login.start(trainer.loggers)
         if trainer.is_global_zero and not is_dry_run(trainer):
             log_file.open_in(folder)
@@ -102,7 +103,8 @@ def train(config: dict[str, Any]) -> dict[str, float]:
                     loggers.drop_rows(Path(logger.log_dir), first_step)
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
-        return _fit(config, trainer, module, data, ckpt, state)
+        with distributed.ended_together(trainer):
+            return _fit(config, trainer, module, data, ckpt, state)
 
 
 def _prepare_folder(config: dict[str, Any], folder: Path, resumed: files.State | None) -> None:

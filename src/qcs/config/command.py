@@ -76,7 +76,8 @@ def command(
                     sys.argv[1:] = command_line.with_key(sys.argv[1:], name, words)
                 overrides = command_line.overrides_of(sys.argv[1:])
                 # Hydra finds no override behind a flag, as in `seed=0,1 -m model=qcs`.
-                sys.argv[1:] = [a for a in sys.argv[1:] if a not in overrides] + overrides
+                flags = [a for a in sys.argv[1:] if a not in overrides]
+                sys.argv[1:] = flags + [command_line.no_choice_as_list(o, name) for o in overrides]
                 run()
 
         return start

@@ -99,6 +99,14 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
     return overrides
 
 
+def no_choice_as_list(override: str, command: str) -> str:
+    """Write GROUP=null as Hydra takes it, GROUP=[], where null is the command's own choice."""
+    key, sign, value = override.partition("=")
+    if not sign or key not in (groups := _groups(command)) or groups[key] is not None:
+        return override
+    return f"{key}={re.sub(r'(?<![^,])null(?![^,])', '[]', value)}"
+
+
 def _how_to_write(override: str) -> str:
     """The sentence on an override that cannot be parsed."""
     key, sign, value = override.partition("=")
@@ -215,11 +223,11 @@ def _meant(key: str, known: Sequence[str], siblings: Sequence[str]) -> str | Non
     return None if siblings else nearest(key, known, 0.8)
 
 
-def _groups(command: str) -> set[str]:
-    """The groups that a command chooses from."""
+def _groups(command: str) -> dict[str, Any]:
+    """The groups that a command chooses from, and its own choices."""
     path = CONF / f"{command}.yaml"
     defaults = as_dict(OmegaConf.load(path)).get("defaults", []) if path.is_file() else []
-    return {str(key) for entry in defaults if not isinstance(entry, str) for key in entry}
+    return {str(k): v for entry in defaults if isinstance(entry, dict) for k, v in entry.items()}
 
 
 def _composed(command: str, overrides: Sequence[str]) -> dict[str, Any]:
