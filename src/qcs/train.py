@@ -29,7 +29,7 @@ from qcs.training.last_checkpoint import exit_on_interrupt
 from qcs.training.module import QCSModule
 from qcs.training.sam import SAMOptions
 from qcs.training.schedules import SchedulerOptions
-from qcs.training.trainer_attributes import is_dry_run
+from qcs.training.trainer_attributes import best_model_path, is_dry_run
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +143,9 @@ def _fit(
     with workers.translated_errors():
         trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    best = [c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)]
+    if trainer.global_step and best and not any(map(best_model_path, best)):
+        log.warning("no epoch was validated to its end, so there is no best.ckpt")
     if state and trainer.global_step == state.optimizer_steps:
         log.info("the run was finished at step %d: nothing is left to train", trainer.global_step)
         for callback in trainer.checkpoint_callbacks:

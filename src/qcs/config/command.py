@@ -151,5 +151,6 @@ def _lack_of_resources(error: Exception) -> str | None:
             f"({' '.join(str(error).split())[:200]})"
         )
     if isinstance(error, OSError) and error.errno in _DISK:
-        return f"{error.strerror}: {error.filename or 'a file that was being written'}"
+        where = error.filename or "a file that was being written"
+        return f"{error.strerror}: {where}; make room or allow it, or choose another folder"
     return None

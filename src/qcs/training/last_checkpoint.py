@@ -18,6 +18,7 @@ from qcs.config.bounds import Count, Positive
 from qcs.training.distributed import NonFiniteLoss, StepFlags, is_first_process
 from qcs.training.loggers import complete
 from qcs.training.module import QCSModule
+from qcs.training.run_folder import go_on
 from qcs.training.trainer_attributes import data_module, is_dry_run
 
 log = logging.getLogger(__name__)
@@ -41,9 +42,8 @@ def exit_on_interrupt(folder: Path) -> Iterator[None]:
             pass  # the first one says it
         elif last(folder):
             log.warning(
-                "interrupted; go on from where it was last saved with the same command and "
-                "hydra.run.dir=%s ckpt=last",
-                folder,
+                "interrupted; go on from where it was last saved with the same command and %s",
+                go_on(folder),
             )
         else:
             log.warning("interrupted before anything was saved")
@@ -207,10 +207,9 @@ class LastCheckpoint(Checkpoint):
         if _flags(pl_module).stopping:
             if trainer.is_global_zero:
                 log.warning(
-                    "stopped at step %d and saved; go on with the same command and "
-                    "hydra.run.dir=%s ckpt=last",
+                    "stopped at step %d and saved; go on with the same command and %s",
                     trainer.global_step,
-                    self.folder.parent,
+                    go_on(self.folder.parent),
                 )
             raise SystemExit(self._status)
 
