@@ -1,6 +1,5 @@
 """The command `qcs`: `qcs predict ckpt=...` is `python -m qcs.predict ckpt=...`."""
 
-import os
 import runpy
 import sys
 from typing import NamedTuple
@@ -89,14 +88,6 @@ OWN_PARSER = ("convert", "zoo")  # they are not configured by Hydra and have a h
 
 def main() -> None:
     """Start the command that the command line names, list the commands, or explain one."""
-    try:
-        _answer()
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the flush at the end
-
-
-def _answer() -> None:
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         show(overview())
