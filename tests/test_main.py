@@ -187,3 +187,9 @@ def test_our_own_older_name_is_no_other_library(tmp_path, monkeypatch):
     about.write_text(about.read_text().replace("Quantum programs.", qcs_fer.SUMMARY))
     monkeypatch.syspath_prepend(tmp_path)
     assert qcs_fer.beside_ours() is None and qcs_fer.in_our_place() is None
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    code = "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1)\n"
+    done = python(code + "sys.argv = ['qcs', 'train', '--help']; import qcs_fer; qcs_fer.main()")
+    assert done.returncode == 0 and not done.stderr

@@ -135,6 +135,20 @@ def test_a_bug_keeps_its_traceback_and_a_worker_that_cannot_start_is_a_sentence(
         list(looks(files, 1, None, LOOSE))
 
 
+def test_workers_that_are_kept_go_on_unless_an_answer_was_left(tmp_path, odd):
+    files, kept = photos(tmp_path / "in", 6), []
+    assert len(list(looks(files, 1, None, LOOSE, kept=kept))) == 6
+    (first,) = [worker.process for worker in kept]
+    files[1] = odd.Kills(*files[1])
+    assert sum(look.item.error is None for look in looks(files, 1, None, LOOSE, kept=kept)) == 5
+    (second,) = [worker.process for worker in kept]
+    assert first.poll() == -9 and second.poll() is None
+    found = looks(files[2:], 1, None, LOOSE, kept=kept)
+    assert next(found).item.error is None and kept[0].process is second
+    found.close()
+    assert not kept and second.poll() == -9
+
+
 def test_memory_is_bounded_while_nobody_takes_the_answers(monkeypatch):
     taken = []
 

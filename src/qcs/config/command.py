@@ -76,7 +76,8 @@ def command(
                     sys.argv[1:] = command_line.with_key(sys.argv[1:], name, words)
                 overrides = command_line.overrides_of(sys.argv[1:])
                 # Hydra finds no override behind a flag, as in `seed=0,1 -m model=qcs`.
-                sys.argv[1:] = [a for a in sys.argv[1:] if a not in overrides] + overrides
+                flags = [a for a in sys.argv[1:] if a not in overrides]
+                sys.argv[1:] = flags + [command_line.no_choice_as_list(o, name) for o in overrides]
                 run()
 
         return start
@@ -149,5 +150,6 @@ def _lack_of_resources(error: Exception) -> str | None:
             f"({' '.join(str(error).split())[:200]})"
         )
     if isinstance(error, OSError) and error.errno in _DISK:
-        return f"{error.strerror}: {error.filename or 'a file that was being written'}"
+        where = error.filename or "a file that was being written"
+        return f"{error.strerror}: {where}; make room or allow it, or choose another folder"
     return None

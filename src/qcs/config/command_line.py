@@ -102,6 +102,15 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
     return overrides
 
 
+def no_choice_as_list(override: str, command: str) -> str:
+    """Write GROUP=null as Hydra takes it, GROUP=[], where null is the command's own choice."""
+    key, sign, value = override.partition("=")
+    chosen = {group.name: group.value for group in groups(_yaml(command))}
+    if not sign or chosen.get(key) != "null":
+        return override
+    return f"{key}={re.sub(r'(?<![^,])null(?![^,])', '[]', value)}"
+
+
 def _how_to_write(override: str) -> str:
     """The sentence on an override that cannot be parsed."""
     key, sign, value = override.partition("=")

@@ -161,6 +161,9 @@ def enable_grad_checkpointing(backbone: nn.Module) -> None:
             f"backbone.grad_checkpointing: {type(backbone).__name__} cannot be computed again "
             "(no set_grad_checkpointing); leave it false"
         )
+    for module in backbone.modules():
+        if getattr(module, "inplace", False):  # which timm up to 1.0.29 cannot compute again
+            module.inplace = False  # type: ignore[assignment]
     enable()
 
 

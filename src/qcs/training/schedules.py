@@ -113,7 +113,8 @@ def make_schedule(
             it depends on a metric.
     """
     options: dict[str, Any] = {}
-    name = getattr(getattr(schedule, "func", schedule), "__name__", str(schedule))
+    function = schedule if hasattr(schedule, "__name__") else getattr(schedule, "func", schedule)
+    name = getattr(function, "__name__", str(schedule))
     if steps is not None and "total_steps" in signature(schedule).parameters:
         if steps == math.inf:
             raise UserError(
