@@ -144,7 +144,8 @@ def _fit(
         trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     best = [c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)]
-    if trainer.global_step and best and not any(map(best_model_path, best)):
+    missing = trainer.global_step and best and not any(map(best_model_path, best))
+    if missing and trainer.is_global_zero and not is_dry_run(trainer):
         log.warning("no epoch was validated to its end, so there is no best.ckpt")
     if state and trainer.global_step == state.optimizer_steps:
         log.info("the run was finished at step %d: nothing is left to train", trainer.global_step)

@@ -97,18 +97,17 @@ def deferred_log(name: str = LOG) -> Iterator["DeferredLog"]:
     finally:
         root.removeHandler(handler)
         if handler.target is not None:
-            handler.target.close()
+            with suppress(OSError):  # it has lines for which there is no room
+                handler.target.close()
         handler.close()
 
 
 def go_on(folder: Path) -> str:
     """The overrides by which the same command goes on with what was saved in a run's folder."""
-    multirun = (folder.parent / "multirun.yaml").exists()
-    return (
-        f"hydra.sweep.dir={folder.parent} ckpt=auto"
-        if multirun
-        else (f"hydra.run.dir={folder} ckpt=last")
-    )
+    alone = f"hydra.run.dir={folder} ckpt=last"
+    if not (folder.parent / "multirun.yaml").exists():
+        return alone
+    return f"hydra.sweep.dir={folder.parent} ckpt=auto (without -m, one job: {alone})"
 
 
 class _LogFile(logging.FileHandler):
