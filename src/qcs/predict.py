@@ -90,8 +90,9 @@ def predict(config: dict[str, Any]) -> Counter:
     """Write the predictions for all images and frames; an unreadable file is reported and skipped.
 
     Returns:
-        The numbers of "images", "faces", "empty" (images without a face) and "errors", the number
-        of each label under ("label", name), and "stopped", which is 1 after Ctrl-C.
+        The numbers of "images", "faces", "empty" (images without a face), "errors" (with those of
+        the files that an archive had already), each label under ("label", name), and "stopped",
+        which is 1 after Ctrl-C.
 
     Raises:
         UserError: the run cannot start, or its results cannot be written.
@@ -134,9 +135,14 @@ def predict(config: dict[str, Any]) -> Counter:
     if persons:
         log.info("persons: %s", ", ".join(map(terminal, persons.write(Path(config["run_dir"])))))
     if records.skipped:
-        log.info("images or films that were there already: %d", records.skipped)
+        log.info(
+            "images or films that were there already: %d, %d of them with an error",
+            records.skipped,
+            records.failed,
+        )
     told = summary(counts, predictor.class_names, math.isinf(_photos(files)))
     log.info("%s: %s", terminal(told), terminal(out))
+    counts["errors"] += records.failed
     if not few and (drawn := pictures.folders()):
         log.info("pictures: %s", ", ".join(terminal(folder) for folder in drawn))
     return counts

@@ -171,6 +171,7 @@ def _shares(archive: Archive, photos: int) -> Iterator[Work]:
     tars = [file for file in archive.files if file.kind == "tar"]
     for tar, done in zip(tars, archive.done.of(tars), strict=True):
         archive.done.skipped += len(done.rows)
+        archive.done.failed += sum(done.rows.values())
         yield [tar], done
 
 
