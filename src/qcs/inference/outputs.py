@@ -14,6 +14,8 @@ from qcs.inference.pictures import Written
 from qcs.inference.predictor import Result
 from qcs.inference.sources import Source, reason
 
+STDOUT = Path("/dev/stdout")
+
 
 def console_lines(result: Result, pictures: Written, folder: Path) -> Iterator[str]:
     """Yield what the console says of a photo: its faces, and the pictures that were written.
@@ -74,7 +76,10 @@ class Records:
     def __enter__(self) -> "Records":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
+            mode = "a" if self.path == STDOUT else "w"  # a shell may have it append to a file
+            self.file = self.path.open(
+                mode, newline="", encoding="utf-8", errors="backslashreplace"
+            )
         except OSError as error:
             raise self._unwritable(error) from error
         if self.path.suffix.lower() == ".csv":
