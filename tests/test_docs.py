@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_options import config
-from test_train import SMALL, qcs, run  # noqa: F401  `run` is a fixture
+from test_train import SMALL, qcs
 
 from qcs.config.command_line import with_key
+from qcs.data.sources import synthetic
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*/*.md")), ROOT / "docs/index.md"]
@@ -62,7 +63,7 @@ def test_the_first_lines_of_the_readme_work_in_a_fresh_clone(monkeypatch, capsys
     assert capsys.readouterr().out == code.splitlines()[-1].partition("# ")[2] + "\n"
 
 
-def test_the_example_package_trains_and_loads_again(run, tmp_path, monkeypatch):  # noqa: F811
+def test_the_example_package_trains_and_loads_again(tmp_path, monkeypatch):
     text = (ROOT / "docs/how-to/extend.md").read_text(encoding="utf-8")
     parts = {"mine.py": []}
     for block in BLOCK.finditer(text):
@@ -73,7 +74,8 @@ def test_the_example_package_trains_and_loads_again(run, tmp_path, monkeypatch):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("\n".join(texts), encoding="utf-8")
     small = [s for s in SMALL if not s.startswith("backbone.")]
-    data, trust = f"dataset.path={run / 'faces'}", "trust=[mine.TinyBackbone]"
+    synthetic.make(tmp_path / "faces", size=32, train=2, val=1, test=1, workers=1)
+    data, trust = f"dataset.path={tmp_path / 'faces'}", "trust=[mine.TinyBackbone]"
     own = ["--config-dir", "my_conf", "backbone=tiny", "loss=focal", "augment=blurred", data]
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     own += [trust, "trainer.max_epochs=1", "scheduler=none", "test=false"]

@@ -57,6 +57,16 @@ def test_qcs_lists_its_commands(arguments, monkeypatch, capsys):
     assert all(len(line) <= 80 for line in lines)
 
 
+def test_help_ends_quietly_where_its_reader_has_seen_enough():
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "import sys; sys.argv = ['qcs', 'train', '--help']; import qcs_fer; qcs_fer.main()"
+    env = os.environ | {"PYTHONPATH": str(SOURCE)}
+    run = subprocess.run([sys.executable, "-c", code], env=env, stdout=writer, stderr=-1, text=True)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
 def test_qcs_tells_its_version(monkeypatch, capsys):
     start(monkeypatch, "--version")
     assert capsys.readouterr().out == f"qcs-fer {qcs.__version__}\n"
@@ -177,3 +187,9 @@ def test_our_own_older_name_is_no_other_library(tmp_path, monkeypatch):
     about.write_text(about.read_text().replace("Quantum programs.", qcs_fer.SUMMARY))
     monkeypatch.syspath_prepend(tmp_path)
     assert qcs_fer.beside_ours() is None and qcs_fer.in_our_place() is None
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    code = "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1)\n"
+    done = python(code + "sys.argv = ['qcs', 'train', '--help']; import qcs_fer; qcs_fer.main()")
+    assert done.returncode == 0 and not done.stderr

@@ -5,6 +5,7 @@ import sys
 from typing import NamedTuple
 
 import qcs_fer
+from qcs.config.console import show
 from qcs.config.version import __version__
 
 
@@ -89,14 +90,14 @@ def main() -> None:
     """Start the command that the command line names, list the commands, or explain one."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(overview())
+        show(overview())
     elif name == "--version":
         print(f"qcs-fer {__version__}")
     elif name not in COMMANDS:
         print(f"error: {unknown(name)}", file=sys.stderr)
         sys.exit(2)
     elif name not in OWN_PARSER and {"-h", "--help"} & set(rest):
-        print(explanation(name))
+        show(explanation(name))
     elif found := qcs_fer.beside_ours():
         print(f"error: {found}", file=sys.stderr)
         sys.exit(2)

@@ -234,17 +234,13 @@ def _records(
         raise UserError("embeddings=true has no place in a CSV: write out=faces.parquet or .jsonl")
     if out.suffix.lower() != SUFFIX:
         return Records(out, predictor.class_names)
-    network = Path(_network(config)).expanduser()
+    network = Path(config["ckpt"] or zoo.default_file()).expanduser()
     with (zoo.find(network) or network).open("rb") as file:
         made = {"network_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     made |= {key: config[key] for key in KEPT}
     features = predictor.features if config["embeddings"] else None
     restart, run_dir = config["restart"], Path(config["run_dir"])
     return Archive(out, files, predictor.class_names, features, made, shard, restart, run_dir)
-
-
-def _network(config: dict[str, Any]) -> str:
-    return config["ckpt"] or str(zoo.default_file())
 
 
 def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:

@@ -29,7 +29,7 @@ from qcs.training.last_checkpoint import exit_on_interrupt
 from qcs.training.module import QCSModule
 from qcs.training.sam import SAMOptions
 from qcs.training.schedules import SchedulerOptions
-from qcs.training.trainer_attributes import is_dry_run
+from qcs.training.trainer_attributes import best_model_path, is_dry_run
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         module = build.module(config, data, resumes=ckpt is not None)
         module.run = run
         trainer = _trainer(config, folder, state)
+        data.require_images_for(trainer.world_size)
         wandb_login.start(trainer.loggers)
         if trainer.is_global_zero and not is_dry_run(trainer):
             log_file.open_in(folder)
@@ -102,7 +103,8 @@ def train(config: dict[str, Any]) -> dict[str, float]:
                     loggers.drop_rows(Path(logger.log_dir), first_step)
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
-        return _fit(config, trainer, module, data, ckpt, state)
+        with distributed.ended_together(trainer):
+            return _fit(config, trainer, module, data, ckpt, state)
 
 
 def _prepare_folder(config: dict[str, Any], folder: Path, resumed: files.State | None) -> None:
@@ -141,6 +143,9 @@ def _fit(
     with workers.translated_errors():
         trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    best = [c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)]
+    if trainer.global_step and best and not any(map(best_model_path, best)):
+        log.warning("no epoch was validated to its end, so there is no best.ckpt")
     if state and trainer.global_step == state.optimizer_steps:
         log.info("the run was finished at step %d: nothing is left to train", trainer.global_step)
         for callback in trainer.checkpoint_callbacks:

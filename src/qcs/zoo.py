@@ -4,7 +4,6 @@ No library is imported, so that it answers at once.
 """
 
 import argparse
-import os
 import shutil
 import sys
 import textwrap
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qcs.checkpoints import zoo
+from qcs.config.console import show
 from qcs.config.errors import UserError
 
 HEADER = ("name", "data", "top-1 % (95 %)", "MB", "ms a face", "sha256")
@@ -86,10 +86,7 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(f"there is no network {strange[0]!r}; there are {', '.join(networks)}")
     networks = {name: networks[name] for name in wanted or networks}
     blocks = [details(name, about, index["default"]) for name, about in networks.items()]
-    try:
-        print("\n\n".join([table(networks), *blocks]), flush=True)
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the flush at the end
+    show("\n\n".join([table(networks), *blocks]))
 
 
 if __name__ == "__main__":

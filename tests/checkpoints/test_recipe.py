@@ -5,8 +5,6 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -389,26 +387,3 @@ def test_a_run_that_could_not_be_loaded_is_refused_before_it_starts():
         own = config | {kind: {"_target_": "mine.Own"}}
         with pytest.raises(UserError, match=rf"{kind} 'mine.Own' .* trust=\[mine.Own\]"):
             recipe.require_trust(own)
-
-
-# -- imports ------------------------------------------------------------------------------------
-
-
-def test_a_loaded_network_needs_neither_lightning_nor_hydra(file):
-    """In a process of its own, in which every socket is an error."""
-    script = (
-        "import socket, sys\n"
-        "def closed(*args, **options): raise RuntimeError('the network was asked')\n"
-        "socket.socket.connect = socket.getaddrinfo = socket.create_connection = closed\n"
-        f"import qcs; qcs.load({str(file)!r})\n"
-        "print([m for m in sys.modules if m.split('.')[0] in {names!r}])"
-    )
-    libraries = ("lightning", "lightning_fabric", "pytorch_lightning", "hydra", "omegaconf")
-    libraries += ("matplotlib", "onnxruntime", "gradio", "optuna")
-    done = subprocess.run(
-        [sys.executable, "-c", script.replace("{names!r}", repr(libraries))],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == "[]"

@@ -68,7 +68,10 @@ def test_everything_else_is_a_bug_with_its_traceback(kind, start):
 @pytest.mark.parametrize(
     "error,sentence",
     [
-        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "No space left on device: a/b"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a/b"),
+            "No space left on device: a/b; make room",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "a"), "Permission denied: a"),
         (MemoryError(), "there is not enough memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), "there is not enough memory"),

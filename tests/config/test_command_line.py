@@ -6,7 +6,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from qcs.config.command_line import expand_home, explain, overrides_of, quote_path, with_key
+from qcs.config import compose as config
+from qcs.config.command_line import (
+    expand_home,
+    explain,
+    no_choice_as_list,
+    overrides_of,
+    quote_path,
+    with_key,
+)
 from qcs.config.errors import UserError
 from qcs.config.keys import CONF
 
@@ -100,6 +108,22 @@ def test_a_path_that_exists_need_not_be_quoted(tmp_path, name):
     assert OverridesParser.create().parse_override(override).value() == str(path)
     for other in (f"ckpt={path}x", "seed=0,1", f"ckpt={tmp_path}/a", "-m"):
         assert quote_path(other) == other
+
+
+@pytest.mark.parametrize(
+    "override,written",
+    [
+        ("experiment=null", "experiment=[]"),
+        ("experiment=null,paper", "experiment=[],paper"),
+        ("experiment=paper", "experiment=paper"),
+        ("model=null", "model=null"),
+        ("seed=null", "seed=null"),
+    ],
+)
+def test_a_group_without_a_choice_may_be_named_so(override, written):
+    assert no_choice_as_list(override, "train") == written
+    if written == "experiment=[]":
+        assert config.compose("train", [written]) == config.compose("train", [])
 
 
 @pytest.mark.parametrize(

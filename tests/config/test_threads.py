@@ -64,7 +64,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def test_two_hyperthreads_are_one_core(machine, monkeypatch):
-    assert threads.cores() == 4
+    assert (threads.cores(), threads.processors()) == (4, 8)
     monkeypatch.setattr(threads, "_allowed", lambda: {1, 5, 2})
     assert threads.cores() == 2
 
@@ -86,6 +86,7 @@ def test_the_limits_of_cgroups_count(own, files, wanted, machine):
         (machine / name).parent.mkdir(parents=True, exist_ok=True)
         (machine / name).write_text(text + "\n")
     assert threads.cores() == wanted
+    assert threads.processors() == (8 if wanted == 4 else wanted)
 
 
 def test_jobs_side_by_side_share_the_cores(monkeypatch):

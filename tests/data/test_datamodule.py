@@ -4,7 +4,6 @@ import pickle
 import random
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -281,16 +280,13 @@ def test_what_is_missing_is_said_before_training(faces, caplog):
 def test_more_processes_than_images_are_refused(select_on, faces):
     few = np.flatnonzero(faces.splits == "test")[:4]
     data = module(faces, num_workers=0, select_on=select_on)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=9)
-    data.setup("fit")
-    data.trainer.world_size = 10
+    data.require_images_for(9)
     with pytest.raises(UserError, match="10 processes cannot share the 9 test images"):
-        data.setup("fit")
+        data.require_images_for(10)
     some = faces.select(np.r_[np.flatnonzero(faces.splits != "test"), few])
     data = module(some, num_workers=0, select_on=select_on)
-    data.trainer = SimpleNamespace(global_rank=4, world_size=5)
     with pytest.raises(UserError, match="write trainer.devices=4 or less"):
-        data.setup("fit")
+        data.require_images_for(5)
 
 
 def test_a_batch_is_measured_where_shared_memory_is_scarce(faces, monkeypatch):

@@ -255,6 +255,8 @@ def test_names_that_are_not_utf_8_are_done_once(photos, tmp_path):
 
 KILLED = """
 import json, os, random, signal, sys, time
+import av, pandas, pyarrow.parquet, timm  # once, and not in each fork
+from qcs.checkpoints import load
 from qcs.inference import archive
 from qcs.predict import predict
 

@@ -83,7 +83,7 @@ def test_what_ray_cannot_do_is_said_before_it_starts(photos, tmp_path, monkeypat
     for wrong, sentence in (
         ({}, "engine=ray writes Parquet and no pictures"),
         (archive | {"save_crops": True}, "without annotate and save_crops"),
-        (archive | {"workers": 0}, "workers=0 leaves engine=ray no task"),
+        (archive | {"workers": 0}, "workers=0 leaves engine=ray no actor"),
     ):
         with pytest.raises(UserError, match=sentence):
             predict(config | wrong)

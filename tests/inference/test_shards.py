@@ -24,6 +24,12 @@ def test_shares_are_disjoint_complete_and_even(of):
         assert max(numbers) - min(numbers) <= 1
 
 
+def test_large_photos_that_take_turns_with_small_ones_are_shared():
+    names = [f"{n:04d}_{size}\udcff.jpg" for n in range(200) for size in ("large", "small")]
+    shares = [Shard(n, 2).share([Source(x, "", "image") for x in names]) for n in (1, 2)]
+    assert all(60 < sum("large" in file.file for file in share) < 140 for share in shares)
+
+
 def test_a_shard_is_a_number_of_a_number():
     assert parse("3/16") == Shard(3, 16) and parse(None) is None
     assert parse("3/16").name == "03-of-16"

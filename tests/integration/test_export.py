@@ -11,13 +11,14 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from test_numpy_transforms import NATIVE
 from test_train import SMALL, qcs
 
 import qcs as package
 from conftest import three_colours, tiny_checkpoint, tiny_network, tiny_recipe
 from qcs.checkpoints import checksum, recipe
 from qcs.checkpoints.load import OnnxNetwork, load_checkpoint, load_classifier
-from qcs.checkpoints.onnx import open_export
+from qcs.checkpoints.onnx import _without_prelu, open_export, open_session
 from qcs.checkpoints.onnx_export import Exported, metadata, to_onnx
 from qcs.config.errors import UserError
 from qcs.data.sources import synthetic
@@ -25,13 +26,15 @@ from qcs.export import check, export
 
 RECIPE = tiny_recipe()
 TRANSFORM = RECIPE["transform"]
+# Faces that need not be resized where torchvision would do it otherwise than a file does.
+SIDE = 32 if NATIVE else 36
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Drawn faces and a trained run of one epoch."""
     folder = tmp_path_factory.mktemp("export")
-    synthetic.make(folder / "faces", size=32, train=8, val=2, test=4, workers=1)
+    synthetic.make(folder / "faces", size=SIDE, train=8, val=2, test=4, workers=1)
     data = f"dataset.path={folder / 'faces'}"
     qcs(
         "train", *SMALL, data, "trainer.max_epochs=1", "test=false", "hydra.run.dir=run", cwd=folder
@@ -66,8 +69,25 @@ def test_the_file_knows_its_classes_and_input_but_not_where_it_was_made(tmp_path
     assert json.loads(about["qcs"])["dataset"] == {"name": "csv"}
 
 
+def test_prelu_is_computed_in_parts_to_the_same_bits():
+    graph = onnx.parser.parse_graph(
+        "g (float[2, 3, 5, 5] x, float[3, 1, 1] s) => (float[2, 3, 5, 5] y) { y = PRelu(x, s) }"
+    )
+    opset = [onnx.helper.make_opsetid("", 20)]
+    proto = onnx.helper.make_model(graph, opset_imports=opset, ir_version=9)
+    images = np.random.default_rng(0).standard_normal((2, 3, 5, 5), np.float32)
+    images[0, 0, 0] = (np.nan, np.inf, -np.inf, 0, -1e-40)
+    slopes = np.array([-0.3, 0.2, 1.7], np.float32).reshape(3, 1, 1)
+    whole = open_session(proto.SerializeToString())
+    parts = open_session(_without_prelu(proto).SerializeToString())
+    assert [node.op_type for node in proto.graph.node] == ["Relu", "Sub", "Mul", "Add"]
+    (a,), (b,) = (session.run(None, {"x": images, "s": slopes}) for session in (whole, parts))
+    finite = np.isfinite(images)
+    assert np.array_equal(a[finite], b[finite]) and not np.isfinite(b[~finite]).any()
+
+
 def test_features_are_a_second_output_where_they_are_asked_for(run, tmp_path):
-    path, images = tmp_path / "model.onnx", np.random.default_rng(0).random((3, 32, 32, 3))
+    path, images = tmp_path / "model.onnx", np.random.default_rng(0).random((3, SIDE, SIDE, 3))
     crops = [Image.fromarray((255 * image).astype(np.uint8)) for image in images]
     ckpt = package.load(run / "run/checkpoints/best.ckpt")
     expected = ckpt.predict(crops, detect=False, embeddings=True)

@@ -5,8 +5,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_train import SMALL, qcs
+from test_train import FORKS, SMALL, main, qcs
 
 from conftest import tiny_network
 from qcs.checkpoints import files
@@ -55,19 +53,20 @@ RUN = [
 
 def interrupted(folder: Path, saves: int, how: signal.Signals, *overrides: str) -> int:
     """Start a run, send it a signal once last.ckpt was written so often, return its exit status."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(build.__file__).parents[2])}
-    command = [sys.executable, "-m", "qcs.train", *RUN, "hydra.run.dir=run", *overrides]
     file, seen = folder / "run/checkpoints/last.ckpt", set()
     before = file.stat().st_mtime_ns if file.exists() else None
-    with (folder / "out.txt").open("a") as out:
-        process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out)
-        deadline = time.monotonic() + 120
-        while len(seen) < saves and process.poll() is None and time.monotonic() < deadline:
-            if file.exists() and (stamp := file.stat().st_mtime_ns) != before:
-                seen.add(stamp)
-            time.sleep(0.005)
-        process.send_signal(how)
-        return process.wait(60)
+    (folder / "out.txt").touch()
+    given = ("qcs.train", (*RUN, "hydra.run.dir=run", *overrides), folder)
+    process = FORKS.Process(target=main, args=(*given, *[str(folder / "out.txt")] * 2))
+    process.start()
+    deadline = time.monotonic() + 120
+    while len(seen) < saves and process.is_alive() and time.monotonic() < deadline:
+        if file.exists() and (stamp := file.stat().st_mtime_ns) != before:
+            seen.add(stamp)
+        time.sleep(0.005)
+    os.kill(process.pid, how)
+    process.join(60)
+    return process.exitcode
 
 
 def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(tmp_path):

@@ -19,6 +19,7 @@ from qcs.config.keys import CONF
 from qcs.evaluation import compare
 
 SCRIPT = CONF.parent / "scripts/study.py"
+IN_FORKS = Path(__file__).parents[1] / "study_in_forks.py"
 spec = importlib.util.spec_from_file_location("study", SCRIPT)
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
@@ -34,21 +35,21 @@ CONTENT = {
 }
 
 
-def study(folder: Path, *options: str, **changes) -> subprocess.CompletedProcess:
+def study(folder: Path, *options: str, by=SCRIPT, **changes) -> subprocess.CompletedProcess:
     (folder / "study.yaml").write_text(yaml.safe_dump(CONTENT | changes))
-    return python(str(SCRIPT), "study.yaml", *options, cwd=folder)
+    return python(str(by), "study.yaml", *options, cwd=folder)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, faces_table) -> tuple[Path, list[str]]:
     """A study of one seed that goes on with a second one."""
     folder, data = tmp_path_factory.mktemp("study"), f"dataset.path={faces_table}"
-    first = study(folder, data, seeds=[0], time=None)
+    first = study(folder, data, seeds=[0], time=None, by=IN_FORKS)
     assert first.returncode == 0, first.stderr
     # What is finished needs its folder no more.
     for run in (folder / "runs/study").glob("*-0"):
         run.rename(folder / run.name)
-    second = study(folder, data, "--jobs", "2", time=None)
+    second = study(folder, data, "--jobs", "2", time=None, by=IN_FORKS)
     assert second.returncode == 0, second.stderr
     return folder, [first.stderr, second.stderr]
 
@@ -159,7 +160,7 @@ SEVERAL = {k: CONTENT[k] for k in ("title", "batch", "variants")} | {
 
 def test_validation_chooses_a_setting_and_the_test_is_seen_once(tmp_path, faces_table):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(SEVERAL))
-    ran = python(str(SCRIPT), "study.yaml", f"dataset.path={faces_table}", cwd=tmp_path)
+    ran = python(str(IN_FORKS), "study.yaml", f"dataset.path={faces_table}", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     runs = tmp_path / "runs/study"
     kept = json.loads((runs / "report/study.json").read_text())

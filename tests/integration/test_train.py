@@ -40,7 +40,7 @@ FORKS.set_forkserver_preload(
 )
 
 
-def _main(command: str, arguments: tuple[str, ...], cwd: Path, output: tuple[str, str]) -> None:
+def main(command: str, arguments: tuple[str, ...], cwd: Path, *output: str) -> None:
     """Be `python COMMAND` or `python -m COMMAND`, in a fresh fork."""
     os.chdir(cwd)
     sys.path.insert(0, str(cwd))  # as `python -m` does
@@ -48,7 +48,7 @@ def _main(command: str, arguments: tuple[str, ...], cwd: Path, output: tuple[str
     os.environ["PYTHONPATH"] = str(Path(build.__file__).parents[2])  # for processes that it starts
     torch.set_num_threads(1)
     for descriptor, file in enumerate(output, start=1):
-        os.dup2(os.open(file, os.O_WRONLY), descriptor)
+        os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
     sys.argv = [command, *arguments]
     try:
         if command.endswith(".py"):
@@ -62,7 +62,7 @@ def _main(command: str, arguments: tuple[str, ...], cwd: Path, output: tuple[str
 def python(command: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     """Run a script or a module as a user does."""
     with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
-        process = FORKS.Process(target=_main, args=(command, arguments, cwd, (out.name, err.name)))
+        process = FORKS.Process(target=main, args=(command, arguments, cwd, out.name, err.name))
         process.start()
         process.join(300)
         if process.is_alive():

@@ -2,18 +2,23 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from test_train import SMALL, qcs
+from test_train import FORKS, SMALL, qcs
+from torch import distributed
 
 import two_processes
+from qcs.config.errors import UserError
 from qcs.data.sampling import AnchorBatchSampler, AnchorSampler
 from qcs.data.sources import synthetic
 from qcs.training import build
+from qcs.training.distributed import ended_together
 
 
 @pytest.mark.parametrize("anchors,number", [("shuffle", 30), ("shuffle", 31), ("balanced", 47)])
@@ -71,6 +76,59 @@ def test_two_processes_agree_with_one_of_whole_batches(case, ranks):
         assert first[case]["metrics"][name] == pytest.approx(one["metrics"][name])
     for mine, whole in zip(first[case]["test"], one["test"], strict=True):
         torch.testing.assert_close(mine, whole, atol=1e-9, rtol=0)
+
+
+def _fail(rank: int, fails: str, folder: Path) -> None:
+    """Be one of two processes, in which those fail whose number is in `fails`; "k" is killed."""
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2
+    )
+    launcher = SimpleNamespace(procs=[])
+    trainer = SimpleNamespace(
+        world_size=2, strategy=SimpleNamespace(launcher=launcher), default_root_dir="runs/1"
+    )
+    said, status = "nothing", 0
+    try:
+        with ended_together(trainer):
+            if str(rank) in fails:
+                raise UserError("a mistake")
+            if rank and fails == "k":
+                os.kill(os.getpid(), signal.SIGKILL)
+            distributed.barrier()
+    except UserError as error:
+        said = str(error)
+    except SystemExit as stop:
+        status = stop.code
+    (folder / str(rank)).write_text(f"{status} {said}")
+    os._exit(0)
+
+
+@pytest.mark.parametrize("fails", ["01", "1", "0", "k"])
+def test_a_mistake_is_told_by_one_process(fails, tmp_path):
+    started = [FORKS.Process(target=_fail, args=(rank, fails, tmp_path)) for rank in (0, 1)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+        assert process.exitcode is not None
+    found = sorted(path.read_text() for path in tmp_path.glob("[01]"))
+    if fails == "k":
+        (told,) = found
+        assert "another process of the run was killed" in told
+        assert "hydra.run.dir=runs/1 ckpt=auto" in told
+    else:
+        assert found == ["0 a mistake", "1 nothing"]
+
+
+def test_processes_that_were_started_end_with_the_run():
+    """Those that still run when the first process has told its error, and others had a bug."""
+    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
+    launcher = SimpleNamespace(procs=[subprocess.Popen(sleeping)])
+    (process,) = launcher.procs
+    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(launcher=launcher))
+    with pytest.raises(UserError, match="mine"), ended_together(trainer):
+        raise UserError("mine")
+    assert process.returncode == -signal.SIGKILL and not launcher.procs
 
 
 def test_the_command_line_trains_on_two_processes(tmp_path):

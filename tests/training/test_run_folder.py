@@ -95,3 +95,17 @@ def test_log_lines_are_held_back_until_the_run_may_write(tmp_path):
     log.info("after")
     assert "after" not in (tmp_path / "train.log").read_text()
     assert logging.getLogger().handlers == before
+
+
+def test_a_log_on_a_full_disk_prints_no_traceback(tmp_path, capsys):
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    with run_folder.deferred_log() as log_file:
+        log_file.open_in(tmp_path)
+        logging.getLogger("qcs").warning("a line")
+    assert "Logging error" not in capsys.readouterr().err
+
+
+def test_a_job_of_a_multirun_goes_on_with_the_others(tmp_path):
+    assert run_folder.go_on(tmp_path / "seed=0") == f"hydra.run.dir={tmp_path}/seed=0 ckpt=last"
+    (tmp_path / "multirun.yaml").touch()
+    assert run_folder.go_on(tmp_path / "seed=0") == f"hydra.sweep.dir={tmp_path} ckpt=auto"

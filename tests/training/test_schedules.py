@@ -9,6 +9,7 @@ import torch
 from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR, ReduceLROnPlateau
 
 from qcs.config.errors import UserError
+from qcs.config.options import instantiate
 from qcs.training.schedules import make_schedule, one_cycle, total_steps
 
 
@@ -80,3 +81,9 @@ def test_steps_of_a_run(asked, accumulate, steps):
 def test_what_cannot_be_made_is_refused_before_training(schedule, steps, sentence):
     with pytest.raises(UserError, match=sentence):
         make_schedule(schedule, sgd(), steps)
+
+
+def test_a_schedule_of_a_config_is_named():
+    node = {"_target_": "qcs.training.schedules.one_cycle", "_partial_": True, "max_lr": 0.1}
+    with pytest.raises(UserError, match="schedule=one_cycle ends with the run"):
+        make_schedule(instantiate(node), sgd(), math.inf)

@@ -25,10 +25,7 @@ def checkpoint_manifest(
     """Read the images that a checkpoint is used on, all splits of them.
 
     Args:
-        recipe: of the checkpoint.
         dataset: what the user configured: a whole data set, or no more than its path.
-        store: as for `read_manifest`.
-        trust: as for `read_manifest`.
 
     Raises:
         UserError: the data set is not there, or cannot be read.
@@ -40,7 +37,6 @@ def dataset_config(recipe: Mapping[str, Any], given: Mapping[str, Any] | None) -
     """Return the data set that is to be read.
 
     Args:
-        recipe: of a checkpoint.
         given: what the user configured. Where that names no data set, its keys, such as the path,
             complete the data set of the recipe.
     """

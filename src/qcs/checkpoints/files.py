@@ -14,6 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from qcs.checkpoints import reading
 from qcs.config.errors import UserError
+from qcs.data.folders import sync
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if path.name == LAST and path.exists():
             path.replace(path.with_name(PREVIOUS))
         part.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
         """Read a checkpoint to resume or to test, after its checksums have been verified.
@@ -63,16 +64,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if found := reading.damage(Path(path)):
             raise UserError(f"{path} cannot be read: {found}")
         return super().load_checkpoint(path, *args, **options)
-
-
-def _sync(folder: Path) -> None:
-    """Sync a folder, so that the renames in it survive a power failure."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def last(folder: Path) -> Path | None:

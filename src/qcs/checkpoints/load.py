@@ -94,11 +94,7 @@ def load_classifier(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
 
 
 class OnnxNetwork(nn.Module):
-    """An export that is called like a network: images in, logits (B, K) out.
-
-    Args:
-        export: of `qcs.checkpoints.onnx.open_export`.
-    """
+    """An export that is called like a network: images in, logits (B, K) out."""
 
     def __init__(self, export: Export) -> None:
         super().__init__()

@@ -32,7 +32,6 @@ class Exported(nn.Module):
     """What a file holds: images to logits (B, K), with the cross module left out.
 
     Args:
-        network: trained.
         transform: `size`, and maybe `resize`, `mean` and `std` of `qcs.data.transforms.evaluation`.
         include_transform: take RGB images (B, 3, H, W) of any size, uint8, and resize, crop and
             normalise them; else take images (B, 3, size, size) that have been through it, float32.
@@ -109,9 +108,6 @@ def to_onnx(model: Exported, path: Path, props: dict[str, str], half: bool = Fal
     """Write ONNX with a batch of any size.
 
     Args:
-        model: in eval mode.
-        path: to write.
-        props: of `metadata`.
         half: store the weights as float16, for half the size; the file computes in float32.
 
     Raises:
@@ -182,8 +178,6 @@ def to_int8(source: Path, path: Path, batches: Iterable[np.ndarray]) -> None:
     network of the README loses 1.4 points of accuracy, without them 0.03.
 
     Args:
-        source: the ONNX file.
-        path: to write.
         batches: real input, for the ranges of the activations.
     """
     import onnx

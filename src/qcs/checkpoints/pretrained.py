@@ -109,7 +109,6 @@ def load_backbone(backbone: nn.Module, path: str | Path, part: str = "backbone")
     them.
 
     Args:
-        backbone: as `qcs.models.base_branch.BaseBranch` holds it.
         path: safetensors or torch's format, a layout of `qcs.checkpoints.matching`.
         part: what the backbone is in the whole network, "backbone" or "landmark network".
 

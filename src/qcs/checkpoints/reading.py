@@ -38,7 +38,6 @@ def located(path: str | os.PathLike, missing: str) -> Path:
     """Return the path of a regular file that may be read.
 
     Args:
-        path: as the user wrote it.
         missing: the sentence where nothing is there.
 
     Raises:
@@ -112,7 +111,6 @@ def damage(path: Path, legacy: bool = False) -> str | None:
     could be a decompression bomb.
 
     Args:
-        path: a regular file.
         legacy: take a file of before torch 1.6, which is no zip file and has no checksums.
     """
     if found := foreign(path):

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 import qcs_fer
 from qcs.config import command_line
 from qcs.config.console import prepare_output
-from qcs.config.errors import Failed, UserError
+from qcs.config.errors import Failed, UserError, out_of_memory
 from qcs.config.escape import terminal
 from qcs.config.keys import CONF
 
@@ -76,7 +76,8 @@ def command(
                     sys.argv[1:] = command_line.with_key(sys.argv[1:], name, words)
                 overrides = command_line.overrides_of(sys.argv[1:])
                 # Hydra finds no override behind a flag, as in `seed=0,1 -m model=qcs`.
-                sys.argv[1:] = [a for a in sys.argv[1:] if a not in overrides] + overrides
+                flags = [a for a in sys.argv[1:] if a not in overrides]
+                sys.argv[1:] = flags + [command_line.no_choice_as_list(o, name) for o in overrides]
                 run()
 
         return start
@@ -143,12 +144,12 @@ def _before_the_job(error: Exception, job: CodeType) -> str | None:
 
 def _lack_of_resources(error: Exception) -> str | None:
     """The sentence where memory or the disk is full, or permission is missing."""
-    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if full or "can't allocate memory" in str(error):
+    if out_of_memory(error):
         return (
             "there is not enough memory: make batches, images or the network smaller "
             f"({' '.join(str(error).split())[:200]})"
         )
     if isinstance(error, OSError) and error.errno in _DISK:
-        return f"{error.strerror}: {error.filename or 'a file that was being written'}"
+        where = error.filename or "a file that was being written"
+        return f"{error.strerror}: {where}; make room or allow it, or choose another folder"
     return None

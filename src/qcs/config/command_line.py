@@ -15,13 +15,12 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import get_object
-from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from qcs.config.compose import as_dict, compose
 from qcs.config.errors import UserError
 from qcs.config.hints import override_text
-from qcs.config.keys import CONF, keys
+from qcs.config.keys import CONF, groups, keys
 from qcs.config.validation import nearest
 
 _HOME = re.compile(r"^([^=\s]+=[\"']?)~(?=/|[\"']?$)")
@@ -62,8 +61,7 @@ def with_key(arguments: Sequence[str], command: str, key: str) -> list[str]:
     Raises:
         UserError: the key stands beside the words, or there is an unknown flag.
     """
-    known = {name for name, *_ in keys((CONF / f"{command}.yaml").read_text(encoding="utf-8"))}
-
+    known = {name for name, *_ in keys(_yaml(command))}
     words = [word for word in _beside_flags(arguments) if _is_path(word, known)]
     if not words:
         return list(arguments)
@@ -79,6 +77,10 @@ def _is_path(word: str, known: Collection[str]) -> bool:
     if os.path.lexists(word) and (word == first or first not in {*known, "hydra"}):
         return True
     return word not in known and bool(re.fullmatch(r"(~(/|$)|[^~+=])[^=]*", word))
+
+
+def _yaml(command: str) -> str:
+    return (CONF / f"{command}.yaml").read_text(encoding="utf-8")
 
 
 def _beside_flags(arguments: Sequence[str]) -> list[str]:
@@ -109,6 +111,15 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
         except HydraException as error:
             raise UserError(_how_to_write(override)) from error
     return overrides
+
+
+def no_choice_as_list(override: str, command: str) -> str:
+    """Write GROUP=null as Hydra takes it, GROUP=[], where null is the command's own choice."""
+    key, sign, value = override.partition("=")
+    chosen = {group.name: group.value for group in groups(_yaml(command))}
+    if not sign or chosen.get(key) != "null":
+        return override
+    return f"{key}={re.sub(r'(?<![^,])null(?![^,])', '[]', value)}"
 
 
 def _how_to_write(override: str) -> str:
@@ -201,12 +212,13 @@ def _no_key(key: str, command: str, overrides: Sequence[str], adds: bool) -> str
         return (
             f"{key} is not set in conf/: write +{key}={values[-1] if values else '...'} to add it"
         )
-    known = [k for k in {*_flat(config), *_groups(command)} if not k.endswith("_target_")]
+    listed = {*_flat(config), *(group.name for group in groups(_yaml(command)))}
+    known = [k for k in listed if not k.endswith("_target_")]
     group = key.rpartition(".")[0]
     siblings = [k for k in known if k.rpartition(".")[0] == group]
     meant = _meant(key, known, siblings)
-    listed = [k.rpartition(".")[2] for k in siblings] or [k for k in known if "." not in k]
-    hint = f", did you mean {meant}?" if meant else f"; there are {', '.join(sorted(listed))}"
+    names = [k.rpartition(".")[2] for k in siblings] or [k for k in known if "." not in k]
+    hint = f", did you mean {meant}?" if meant else f"; there are {', '.join(sorted(names))}"
     plus = f"{'' if meant else '.'} What conf/ does not list is added with a plus: +{key}=..."
     return f"{key} is not an option of qcs.{command}{hint}{plus if adds and group else ''}"
 
@@ -225,13 +237,6 @@ def _meant(key: str, known: Sequence[str], siblings: Sequence[str]) -> str | Non
     if near := nearest(key, elsewhere, 0.0):
         return near
     return None if siblings else nearest(key, known, 0.8)
-
-
-def _groups(command: str) -> set[str]:
-    """The groups that a command chooses from."""
-    path = CONF / f"{command}.yaml"
-    defaults = as_dict(OmegaConf.load(path)).get("defaults", []) if path.is_file() else []
-    return {str(key) for entry in defaults if not isinstance(entry, str) for key in entry}
 
 
 def _composed(command: str, overrides: Sequence[str]) -> dict[str, Any]:

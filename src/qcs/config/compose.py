@@ -27,7 +27,6 @@ def as_dict(config: Any, resolve: Sequence[str] = ()) -> dict[str, Any]:
     """Return a config that is a group of keys as plain dicts, lists and scalars.
 
     Args:
-        config: of OmegaConf.
         resolve: return these keys alone, with their interpolations resolved.
     """
     if resolve:

@@ -1,11 +1,14 @@
 """Print any text on any terminal, whatever its encoding."""
 
 import logging
+import os
 import sys
-
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from qcs.config.escape import terminal
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class _Record(logging.LogRecord):
@@ -28,7 +31,17 @@ def prepare_output() -> None:
     logging.setLogRecordFactory(_Record)
 
 
-def console() -> Console:
+def console() -> "Console":
     """Return a console that prints `[/]` and `:)` as they are, not as markup or an emoji."""
+    from rich.console import Console  # slow to import, and `qcs --help` answers without it
+
     prepare_output()
     return Console(markup=False, emoji=False)
+
+
+def show(text: str) -> None:
+    """Print a text, of which the reader, `head` say, may not want to see the end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the flush at the end

@@ -22,6 +22,19 @@ def missing_extra(extra: str, what: str, otherwise: str = "") -> UserError:
     return UserError(f"{what} `pip install -e '.[{extra}]'` in the clone of this package{hint}")
 
 
+def reason(error: Exception) -> str:
+    """Return what went wrong in a few words, without the name of the file."""
+    if isinstance(error, MemoryError):
+        return "too little memory"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, for which the libraries on a CPU have no kind of error."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "allocate memory" in str(error)
+
+
 class Failed(float):
     """The result of a job of a multirun that failed: not a number, with the reason.
 

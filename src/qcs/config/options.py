@@ -56,7 +56,6 @@ def check(node: Any, where: str, beside: Iterable[str] = ()) -> None:
     """Check a node of a config, and all nodes below, against the signatures of their targets.
 
     Args:
-        node: of a resolved config.
         where: the key of the node, with dots.
         beside: keys that stand beside the arguments of the target and are checked elsewhere.
 
@@ -107,7 +106,6 @@ def resolve(cfg: DictConfig, settings: type) -> dict[str, Any]:
     """Resolve a composed config into dicts, lists and scalars, and check it.
 
     Args:
-        cfg: the composed config.
         settings: the command's `TypedDict`. Where it types a group by another `TypedDict` and the
             group has a `_target_`, the keys of that `TypedDict` stand beside the arguments of the
             target.

@@ -58,8 +58,13 @@ def cores() -> int:
     return max(1, math.ceil(min(len(physical), _limit())))
 
 
+def processors() -> int:
+    """Number of processors that this process may use, each hyperthread by itself."""
+    return max(1, math.ceil(min(len(_allowed()), _limit())))
+
+
 def _allowed() -> set[int]:
-    """Numbers of the processors that this process may run on, each hyperthread by itself."""
+    """The numbers by which the system knows the processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))

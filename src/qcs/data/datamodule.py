@@ -132,18 +132,17 @@ class FaceDataModule(LightningDataModule):
             workers.require_shared_memory(batch, self.num_workers, len(loader))
         return loader
 
-    def setup(self, stage: str) -> None:
+    def require_images_for(self, processes: int) -> None:
         """Check that there are as many images to evaluate on as there are processes.
 
         Raises:
             UserError: a process would get no image, and the others would wait for it.
         """
-        world = self._process()[1]
         for split in sorted({self.select_on, "test"} & set(SPLITS)):
             number = int((self.manifest.splits == split).sum())
-            if 0 < number < world:
+            if 0 < number < processes:
                 raise UserError(
-                    f"{world} processes cannot share the {number} {split} images of data set "
+                    f"{processes} processes cannot share the {number} {split} images of data set "
                     f"{self.manifest.root}: write trainer.devices={number} or less"
                 )
 

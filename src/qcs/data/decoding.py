@@ -47,10 +47,8 @@ def decode_all(
     """Yield what a function makes of images, in the order of the rows, many at a time.
 
     Args:
-        manifest: the data set.
         work: the function, which takes an upright RGB image; it can be pickled and returns no
             tensors.
-        rows: of the images.
         num_workers: processes; 0 decodes in this one.
         title: of the progress bar; None shows none.
 

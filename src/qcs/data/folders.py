@@ -70,6 +70,16 @@ def expanded(path: str | Path) -> Path:
         raise UserError(f"{path}: {error}; write the whole path") from error
 
 
+def sync(folder: Path) -> None:
+    """Let new, renamed and removed names of a folder outlast a power failure, where systems can."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Turn an error of the operating system about this path into a UserError.
@@ -87,7 +97,6 @@ def require_path(path: str | None, name: str, hint: str, files: Sequence[str] = 
     """Return the path of a data set: a folder, or a file with one of these suffixes.
 
     Args:
-        path: as the user gave it.
         name: of the data set, for messages.
         hint: what is expected at the path, for messages.
         files: suffixes, where the data set may be a single file.

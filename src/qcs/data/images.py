@@ -118,7 +118,6 @@ def upright_rgb(image: Image.Image, in_place: bool = False) -> Image.Image:
     laid on white.
 
     Args:
-        image: of any mode.
         in_place: whether it may be changed, which saves copies of large images.
 
     Raises:

@@ -16,7 +16,6 @@ class Inspection:
     """What was found in a data set.
 
     Args:
-        manifest: the data set.
         counts: (3, K) images by split (train, val, test) and class.
         sizes: how often each (width, height) occurs.
         unreadable: row of an image that cannot be decoded -> the sentence that says why.
@@ -85,7 +84,6 @@ def inspect(manifest: Manifest, num_workers: int = 2, progress: bool = True) -> 
     """Decode every image once and compare them by their pixels.
 
     Args:
-        manifest: all splits.
         num_workers: processes that decode; 0 decodes in this one.
         progress: whether to show a progress bar.
     """

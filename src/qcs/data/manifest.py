@@ -224,7 +224,6 @@ class Manifest:
         """Read a CSV of `path,label,split`, labels being class names.
 
         Args:
-            path: the CSV file.
             root: folder, .zip or .csv of pixels that the paths are relative to; the CSV's own
                 folder by default.
             class_names: the order of the classes; sorted names by default.

@@ -65,7 +65,6 @@ def open_store(folder: Path, paths: np.ndarray, size: int, signatures: np.ndarra
     """Open a store and check all of its bytes.
 
     Args:
-        folder: of the store.
         paths: (N,) str, of the images, for a message.
         size: S, the pixels of both sides.
         signatures: (N, 2), of the source files as they are now.
@@ -121,7 +120,6 @@ class StoreWriter:
     be reported, and not the end of the process.
 
     Args:
-        folder: of the store.
         signatures: (N, 2), of the source files.
         size: S, the pixels of both sides.
 

@@ -44,12 +44,9 @@ def draw_attention(
     """Draw one group of images with its cross similarity attention at each level.
 
     Args:
-        path: of the picture.
         network: in any mode, which is kept.
         manifest: the images; the group is drawn from them with `seed`.
         transform: an image to the input of the network.
-        seed: of the group.
-        heading: above the picture.
 
     Returns:
         Whether a picture was drawn: False for a network without cross similarity attention.

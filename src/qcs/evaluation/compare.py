@@ -113,8 +113,6 @@ def write(folder: Path, groups: dict[str, list[Member]], context: dict[str, Any]
     """Write compare.json and compare.md, and print the table.
 
     Args:
-        folder: made if missing.
-        groups: as for `compare`.
         context: "dataset", "split", the number of "images", and "resamples" of the intervals.
     """
     rows = compare(groups, context["resamples"])

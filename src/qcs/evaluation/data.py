@@ -80,12 +80,7 @@ def require_same_images(first: ClassMatch, other: ClassMatch) -> None:
 
 
 def warn_of_class_differences(found: ClassMatch, restrict: bool) -> None:
-    """Log which classes only the data set or only the checkpoint has.
-
-    Args:
-        found: the images in the classes of the checkpoint.
-        restrict: whether classes that the data set lacks are ruled out.
-    """
+    """Log which classes only the data set or only the checkpoint has."""
     for name, number in found.left_out.items():
         log.warning("left out %d images of %s, which the checkpoint does not know", number, name)
     if found.lacking:

@@ -41,14 +41,11 @@ def write(
     picture that cannot be drawn is logged as an error and left out.
 
     Args:
-        folder: made if missing.
         logits: (N, K) in the manifest's order; -inf rules a class out.
         labels: (N,) class indices.
-        manifest: the N images.
         context: where the numbers come from: "dataset", "split", and further entries such as the
             checkpoint and what it was selected on.
         resamples: of the bootstrap, which gives the 95 % intervals of means over classes.
-        picture_format: of the pictures.
 
     Returns:
         What metrics.json holds.
@@ -85,7 +82,6 @@ def try_to_draw(draw: Callable[[Path], Any], path: Path) -> bool:
 
     Args:
         draw: draws into a path, or returns False where there is nothing to draw.
-        path: of the picture.
 
     Returns:
         Whether the picture is drawn.

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from qcs.config.errors import UserError, missing_extra
+from qcs.config.errors import UserError, missing_extra, reason
 from qcs.config.escape import terminal, utf8
 from qcs.inference import parquet
 from qcs.inference.inputs import stamp
@@ -24,7 +24,7 @@ from qcs.inference.parquet import Identity, Part
 from qcs.inference.pictures import Written
 from qcs.inference.predictor import Result
 from qcs.inference.shards import Shard
-from qcs.inference.sources import Source, reason
+from qcs.inference.sources import Source
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +100,7 @@ class Archive:
     """Writes the rows of predictions, and knows which are there already.
 
     Args:
-        folder: of the parts.
         files: all that this run is to read.
-        class_names: K names.
         features: the length of embeddings; None where there are none.
         made: the settings on which the rows depend; those of the parts that are there must be the
             same.

@@ -37,8 +37,6 @@ def open_network(
 
     Args:
         path: a checkpoint, an exported .onnx, or a name of `qcs zoo`, whose default None means.
-        device: of the network.
-        form: of the network.
         trust: import paths of the user's own code that may be built, as ["mine.TinyBackbone"].
 
     Raises:

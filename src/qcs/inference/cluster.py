@@ -1,9 +1,9 @@
 """Photos shared out to the processors of a Ray cluster, or of this machine, by Ray Data.
 
-A task reads some photos or a tar, finds the faces and cuts them out; actors classify what was cut.
-Their answers come back in the order of arrival to this process, which alone writes the archive: so
-there is one lock, and one list of what is done, with or without Ray. A row is small beside the work
-of its photo. https://docs.ray.io/en/latest/data/data.html
+Actors read photos or tars, find the faces and cut them out; others classify what was cut. Their
+answers come back in the order of arrival to this process, which alone writes the archive: so there
+is one lock, and one list of what is done, with or without Ray. A row is small beside the work of
+its photo. https://docs.ray.io/en/latest/data/data.html
 """
 
 import functools
@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from qcs.config import threads
 from qcs.config.bounds import Count
-from qcs.config.errors import UserError, missing_extra
+from qcs.config.errors import UserError, missing_extra, reason
 from qcs.evaluation.device import pick_device
 from qcs.inference.archive import Archive, Done
 from qcs.inference.backends import open_network
@@ -28,13 +28,15 @@ from qcs.inference.face_extraction import Look
 from qcs.inference.inputs import to_read
 from qcs.inference.lists import arrow
 from qcs.inference.predictor import Predictor, Result
-from qcs.inference.sources import Source, reason
+from qcs.inference.sources import Source
 from qcs.inference.workers import looks
 
 log = logging.getLogger(__name__)
 
 CPUS = 8  # that a classifier on a CPU keeps up with, as it takes a sixth of a small photo's time
-COLUMN = "pickled"
+COLUMN, ROWS = "pickled", 16  # of a table, which is handed on at once
+# Work for each CPU: the more, the less one waits for another at the end; a task has its own cost.
+PARTS, MOST_PHOTOS = 32, 128
 Work = tuple[Sequence[Source], Done]  # photos or a tar, and what is known of them
 
 
@@ -42,7 +44,7 @@ class Settings(TypedDict):
     """The keys of `ray` in conf/predict.yaml."""
 
     address: str | None
-    photos: Count
+    photos: Count | None
     classifiers: Count | None
     gpus: Annotated[float, Interval(gt=0, le=64)]
 
@@ -72,7 +74,7 @@ def predict(
         archive: has the files, and knows which are done.
         job: what to do. Its device is None for a GPU where the cluster has one.
         settings: of the cluster.
-        workers: tasks at a time; "auto" for as many as there are processors.
+        workers: actors that find faces; "auto" for as many as there are processors.
 
     Raises:
         UserError: Ray is missing or cannot start; there are films or webcams; `workers` is 0; or as
@@ -84,7 +86,7 @@ def predict(
             "or leave engine out"
         )
     if workers == 0:
-        raise UserError("workers=0 leaves engine=ray no task: write a number, or auto")
+        raise UserError("workers=0 leaves engine=ray no actor: write a number, or auto")
     try:
         import ray.data
     except ImportError as error:
@@ -93,21 +95,26 @@ def predict(
 
 
 def _predict(
-    ray: Any, archive: Archive, job: Job, settings: Settings, tasks: int | None
+    ray: Any, archive: Archive, job: Job, settings: Settings, finders: int | None
 ) -> Iterator[Result]:
-    work = [pickle.dumps(one) for one in _shares(archive, settings["photos"])]
-    if not work:
+    photos, tars = _missing(archive)
+    if not (photos or tars):
         return
     _start(ray, settings["address"])
     try:
-        number, gpus, job = _classifiers(ray.cluster_resources(), job, settings)
+        resources = ray.cluster_resources()
+        number, gpus, job = _classifiers(resources, job, settings)
+        finders = min(finders or int(resources["CPU"]), int(resources["CPU"]))
+        each = settings["photos"] or min(max(len(photos) // (PARTS * finders), 1), MOST_PHOTOS)
+        shares = (photos[i : i + each] for i in range(0, len(photos), each))
+        work: list[Work] = [*((share, Done()) for share in shares), *tars]
         options = {"batch_size": None, "batch_format": "pyarrow"}
         found = (
-            ray.data.from_items(work, override_num_blocks=len(work))
+            ray.data.from_items(list(map(pickle.dumps, work)), override_num_blocks=len(work))
             .map_batches(
-                _looks,
-                fn_args=(job,),
-                compute=ray.data.TaskPoolStrategy(tasks),
+                _Finder,
+                fn_constructor_args=(job,),
+                compute=ray.data.ActorPoolStrategy(size=min(finders, len(work))),
                 num_cpus=1,
                 **options,
             )
@@ -135,10 +142,14 @@ def _start(ray: Any, address: str | None) -> None:
     own: dict[str, Any] = {"num_cpus": threads.cores(), "include_dashboard": False}
     try:
         ray.init(address or "local", logging_level=logging.ERROR, **({} if address else own))
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray's own have no common class
+        why = f"({reason(error)})"
         raise UserError(
-            f"no Ray cluster at ray.address={address} ({reason(error)}): start one with "
-            "`ray start --head`, or leave ray.address out"
+            f"no Ray cluster at ray.address={address} {why}: start one with `ray start --head`, or "
+            "leave ray.address out"
+            if address
+            else f"Ray does not start here {why}: try again when this machine is less busy, or "
+            "leave engine=ray out"
         ) from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -163,23 +174,22 @@ def _classifiers(
     return number or int(has / each), each, job
 
 
-def _shares(archive: Archive, photos: int) -> Iterator[Work]:
-    """The work of each task: some photos, or a tar with the members that are done."""
-    missing = (file for file in archive.files if file.kind != "tar" and not archive.done(file))
-    while share := list(itertools.islice(missing, photos)):
-        yield share, Done()
-    tars = [file for file in archive.files if file.kind == "tar"]
-    for tar, done in zip(tars, archive.done.of(tars), strict=True):
-        archive.done.skipped += len(done.rows)
-        archive.done.failed += sum(done.rows.values())
-        yield [tar], done
+def _missing(archive: Archive) -> tuple[list[Source], list[Work]]:
+    """The photos that the archive lacks, and the tars with the members that it has."""
+    files, tars = ([f for f in archive.files if (f.kind == "tar") is tar] for tar in (False, True))
+    known = archive.done.of(tars)
+    archive.done.failed += sum(sum(done.rows.values()) for done in known)
+    archive.done.skipped += sum(len(done.rows) for done in known)
+    work: list[Work] = [([tar], done) for tar, done in zip(tars, known, strict=True)]
+    return [file for file in files if not archive.done(file)], work
 
 
 def _rows(answers: Iterable[Any]) -> Iterator[Any]:
     """Tables for Ray; an error of the user goes the same way, as Ray would wrap it."""
+    answers = iter(answers)
     try:
-        for answer in answers:
-            yield _table([answer])
+        while some := list(itertools.islice(answers, ROWS)):
+            yield _table(some)
     except UserError as error:
         yield _table([error])
 
@@ -205,17 +215,23 @@ def _enter(folder: str) -> None:
         ) from error
 
 
-def _looks(batch: Any, job: Job) -> Iterator[Any]:
-    """What was found in the photos of a task, which runs beside a process of its own for them."""
-    return _rows(_found(batch, job))
+class _Finder:
+    """An actor, with a process beside it that the photos may kill."""
 
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.workers: list[Any] = []
 
-def _found(batch: Any, job: Job) -> Iterator[Look]:
-    _enter(job.folder)
-    for row in batch["item"].to_pylist():
-        sources, done = pickle.loads(row)
-        for one in looks(to_read(sources, done), 1, job.detector, job.crop, job.timeout):
-            yield one._replace(source=None)  # the file of a member of a tar stays here
+    def __call__(self, batch: Any) -> Iterator[Any]:
+        """Look at the photos of a task."""
+        return _rows(self._found(batch["item"].to_pylist()))
+
+    def _found(self, rows: Iterable[bytes]) -> Iterator[Look]:
+        _enter(self.job.folder)
+        _, detector, crop, timeout, *_ = self.job
+        for sources, done in map(pickle.loads, rows):
+            for one in looks(to_read(sources, done), 1, detector, crop, timeout, self.workers):
+                yield one._replace(source=None)  # the file of a member of a tar stays here
 
 
 class _Classifier:
@@ -229,7 +245,8 @@ class _Classifier:
         return _rows(self._classified(map(pickle.loads, batch[COLUMN].to_pylist())))
 
     def _classified(self, found: Iterable[Look | UserError]) -> Iterator[Result]:
-        yield from self.predictor.answer(map(_raised, found), embeddings=self.job.embeddings)
+        for result in self.predictor.answer(map(_raised, found), embeddings=self.job.embeddings):
+            yield result._replace(crops=[])  # of which the archive has none
 
     @functools.cached_property
     def predictor(self) -> Predictor:

@@ -24,7 +24,6 @@ def in_form(network: nn.Module, form: Form, batch_size: int) -> nn.Module:
 
     Args:
         network: a `QCSNetwork` in eval mode, on the device on which it will run.
-        form: of the result.
         batch_size: the number of images for which it is compiled; it takes any number.
 
     Raises:

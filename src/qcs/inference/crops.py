@@ -37,7 +37,6 @@ def fit(landmarks: np.ndarray, crop: Crop) -> tuple[complex, complex]:
 
     Args:
         landmarks: (5, 2) in the photo.
-        crop: of the data set.
 
     Returns:
         a and b of `crop = a * photo + b`, with points as complex numbers x + iy: a is a scale and,
@@ -57,9 +56,7 @@ def cut(image: Image.Image, landmarks: np.ndarray, crop: Crop) -> Image.Image:
     Beyond the photo's border its edge is repeated.
 
     Args:
-        image: the photo.
         landmarks: (5, 2) of the face.
-        crop: of the data set.
 
     Returns:
         A square RGB image.
@@ -103,7 +100,6 @@ def measure(images: Iterable[Image.Image], detector: Detector) -> Crop:
 
     Args:
         images: square crops; a few hundred are best.
-        detector: finds the landmarks in them.
 
     Raises:
         UserError: faces were found in fewer than ten images.

@@ -37,10 +37,8 @@ def analyse(predictor: Predictor, path: Any, detect: bool, folder: Path) -> Resu
     """Find and classify the faces of one upload.
 
     Args:
-        predictor: of the checkpoint.
         path: as the browser sent it.
         detect: whether to find the faces; else the image is a face.
-        folder: of the page's uploads.
 
     Raises:
         UserError: there is no file, it is not an image, or no face was found in it.
@@ -58,7 +56,6 @@ def selected_face(faces: Faces | None, event: Any) -> int:
     """Return the number of the face that was selected in the gallery.
 
     Args:
-        faces: of the image.
         event: of gradio; its data come from the browser.
 
     Raises:
@@ -134,12 +131,7 @@ def examples(folder: Path) -> list[list[Any]]:
 
 
 class Actions:
-    """What the buttons of the page do; they raise `UserError` for a mistake of the user.
-
-    Args:
-        predictor: of the checkpoint.
-        folder: of uploads and pictures.
-    """
+    """What the buttons of the page do; they raise `UserError` for a mistake of the user."""
 
     def __init__(self, predictor: Predictor, folder: Path) -> None:
         self.predictor, self.folder = predictor, folder
@@ -184,8 +176,6 @@ def page(predictor: Predictor, folder: Path, description: str) -> "gradio.Blocks
     """Lay out the page.
 
     Args:
-        predictor: of the checkpoint.
-        folder: of uploads and pictures.
         description: of the checkpoint, in Markdown.
     """
     import gradio as gr
@@ -206,7 +196,7 @@ def _classify_tab(actions: Actions) -> None:
     with gr.Column():
         image = gr.Image(type="filepath", sources=["upload", "webcam", "clipboard"], label="Image")
         # `open_upload` says what is wrong with a file, in place of gradio.
-        image.preprocess = _path_of_upload  # type: ignore
+        image.preprocess = lambda data: data and data.path  # type: ignore
         detect = gr.Checkbox(True, label="find the faces (off: the image is a cut face)")
         button = gr.Button("Classify", variant="primary")
         gr.Examples(examples(actions.folder), [image, detect], cache_examples=False)
@@ -226,10 +216,6 @@ def _classify_tab(actions: Actions) -> None:
     outputs = [drawn, gallery, state, bars, attention]
     button.click(_with_messages(actions.classify), [image, detect], outputs, **ONE_AT_A_TIME)
     gallery.select(_with_messages(select), [state], [bars, attention], **ONE_AT_A_TIME)
-
-
-def _path_of_upload(data: Any) -> Any:
-    return data and data.path
 
 
 def _compare_tab(actions: Actions) -> None:

@@ -32,9 +32,7 @@ def look(source: Source | Item, detector: Detector | None, crop: Crop, opened: A
     """Read an image if it is not read yet, find its faces, and cut them out.
 
     Args:
-        source: the image.
         detector: None takes the image as a cut face.
-        crop: how faces are cut.
         opened: see `qcs.data.images.decode`.
     """
     item = read(source, opened) if isinstance(source, Source) else source

@@ -49,8 +49,6 @@ class Guard:
     """An ASGI application before another one, to which it passes only the requests of the page.
 
     Args:
-        app: of gradio.
-        port: on which it is served.
         folder: of uploads; files elsewhere are neither read nor sent.
         functions: by the number and the name of each of the page's functions, the request that it
             takes.

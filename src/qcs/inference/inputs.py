@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, reason
 from qcs.data.images import decode, read_image, upright_rgb
 from qcs.inference import tars, video
-from qcs.inference.sources import Source, Stamp, inside, reason
+from qcs.inference.sources import Source, Stamp, inside
 
 Input = str | PathLike | np.ndarray | Image.Image
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qcs.config.errors import UserError, missing_extra
+from qcs.config.errors import UserError, missing_extra, reason
 from qcs.data.folders import readable
 from qcs.data.images import open_file
 from qcs.data.tables import as_text, read_csv
@@ -35,7 +35,6 @@ def entries(path: Path, column: str) -> list[Entry]:
     """The paths that a list holds, in its order.
 
     Args:
-        path: of the list.
         column: of paths, in a CSV or Parquet.
 
     Raises:
@@ -114,11 +113,8 @@ def _column(path: Path, column: str) -> Iterator[list[str | None]]:
                     )
                 yield cells
     except pa.ArrowException as error:
-        raise UserError(f"{path} is not a whole Parquet file ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        why = reason(error).strip().partition("\n")[0][:200]
+        raise UserError(f"{path} is not a whole Parquet file ({why})") from error
 
 
 def arrow() -> Any:

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, reason
 from qcs.config.escape import spreadsheet, utf8
 from qcs.inference.faces import POINTS, SIDES, Prediction
 from qcs.inference.pictures import Written
 from qcs.inference.predictor import Result
-from qcs.inference.sources import Source, reason
+from qcs.inference.sources import Source
 
 STDOUT = Path("/dev/stdout")
 
@@ -22,7 +22,6 @@ def console_lines(result: Result, pictures: Written, folder: Path) -> Iterator[s
 
     Args:
         result: of the photo; its error is not told.
-        pictures: of the photo.
         folder: of the run, in which they are.
     """
     file = result.key.file
@@ -41,7 +40,6 @@ def summary(counts: Counter, class_names: Sequence[str], frames: bool) -> str:
 
     Args:
         counts: as `qcs.predict.predict` returns them.
-        class_names: K names.
         frames: whether there may be frames of films among the images.
     """
     images, faces = counts["images"], counts["faces"]
@@ -61,7 +59,6 @@ class Records:
 
     Args:
         path: .csv for a table, anything else for JSON lines; an existing file is overwritten.
-        class_names: K names.
 
     Raises:
         UserError: it cannot be written, on entering and by the methods.

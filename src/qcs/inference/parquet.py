@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from qcs.config.errors import UserError
 from qcs.config.escape import utf8
 from qcs.config.version import __version__
+from qcs.data.folders import sync
 from qcs.inference.faces import SIDES, Prediction
 from qcs.inference.lists import arrow
 from qcs.inference.pictures import Written
@@ -41,7 +42,6 @@ def schema(class_names: Sequence[str], features: int | None, made: Mapping[str, 
     Lists have no fixed size in the schema, as pyarrow 22 cannot write a null among such.
 
     Args:
-        class_names: K.
         features: C; None where no embeddings are written.
         made: the settings of the run, as plain data.
     """
@@ -77,8 +77,6 @@ def rows(result: Result, pictures: Written, run_dir: Path) -> list[dict[str, Any
     """A row for each face, or one row without a face.
 
     Args:
-        result: of an image or frame.
-        pictures: that were written of it.
         run_dir: the folder from which their names start.
     """
     key = result.key
@@ -111,8 +109,6 @@ class Part:
     """A Parquet file that is written under a hidden name beside its own, until it is whole.
 
     Args:
-        path: of the file.
-        columns: of `schema`.
         hidden: the name until then.
 
     Attributes:
@@ -154,7 +150,7 @@ class Part:
         self._file.close()
         if not without or remove(self.hidden, without):
             os.replace(self.hidden, self.path)
-            _sync(self.path.parent)
+            sync(self.path.parent)
 
     def discard(self) -> None:
         """Leave nothing of it."""
@@ -162,16 +158,6 @@ class Part:
             self._writer.close()
         self._file.close()
         self.hidden.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    """Let a new or removed name of a folder outlast a failure of power, where systems can."""
-    if os.name == "posix":
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
 
 
 def remove(path: Path, gone: Collection[Identity]) -> bool:
@@ -192,7 +178,7 @@ def remove(path: Path, gone: Collection[Identity]) -> bool:
         part.finish()
     else:
         path.unlink()
-        _sync(path.parent)
+        sync(path.parent)
     return part is not None
 
 

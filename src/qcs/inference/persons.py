@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from qcs.config.console import console
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, reason
 from qcs.config.escape import terminal
 from qcs.evaluation.files import write_csv
 from qcs.inference.inputs import Key
 from qcs.inference.predictor import Result
-from qcs.inference.sources import reason
 from qcs.inference.tracking import follows, seconds_of
 from qcs.inference.video import FRAME_RATE
 
@@ -97,7 +96,6 @@ class Persons:
     """Sums up the persons of films, with memory for their spans alone.
 
     Args:
-        class_names: K names.
         gap: seconds out of sight through which an expression lasts.
     """
 

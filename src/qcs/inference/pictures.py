@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, reason
 from qcs.config.escape import terminal
 from qcs.inference.predictor import Prediction, Result
-from qcs.inference.sources import reason
 from qcs.inference.video import FRAME_RATE, FilmWriter
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,6 @@ class Pictures:
     Args:
         folder: in which `annotated/` and `crops/` are made.
         annotate: whether to write annotated images and films.
-        crops: whether to write cut faces.
     """
 
     def __init__(self, folder: Path, annotate: bool, crops: bool) -> None:

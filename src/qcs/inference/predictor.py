@@ -19,7 +19,7 @@ from PIL import Image
 
 from qcs.checkpoints.names import Trust
 from qcs.checkpoints.onnx import Export
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, out_of_memory
 from qcs.evaluation.device import pick_device
 from qcs.inference.backends import Form, embed_in_torch, in_torch, open_network, require_form
 from qcs.inference.crops import LOOSE, Crop, crop_of
@@ -258,7 +258,7 @@ class Predictor:
             try:
                 found = run(np.stack([np.asarray(self.transform(crop)) for crop in part]))
             except Exception as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 raise UserError(
                     f"{len(part)} faces at once do not fit into the memory of {self.device}: "
@@ -293,12 +293,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Turn logits (F, K) into probabilities, in float64."""
     powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; on the CPU, the libraries have no kind of error for that."""
-    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return known or "allocate memory" in str(error)
 
 
 def load(

@@ -10,9 +10,8 @@ from annotated_types import Interval
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, reason
 from qcs.inference.guard import HOST, MAX_UPLOAD, Guard
-from qcs.inference.inputs import reason
 
 if TYPE_CHECKING:
     import gradio
@@ -38,13 +37,7 @@ def listen(port: int) -> socket.socket:
 
 
 def serve(blocks: "gradio.Blocks", listener: socket.socket, folder: Path) -> None:
-    """Serve a page until Ctrl-C or SIGTERM.
-
-    Args:
-        blocks: the page.
-        listener: from `listen`.
-        folder: of uploads.
-    """
+    """Serve a page until Ctrl-C or SIGTERM."""
     import fastapi
     import gradio
     import uvicorn

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 from qcs.config.errors import UserError
 from qcs.inference.inputs import Source
@@ -21,13 +22,18 @@ class Shard(NamedTuple):
         return f"{self.number:0{len(str(self.of))}d}-of-{self.of}"
 
     def share(self, files: Sequence[Source]) -> list[Source]:
-        """Every `of`-th file of the sorted list: the shares are disjoint and complete.
+        """Every `of`-th file of the shuffled list: the shares are disjoint and complete.
 
         Photos, films and tars are dealt out in turn each for themselves, so that each shard gets
-        its part of those that take long.
+        its part of those that take long. They are shuffled by a checksum of their names, so that
+        no shard gets all the large ones where a large and a small photo take turns.
         """
-        ordered = sorted(files, key=lambda file: (file.kind, file.file))
-        return ordered[self.number - 1 :: self.of]
+
+        def order(file: Source) -> tuple[str, int, str]:
+            return file.kind, crc32(file.file.encode("utf-8", "surrogatepass")), file.file
+
+        dealt = sorted(files, key=order)[self.number - 1 :: self.of]
+        return sorted(dealt, key=lambda file: (file.kind, file.file))
 
 
 def parse(text: str | None) -> Shard | None:

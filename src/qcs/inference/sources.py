@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Literal, NamedTuple
 
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, reason
 from qcs.config.escape import terminal
 from qcs.data.folders import is_junk, warn_left_out
 from qcs.data.images import is_image
@@ -166,10 +166,3 @@ def _known(found: Iterable[Source], text: str) -> list[Source]:
         raise UserError(f"input={text} holds no image or video, {len(others)} other files")
     warn_left_out(text, others)
     return known
-
-
-def reason(error: Exception) -> str:
-    """Return what went wrong in a few words, without the name of the file."""
-    if isinstance(error, MemoryError):
-        return "too little memory"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -59,8 +59,6 @@ def follow(
     back for half of `how.smooth`; no other frames are kept.
 
     Args:
-        results: of `Predictor.stream`.
-        how: faces are followed.
         pictures: whether the results keep their pictures.
 
     Raises:
@@ -207,7 +205,6 @@ def assign(tracker: Any, faces: Sequence[Prediction], seconds: float) -> list[in
     """Return the persons of the faces of the next frame, from 1; None where not yet known.
 
     Args:
-        tracker: of the film.
         faces: with boxes.
         seconds: after the film's start, later than the frame before.
     """

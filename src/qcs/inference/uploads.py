@@ -15,10 +15,6 @@ MEGAPIXELS = 64  # of an upload; the photos of phones have 12 to 50
 def uploaded_file(path: Any, folder: Path) -> Path:
     """Return the path of an upload, after checking what a browser sent as a path.
 
-    Args:
-        path: anything.
-        folder: of the page's uploads.
-
     Raises:
         UserError: it is not a regular file inside the folder, or a link leads out of it. The
             message is the same for all reasons, so that it does not reveal which files exist.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
 
-from qcs.config.errors import UserError, missing_extra
+from qcs.config.errors import UserError, missing_extra, reason
 from qcs.data.images import open_file
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ def film(path: str | Path, every: int = 1, limit: int | None = None) -> Iterator
     """Read the frames of a film, each of them once, in the order in which they are shown.
 
     Args:
-        path: a regular file.
         every: return one of so many frames.
         limit: return at most so many frames; None for all.
 
@@ -71,7 +70,7 @@ def film(path: str | Path, every: int = 1, limit: int | None = None) -> Iterator
         ):
             yield from _frames(container, every, limit)
     except (av.FFmpegError, OSError) as error:
-        raise UserError(_reason(error)) from error
+        raise UserError(reason(error)) from error
 
 
 def webcam(number: int, every: int = 1, limit: int | None = None) -> Iterator[Frame]:
@@ -85,7 +84,7 @@ def webcam(number: int, every: int = 1, limit: int | None = None) -> Iterator[Fr
         with av.open(**_camera(av, number)) as container:
             yield from _frames(container, every, limit)
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise UserError(_reason(error)) from error
+        raise UserError(reason(error)) from error
 
 
 def _camera(av: Any, number: int) -> dict[str, Any]:
@@ -147,10 +146,6 @@ def _upright(frame: "av.VideoFrame") -> Image.Image:
     return image.transpose(turns[quarter]) if quarter else image
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
 class FilmWriter:
     """Writes an .mp4 film whose frames are shown at given times.
 
@@ -170,7 +165,7 @@ class FilmWriter:
         try:
             self.file = open(path, "wb")  # noqa: SIM115
         except OSError as error:
-            raise UserError(f"cannot write {path} ({_reason(error)})") from error
+            raise UserError(f"cannot write {path} ({reason(error)})") from error
         self.container = av.open(self.file, "w", format="mp4")
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         self.stream = self.container.add_stream(codec, rate=30)
@@ -182,7 +177,6 @@ class FilmWriter:
         """Add a frame, an RGB image; one of another size is enlarged or reduced.
 
         Args:
-            image: the frame.
             seconds: after the film's start, later than the frame before.
         """
         av = library()
@@ -200,7 +194,7 @@ class FilmWriter:
             with self.file, self.container:
                 self._mux(None)
         except (av.FFmpegError, OSError) as error:
-            raise UserError(f"cannot write {self.path} ({_reason(error)})") from error
+            raise UserError(f"cannot write {self.path} ({reason(error)})") from error
 
     def _mux(self, frame: "av.VideoFrame | None") -> None:
         av = library()
@@ -208,7 +202,7 @@ class FilmWriter:
             for packet in self.stream.encode(frame):
                 self.container.mux(packet)
         except (av.FFmpegError, OSError) as error:
-            raise UserError(f"cannot write {self.path} ({_reason(error)})") from error
+            raise UserError(f"cannot write {self.path} ({reason(error)})") from error
 
 
 def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, reason
 from qcs.config.escape import terminal
 from qcs.inference.crops import Crop
 from qcs.inference.face_extraction import ASKS, READY, Look
 from qcs.inference.inputs import Item, read
-from qcs.inference.sources import Source, reason
+from qcs.inference.sources import Source
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +50,12 @@ def looks(
     settings: dict[str, Any] | None,
     crop: Crop,
     timeout: float = TIMEOUT,
+    kept: "list[_Worker] | None" = None,
 ) -> Iterator[Look]:
     """Look at images in worker processes, and yield what was found in the order of the images.
 
     A photo over which a worker is killed twice, or which takes a worker too long, is an item with
-    an error. The workers end with the iterator.
+    an error. The workers end with the iterator, or are kept.
 
     Args:
         sources: the images; those that are not read yet are read by the workers.
@@ -62,6 +63,8 @@ def looks(
         settings: of the workers' detectors, each of one thread; None takes images as cut faces.
         crop: how faces are cut.
         timeout: seconds for a photo.
+        kept: a list, empty at first, that holds the workers for the next call with the same
+            settings. They end where an iterator is not run to its end, and with this process.
 
     Raises:
         UserError: a worker cannot be started, or is killed while it starts.
@@ -71,14 +74,16 @@ def looks(
     if (first := next(sources, None)) is None:
         return
     sources = itertools.chain([first], sources)
-    pool = _Pool(sources, timeout)
+    workers = [] if kept is None else kept
+    idle = False
     try:
-        for _ in range(number):
-            pool.workers.append(_Worker((settings, crop)))
-        yield from pool
+        while len(workers) < number:
+            workers.append(_Worker((settings, crop)))
+        yield from _Pool(sources, timeout, workers)
+        idle = kept is not None
     finally:
-        for worker in pool.workers:
-            worker.end()
+        while workers and not idle:
+            workers.pop().end()
 
 
 class _Worker:
@@ -138,9 +143,10 @@ class _Worker:
 
 
 class _Pool:
-    def __init__(self, sources: Iterable[Source | Item], timeout: float) -> None:
-        self.sources, self.timeout = iter(sources), timeout
-        self.workers: list[_Worker] = []
+    def __init__(
+        self, sources: Iterator[Source | Item], timeout: float, workers: list[_Worker]
+    ) -> None:
+        self.sources, self.timeout, self.workers = sources, timeout, workers
         self.done: dict[int, Look] = {}
         self.head = self.next = self.held = 0
         self.large: _Worker | None = None  # decodes a large photo

@@ -174,9 +174,6 @@ def keep_freed_memory(keep: bool = True) -> None:
 def require_compiler(why: str) -> None:
     """Check that torch.compile finds a C++ compiler for the CPU.
 
-    Args:
-        why: the setting that needs it, for the message.
-
     Raises:
         UserError: there is no C++ compiler.
     """

@@ -19,9 +19,7 @@ def confusion(matrix: Tensor, class_names: Sequence[str], path: Path, title: str
 
     Args:
         matrix: (K, K) counts; rows are true classes, columns are predicted ones.
-        class_names: K names.
         path: file to write; its suffix is the format, png, pdf or svg.
-        title: text above the picture.
     """
     number, total = len(class_names), matrix.sum(1, keepdim=True)
     share = (100 * matrix.double() / total).numpy()  # NaN in the row of a class without a face

@@ -65,25 +65,13 @@ def attention_sheet(
 
     Args:
         images: (R, 3, H, W).
-        attention: (R, L, N), whose N values sum to 1. It is drawn in
-            multiples of 1 / N, the value of uniform attention. All faces and levels have the same
-            scale.
+        attention: (R, L, N), whose N values sum to 1.
         titles: R short texts.
     """
-    levels = _multiples(attention).transpose(0, 1)
-    rows, columns = len(levels) + 1, len(images)
-    size = (1.9 * columns + 0.9, 2.0 * rows + 0.5)
-    figure, axes = _grid(rows, columns, size, heading, 1.9 * columns)
-    for ax, image, title in zip(axes[0], images, titles, strict=True):
-        _show(ax, image)
-        ax.set_title(lines(title, ems=1.85 * 72 / 8.5), fontsize=8.5)
-    norm = _norm(levels)
-    for level, face in np.ndindex(*levels.shape[:2]):
-        shown = _overlay(axes[level + 1, face], images[face], levels[level, face], norm)
-        axes[level + 1, 0].set_ylabel(f"level {level + 1}", fontsize=10)
-    axes[0, 0].set_ylabel("input", fontsize=10)
-    _scale(figure, shown, axes[1:])
-    save(figure, path)
+    maps = attention.transpose(0, 1)
+    rows = [f"level {number}" for number in range(1, len(maps) + 1)]
+    untitled = [[""] * len(images)] * len(maps)
+    class_token_maps(images, maps, untitled, path, rows, heading, columns=titles)
 
 
 def class_token_maps(
@@ -100,9 +88,8 @@ def class_token_maps(
 
     Args:
         images: (M, 3, H, W).
-        maps: (R, M, N), the attention of
-            `qcs.models.attention_maps.class_token_attention`, summed over the levels, so that each
-            map sums to 1. All maps have the same scale.
+        maps: (R, M, N), of which each sums to 1. They are drawn in multiples of 1 / N, the value of
+            uniform attention, all in the same scale.
         titles: R lists of M texts.
         rows: R names.
         correct: R lists of M flags; a title is red where its flag is False.
@@ -115,7 +102,7 @@ def class_token_maps(
     for ax, image in zip(axes[0], images, strict=True):
         _show(ax, image)
     for ax, name in zip(axes[0], columns, strict=False):
-        ax.set_title(label(name, ems=1.65 * 72 / 9), fontsize=9)
+        ax.set_title(lines(name, ems=1.65 * 72 / 9), fontsize=9)
     norm = _norm(maps)
     for r, m in np.ndindex(*maps.shape[:2]):
         shown = _overlay(axes[r + 1, m], images[m], maps[r, m], norm)

@@ -139,18 +139,20 @@ def curves(
     """
     figure = Figure(figsize=(11, 4.4 + 0.22 * len(runs)), layout="constrained")
     figure.suptitle(wrapped(title, 11, 12), fontsize=12)
-    styles = ("-", "--", ":")
+    lengths = [len(points) for run in runs.values() for points in run.values()]
+    few = min(lengths, default=0) < 20  # epochs; a single one has no line, but a marker
+    styles = [{"linestyle": line, "marker": marker if few else ""}
+              for line, marker in (("-", "o"), ("--", "s"), (":", "^"))]  # fmt: skip
     for axes, (panel, metrics) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
         factor = 100 if "%" in panel else 1
         for number, values in enumerate(runs.values()):
             for metric, style in zip(metrics, styles, strict=True):
                 if points := values.get(metric):
                     epochs, drawn = np.array(points).T
-                    marker = "o" if len(points) < 20 else None  # one epoch has no line
-                    axes.plot(epochs, factor * drawn, style, color=colour(number, len(runs)),
-                              marker=marker, markersize=4)  # fmt: skip
+                    color = colour(number, len(runs))
+                    axes.plot(epochs, factor * drawn, color=color, markersize=4, **style)
         for text, style in zip(metrics.values(), styles, strict=True):
-            axes.plot([], [], style, color="black", label=text)
+            axes.plot([], [], color="black", markersize=4, label=text, **style)
         axes.set(xlabel="epoch", ylabel=panel, title=f"{panel.split(' (')[0]} by epoch")
         _whole_numbers(axes)
         axes.grid(alpha=0.3)
@@ -165,7 +167,7 @@ def _whole_numbers(axes: Axes) -> None:
     """Put ticks of the horizontal axis at whole numbers only."""
     locator = axes.xaxis.get_major_locator()
     if isinstance(locator, MaxNLocator):
-        locator.set_params(integer=True)
+        locator.set_params(integer=True, min_n_ticks=1)
 
 
 def accuracy_curve(curves: dict[str, list[tuple[float, ...]]], path: Path, title: str = "") -> None:
@@ -174,8 +176,6 @@ def accuracy_curve(curves: dict[str, list[tuple[float, ...]]], path: Path, title
     Args:
         curves: by name of the setting; points of images, accuracy, and its interval, low and high,
             all three in [0, 1].
-        path: file to write; its suffix is the format, png, pdf or svg.
-        title: text above the picture.
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()

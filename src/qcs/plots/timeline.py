@@ -34,8 +34,6 @@ def timeline(
     Args:
         rows: the name of each person, and its spans: class, start and end in seconds.
         class_names: K names; those that nobody shows are left out of the legend.
-        path: file to write; its suffix is the format, png, pdf or svg.
-        title: text above the picture.
     """
     colours = {name: colour(n, len(class_names)) for n, name in enumerate(class_names)}
     shown: set[str] = set()

@@ -102,8 +102,6 @@ def module(config: dict[str, Any], data: FaceDataModule, resumes: bool = False) 
     """Build the LightningModule for a data set.
 
     Args:
-        config: of the run.
-        data: what `datamodule` returns.
         resumes: whether all weights will come from a checkpoint, so that no files of pre-trained
             weights are read.
 
@@ -163,6 +161,9 @@ def enable_grad_checkpointing(backbone: nn.Module) -> None:
             f"backbone.grad_checkpointing: {type(backbone).__name__} cannot be computed again "
             "(no set_grad_checkpointing); leave it false"
         )
+    for module in backbone.modules():
+        if getattr(module, "inplace", False):  # which timm up to 1.0.29 cannot compute again
+            module.inplace = False  # type: ignore[assignment]
     enable()
 
 

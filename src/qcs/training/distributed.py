@@ -1,23 +1,30 @@
 """What the processes of a run share: gradients, statistics, flags before a step, test outputs.
 
 A loss that is not finite must end the run before it reaches the weights. A request to stop, which
-one process may receive, must end the run in all processes after the same step.
+one process may receive, must end the run in all processes after the same step. An error of one
+ends them all, and is told once.
 
 B batch, R roles.
 """
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning import Trainer
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from timm.utils import distribute_bn
 from torch import Tensor, distributed, nn
 
 from qcs.config.errors import UserError
+
+END = 30.0  # seconds that the other processes have to end by themselves
 
 
 def process_rank() -> int:
@@ -82,7 +89,6 @@ class StepFlags:
 
         Args:
             batch: the last batch, whose "rows" are named in the error.
-            where: the step, for the message.
 
         Raises:
             NonFiniteLoss: in all processes alike.
@@ -125,7 +131,6 @@ def gather_in_order(batches: list[tuple[Tensor, ...]], processes: int) -> tuple[
     Args:
         batches: those of this process on the CPU; each has the rows (B,) of its images in the
             data set and then tensors (B, ...).
-        processes: number of processes.
 
     Returns:
         The sorted rows (N,) and the tensors (N, ...) of all N images.
@@ -137,3 +142,61 @@ def gather_in_order(batches: list[tuple[Tensor, ...]], processes: int) -> tuple[
     columns = [torch.cat(column) for column in zip(*batches, strict=True)]
     order = columns[0].argsort()
     return tuple(column[order] for column in columns)
+
+
+@contextmanager
+def ended_together(trainer: Trainer) -> Iterator[None]:
+    """Let all processes of a run end where one of them ends by an error, which it alone tells.
+
+    Raises:
+        UserError: another process was killed, or cannot be reached.
+        SystemExit: another process has told why the run ends.
+    """
+    started: list[subprocess.Popen] = getattr(trainer.strategy.launcher, "procs", [])
+    try:
+        yield
+    except Exception as error:
+        if trainer.world_size == 1:
+            raise
+        first = _is_first_to_fail()
+        statuses = _end(started, patience=0 if first else END)
+        if not first:
+            raise SystemExit(next((s for s in statuses if s > 0), 1)) from error
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise UserError(
+                "another process of the run was killed or cannot be reached, most often because "
+                "memory ran out: write a smaller loader.batch_size or fewer trainer.devices, or "
+                f"go on with hydra.run.dir={trainer.default_root_dir} ckpt=auto "
+                f"({' '.join(str(error).split())[:200]})"
+            ) from error
+        raise
+    except BaseException:  # all stop together
+        _end(started, patience=END)
+        raise
+
+
+def _is_first_to_fail() -> bool:
+    """Whether no other process has asked this; the last of them to ask are told no."""
+    if not distributed.is_initialized():
+        return True
+    try:
+        return distributed.distributed_c10d._get_default_store().add("qcs_failed", 1) == 1
+    except RuntimeError:  # the process that keeps the store has told, and has ended
+        return False
+
+
+def _end(started: list[subprocess.Popen], patience: float) -> list[int]:
+    """End the processes that this one has started; return their exit statuses.
+
+    Args:
+        started: by Lightning, which would kill this process too when it sees one of them end.
+        patience: seconds that they have to end by themselves.
+    """
+    processes, until = started.copy(), time.monotonic() + patience
+    started.clear()
+    for process in processes:
+        try:
+            process.wait(max(until - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return [process.wait() for process in processes]

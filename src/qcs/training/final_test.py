@@ -25,9 +25,7 @@ def test_selected(
     """Test the selected checkpoint on the test set, write the report and log it.
 
     Args:
-        trainer: the trainer after training.
         module: it gets the weights of the checkpoint; without a checkpoint it is tested as it is.
-        data: the data set with its loaders.
         folder: the run's folder; the report is written to test/ within it.
         selected_on: what the checkpoint was selected on, for the report.
 

@@ -15,9 +15,10 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from qcs.checkpoints.files import LAST, last
 from qcs.config.bounds import Count, Positive
-from qcs.training.distributed import NonFiniteLoss, StepFlags
+from qcs.training.distributed import NonFiniteLoss, StepFlags, is_first_process
 from qcs.training.loggers import complete
 from qcs.training.module import QCSModule
+from qcs.training.run_folder import go_on
 from qcs.training.trainer_attributes import data_module, is_dry_run
 
 log = logging.getLogger(__name__)
@@ -37,11 +38,12 @@ def exit_on_interrupt(folder: Path) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        if last(folder):
+        if not is_first_process():
+            pass  # the first one says it
+        elif last(folder):
             log.warning(
-                "interrupted; go on from where it was last saved with the same command and "
-                "hydra.run.dir=%s ckpt=last",
-                folder,
+                "interrupted; go on from where it was last saved with the same command and %s",
+                go_on(folder),
             )
         else:
             log.warning("interrupted before anything was saved")
@@ -62,7 +64,6 @@ class LastCheckpoint(Checkpoint):
     between the batches of an accumulated step.
 
     Args:
-        dirpath: folder of the checkpoints.
         every_n_steps: number of optimiser steps between two checkpoints within an epoch; None
             saves none by steps.
         every_n_minutes: number of minutes between two checkpoints within an epoch; None saves none
@@ -138,7 +139,8 @@ class LastCheckpoint(Checkpoint):
             self._status = 128 + number
             again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
             name = signal.Signals(number).name
-            log.warning("asked to stop (%s): finishing the step, then saving%s", name, again)
+            if trainer.is_global_zero:
+                log.warning("asked to stop (%s): finishing the step, then saving%s", name, again)
             flags.stop_requested = True
 
         if threading.current_thread() is threading.main_thread():
@@ -202,12 +204,12 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.folder / LAST, weights_only=False)
         self._saved = time.monotonic()
         if _flags(pl_module).stopping:
-            log.warning(
-                "stopped at step %d and saved; go on with the same command and hydra.run.dir=%s "
-                "ckpt=last",
-                trainer.global_step,
-                self.folder.parent,
-            )
+            if trainer.is_global_zero:
+                log.warning(
+                    "stopped at step %d and saved; go on with the same command and %s",
+                    trainer.global_step,
+                    go_on(self.folder.parent),
+                )
             raise SystemExit(self._status)
 
     def _restore_handlers(self) -> None:

@@ -32,6 +32,7 @@ WARNED = (
     r"The '\w+' does not have many workers",  # the user has chosen their number
     r"Checkpoint directory .* exists and is not empty",  # the run is resumed
     r"Experiment logs directory .* exists and is not empty",  # our logger keeps its content
+    r"`ModelCheckpoint\(monitor=.*could not find the monitored key",  # we say that nothing is best
     r".*your dataloader is not resumable",  # our loader is resumable
 )
 

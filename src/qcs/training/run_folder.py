@@ -101,6 +101,23 @@ def deferred_log(name: str = LOG) -> Iterator["DeferredLog"]:
         handler.close()
 
 
+def go_on(folder: Path) -> str:
+    """The overrides by which the same command goes on with what was saved in a run's folder."""
+    multirun = (folder.parent / "multirun.yaml").exists()
+    return (
+        f"hydra.sweep.dir={folder.parent} ckpt=auto"
+        if multirun
+        else (f"hydra.run.dir={folder} ckpt=last")
+    )
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that may miss lines: they are on the screen, and whoever saves tells why."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Print no traceback for each line that the disk has no room for."""
+
+
 class DeferredLog(MemoryHandler):
     """Keeps lines in memory until the folder of the log file is known, and then writes them."""
 
@@ -110,7 +127,7 @@ class DeferredLog(MemoryHandler):
 
     def open_in(self, folder: Path) -> None:
         """Write the lines so far into a folder, and from now on every line at once."""
-        target = logging.FileHandler(folder / self.file_name, encoding="utf-8")
+        target = _LogFile(folder / self.file_name, encoding="utf-8")
         target.setFormatter(
             logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s")
         )

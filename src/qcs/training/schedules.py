@@ -47,7 +47,6 @@ def one_cycle(
     has the highest rate.
 
     Args:
-        optimizer: the optimiser whose learning rate is set.
         total_steps: number of optimiser steps of the run, 1 or more.
         max_lr: the highest learning rate.
         pct_start: share of the steps that the warm-up takes, from 0 to below 1.
@@ -70,7 +69,6 @@ def total_steps(trainer: Trainer, accumulate: int) -> int | float:
     """Count the optimiser steps of a whole run; infinity where neither epochs nor steps end it.
 
     Args:
-        trainer: the trainer, which knows its loaders.
         accumulate: number of batches of a step; the last step of an epoch may have fewer.
     """
     trainer.fit_loop.setup_data()
@@ -108,7 +106,6 @@ def make_schedule(
     Args:
         schedule: a function that makes the schedule; it is given `total_steps` where it has such a
             parameter.
-        optimizer: the optimiser whose learning rate is set.
         steps: number of steps of the run; None for a schedule that counts epochs.
 
     Raises:
@@ -116,7 +113,8 @@ def make_schedule(
             it depends on a metric.
     """
     options: dict[str, Any] = {}
-    name = getattr(getattr(schedule, "func", schedule), "__name__", str(schedule))
+    function = schedule if hasattr(schedule, "__name__") else getattr(schedule, "func", schedule)
+    name = getattr(function, "__name__", str(schedule))
     if steps is not None and "total_steps" in signature(schedule).parameters:
         if steps == math.inf:
             raise UserError(

@@ -52,7 +52,6 @@ def read(path: str | None = None, classes: Literal[7, 8] = 7, crop: bool = True)
     """Read AffectNet with 7 (283,901 train, 3,500 test) or 8 classes (287,651 and 4,000).
 
     Args:
-        path: the folder.
         classes: 8 with contempt, 7 without.
         crop: whether to cut the photographs of the CSV release to its face boxes; false where they
             are cut already. The numpy release holds cut faces.

@@ -140,8 +140,6 @@ def _labels(
     """Soft targets (N, 8), or None where the rule gives none, and class indices (N,), -1 for none.
 
     Args:
-        votes: (N, 10) counts.
-        rule: see `read`.
         training: (N,), whether an image is trained on.
     """
     if rule == "majority":

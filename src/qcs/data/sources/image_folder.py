@@ -33,10 +33,8 @@ def read(path: str | None = None, test_fraction: Fraction = 0.2, seed: Seed = 0)
     """Read a folder of class folders; the classes are the folders' names, sorted.
 
     Args:
-        path: the folder.
         test_fraction: random share of each class that becomes the test set, where the folder has
             no splits.
-        seed: of that choice.
 
     Raises:
         UserError: no path given, nothing there, or no images in it.

@@ -7,7 +7,6 @@ licensed photographs. A number measured on it says nothing about real faces.
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import shutil
@@ -22,6 +21,7 @@ from PIL import Image
 
 from qcs.config.bounds import Pixels, Seed
 from qcs.config.errors import UserError
+from qcs.data import csv_format
 from qcs.data.cache import cache_folder
 from qcs.data.folders import expanded
 from qcs.data.manifest import Manifest
@@ -151,10 +151,8 @@ def _fill(draft: Path, rows: list, seed: int, size: int, workers: int) -> None:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             list(pool.map(_draw, jobs, chunksize=32))
     (draft / "README.txt").write_text(_README.format(version=VERSION, seed=seed), encoding="utf-8")
-    with (draft / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "label", "split"))
-        writer.writerows(row[:3] for row in rows)
+    paths, labels, splits, _ = zip(*rows, strict=True)
+    csv_format.write(draft / "manifest.csv", paths, labels, splits)
 
 
 def _publish(draft: Path, folder: Path) -> None:

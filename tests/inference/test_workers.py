@@ -14,10 +14,9 @@ from PIL import Image
 
 import qcs
 from qcs.config.errors import UserError
-from qcs.inference import processors, workers
+from qcs.inference import workers
 from qcs.inference.crops import LOOSE
 from qcs.inference.inputs import Item, open_items
-from qcs.inference.processors import workers_for
 from qcs.inference.sources import Source, files_of
 from qcs.inference.workers import looks
 
@@ -136,6 +135,20 @@ def test_a_bug_keeps_its_traceback_and_a_worker_that_cannot_start_is_a_sentence(
         list(looks(files, 1, None, LOOSE))
 
 
+def test_workers_that_are_kept_go_on_unless_an_answer_was_left(tmp_path, odd):
+    files, kept = photos(tmp_path / "in", 6), []
+    assert len(list(looks(files, 1, None, LOOSE, kept=kept))) == 6
+    (first,) = [worker.process for worker in kept]
+    files[1] = odd.Kills(*files[1])
+    assert sum(look.item.error is None for look in looks(files, 1, None, LOOSE, kept=kept)) == 5
+    (second,) = [worker.process for worker in kept]
+    assert first.poll() == -9 and second.poll() is None
+    found = looks(files[2:], 1, None, LOOSE, kept=kept)
+    assert next(found).item.error is None and kept[0].process is second
+    found.close()
+    assert not kept and second.poll() == -9
+
+
 def test_memory_is_bounded_while_nobody_takes_the_answers(monkeypatch):
     taken = []
 
@@ -196,34 +209,3 @@ def _runs(child: str) -> bool:
         return "face_extraction" in Path(f"/proc/{child}/cmdline").read_text()
     except OSError:
         return False
-
-
-def test_auto_is_a_worker_for_each_processor_unless_there_is_little_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(processors, "processors", lambda: 4)
-    numbers = [workers_for("auto", photos) for photos in (1, 31, 32, 48, 1000, float("inf"))]
-    assert numbers == [0, 0, 2, 3, 4, 4]
-    assert workers_for(7, 1) == 7
-    monkeypatch.setattr(processors, "processors", lambda: 1)
-    assert workers_for("auto", 1000) == 0
-    with pytest.raises(UserError, match="workers=-1 is negative"):
-        workers_for(-1, 1)
-
-
-@pytest.mark.parametrize(
-    ("files", "number"),
-    [
-        ({}, 8),
-        ({"cpu.max": "max 100000\n"}, 8),
-        ({"cpu.max": "250000 100000\n"}, 3),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
-    ],
-)
-def test_processors_are_those_that_this_process_may_use(files, number, tmp_path, monkeypatch):
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(processors, "CGROUPS", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert processors.processors() == number
