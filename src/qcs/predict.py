@@ -31,7 +31,7 @@ from qcs.inference.backends import Form, open_network
 from qcs.inference.crops import crop_of
 from qcs.inference.detector import Detector
 from qcs.inference.inputs import open_items
-from qcs.inference.outputs import Records, console_lines, summary
+from qcs.inference.outputs import STDOUT, Records, console_lines, summary
 from qcs.inference.pictures import Pictures, Written
 from qcs.inference.predictor import Predictor, Result
 from qcs.inference.processors import workers_for
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FEW = 10  # photos at most of which the console names each face
-
 # The settings on which the rows of an archive depend, beside the network.
 KEPT = (
     *("detect", "crop", "threshold", "longest", "smallest", "form", "every", "max_frames"),
@@ -90,8 +89,9 @@ def predict(config: dict[str, Any]) -> Counter:
     """Write the predictions for all images and frames; an unreadable file is reported and skipped.
 
     Returns:
-        The numbers of "images", "faces", "empty" (images without a face) and "errors", the number
-        of each label under ("label", name), and "stopped", which is 1 after Ctrl-C.
+        The numbers of "images", "faces", "empty" (images without a face), "errors" (with those of
+        the files that an archive had already), each label under ("label", name), and "stopped",
+        which is 1 after Ctrl-C.
 
     Raises:
         UserError: the run cannot start, or its results cannot be written.
@@ -134,9 +134,14 @@ def predict(config: dict[str, Any]) -> Counter:
     if persons:
         log.info("persons: %s", ", ".join(map(terminal, persons.write(Path(config["run_dir"])))))
     if records.skipped:
-        log.info("images or films that were there already: %d", records.skipped)
+        log.info(
+            "images or films that were there already: %d, %d of them with an error",
+            records.skipped,
+            records.failed,
+        )
     told = summary(counts, predictor.class_names, math.isinf(_photos(files)))
     log.info("%s: %s", terminal(told), terminal(out))
+    counts["errors"] += records.failed
     if not few and (drawn := pictures.folders()):
         log.info("pictures: %s", ", ".join(terminal(folder) for folder in drawn))
     return counts
@@ -197,6 +202,8 @@ def _output(config: dict[str, Any], files: Sequence[Source], shard: Shard | None
     Raises:
         UserError: it is one of the files to be read.
     """
+    if config["out"] in ("-", str(STDOUT)):
+        return STDOUT
     text = config["out"] or str(Path(config["run_dir"]) / "predictions.jsonl")
     out = Path(os.path.expanduser(text))
     if out.suffix.lower() == SUFFIX:
@@ -302,6 +309,11 @@ def _count(counts: Counter, result: Result) -> None:
 @command("predict", words="input")
 def main(cfg: DictConfig) -> None:
     """Predict what the command line names, and set the exit status."""
+    if cfg.out in ("-", str(STDOUT)):  # which then holds nothing but the predictions
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+                handler.setStream(sys.stderr)
+        sys.stdout = sys.stderr
     counts = predict(resolve(cfg, Settings))
     if counts["stopped"]:
         sys.exit(130)

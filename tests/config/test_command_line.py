@@ -1,5 +1,7 @@
 """What Hydra finds wrong with a command line is one sentence that says what to write."""
 
+from pathlib import Path
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -56,6 +58,20 @@ def test_words_without_a_key_get_theirs(words):
     assert (found if isinstance(found, str) else list(found)) == (
         words[0] if words[1:] == [] else words
     )
+
+
+def test_what_exists_on_disk_is_a_word_whatever_it_looks_like(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["input", "a=b.jpg", "+1.jpg", "~a.jpg", "[ü] x=1"]
+    for word in (*words, "out=x.csv", "hydra.run.dir=x"):
+        Path(word).mkdir()
+    made = with_key(["out=x.csv", "hydra.run.dir=x", *words], "predict", "input")
+    assert made[:2] == ["out=x.csv", "hydra.run.dir=x"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert list(compose("predict", overrides_of(made)[2:]).input) == words
+        for word in words:  # and so behind a key that holds nothing but a path
+            assert compose("predict", overrides_of([quote_path(f"input={word}")])).input == word
+    assert quote_path("model=a=b.jpg") == "model=a=b.jpg"
 
 
 def test_a_key_without_a_value_is_no_word():

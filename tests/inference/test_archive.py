@@ -1,5 +1,6 @@
 """An archive of Parquet parts: nothing is lost or there twice, whatever ends the process."""
 
+import errno
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from test_predict import settings
 
 from conftest import tiny_checkpoint
 from qcs.config.errors import UserError
+from qcs.inference import inputs
 from qcs.inference.archive import Archive
 from qcs.inference.faces import Prediction
 from qcs.inference.inputs import open_items, stamp
@@ -97,6 +99,31 @@ def test_the_same_again_does_what_is_missing_or_has_changed(photos, tmp_path):
     rows = table(out)
     assert len(rows) == 7 and rows["file"].is_unique
     assert rows["modified"][3].timestamp() == 1
+
+
+def test_errors_are_counted_again_and_tried_again_where_the_file_is_not_to_blame(
+    photos, tmp_path, monkeypatch
+):
+    out = tmp_path / "a.parquet"
+    (photos / "1.png").write_bytes((photos / "1.png").read_bytes()[:50])
+    reader = inputs.read_image
+
+    def refuse(path, opened=None):
+        if path.endswith("2.png"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        if path.endswith("3.png"):
+            raise MemoryError
+        return reader(path, opened)
+
+    monkeypatch.setattr(inputs, "read_image", refuse)
+    assert len(label(out, photos)) == 6
+    assert table(out)["error"].notna().tolist() == [False, True, True, True, False, False]
+    monkeypatch.undo()
+    with opened(out, photos) as writer:  # it stops before these two are done
+        assert [file.name for file in writer.files if not writer.done(file)] == ["2.png", "3.png"]
+        assert (writer.skipped, writer.failed) == (4, 1)
+    assert label(out, photos) == ["2.png", "3.png"] and label(out, photos) == []
+    assert table(out)["error"].notna().tolist() == [False, True, False, False, False, False]
 
 
 def test_other_settings_are_refused_until_it_begins_anew(photos, tmp_path):

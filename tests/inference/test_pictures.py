@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qcs.config.errors import UserError
-from qcs.inference import video
+from qcs.inference import outputs, video
 from qcs.inference.faces import Prediction
 from qcs.inference.inputs import Key
 from qcs.inference.outputs import Records
@@ -88,7 +88,14 @@ def records(path, *results):
 
 
 def test_names_are_exact_in_json_and_no_formulas_in_a_table(tmp_path):
-    names = ["=cmd|' /C calc'!A0.jpg", "@sum.jpg", "-2+3.jpg", "+1.jpg", "plain ü.jpg", "a\tb.jpg"]
+    names = [
+        "=cmd|' /C calc'!A0.jpg",
+        "@sum.jpg",
+        "-2+3.jpg",
+        "+1.jpg",
+        "plain ü.jpg",
+        "a\x1b[31m\n.jpg",
+    ]
     box = (-3.5, 1.0, 5.0, 7.0)
     face = Prediction("=red", 0.75, {"red": 0.75, "green": 0.25}, box, ((0, 0),) * 5, 0.9)
     results = [result(name, predictions=[face]) for name in names]
@@ -97,9 +104,16 @@ def test_names_are_exact_in_json_and_no_formulas_in_a_table(tmp_path):
     assert [json.loads(line)["file"] for line in lines] == names
     with (tmp_path / "out.CSV").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["file"].removeprefix("'") for row in rows] == names
+    assert [row["file"].removeprefix("'") for row in rows] == [*names[:5], r"a\x1b[31m\n.jpg"]
     assert all(cell[0] not in "=+@-" for row in rows for cell in (row["file"], row["label"]))
     assert rows[0]["left"] == "-3.5"  # a number stays one
+
+
+def test_stdout_that_a_shell_appends_to_a_file_keeps_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "STDOUT", tmp_path / "stdout")
+    (tmp_path / "stdout").write_text("before\n")
+    records(tmp_path / "stdout", result("a.jpg"))
+    assert (tmp_path / "stdout").read_text().startswith('before\n{"file": "a.jpg"')
 
 
 def test_a_name_that_is_not_utf_8_is_written(tmp_path):

@@ -7,7 +7,7 @@ the files in it.
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from typing import Any, NoReturn
 
@@ -27,6 +27,7 @@ _HOME = re.compile(r"^([^=\s]+=[\"']?)~(?=/|[\"']?$)")
 
 # A folder that is empty text would be the one where the command is started.
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "run_dir", "store", "dataset.path")
+PATHS = (*FOLDERS, "input", "out", "ckpt")
 
 
 def expand_home(argument: str) -> str:
@@ -40,32 +41,42 @@ def expand_home(argument: str) -> str:
 
 
 def quote_path(argument: str) -> str:
-    """Quote the path of KEY=folder/file where it exists and has signs that mean something to Hydra.
+    """Quote the path of KEY=PATH where it exists and has signs that mean something to Hydra.
 
-    The folders of the jobs of a multirun have such signs, as in `model=qcs,seed=0`.
+    The folders of the jobs of a multirun have such signs, as in `model=qcs,seed=0`. A name without
+    a folder is a path for the keys that hold nothing else.
     """
     key, _, value = argument.partition("=")
-    odd = os.sep in value and not re.fullmatch(r"[\w./-]+", value, re.ASCII)
+    path = os.sep in value or key in PATHS
+    odd = path and not re.fullmatch(r"[\w./-]+", value, re.ASCII)
     return f"{key}={override_text(value)}" if odd and os.path.exists(value) else argument
 
 
 def with_key(arguments: Sequence[str], command: str, key: str) -> list[str]:
     """Give the words without a key theirs, as in `qcs predict photo.jpg`; several make a list.
 
-    A word that is itself a key of the command is left as it is: its value was forgotten.
+    What exists on disk is such a word even if it looks like an override, as `in` or `a=b.jpg`. Any
+    other word that is a key of the command is left as it is: its value was forgotten.
 
     Raises:
         UserError: the key stands beside the words, or there is an unknown flag.
     """
     known = {name for name, *_ in keys(_yaml(command))}
-    words = [w for w in _beside_flags(arguments) if re.fullmatch(r"(~/|[^~+=])[^=]*", w)]
-    words = [word for word in words if word not in known]
+    words = [word for word in _beside_flags(arguments) if _is_path(word, known)]
     if not words:
         return list(arguments)
     if any(argument.startswith(f"{key}=") for argument in arguments):
         raise UserError(f"{words[0]} and {key}=... stand side by side: write all into {key}=[...]")
     others = [argument for argument in arguments if argument not in words]
     return [*others, f"{key}={override_text(words if len(words) > 1 else words[0])}"]
+
+
+def _is_path(word: str, known: Collection[str]) -> bool:
+    """Whether a word stands for a path and not for an override, see `with_key`."""
+    first = re.split(r"[.@=]", word.lstrip("+~"))[0]
+    if os.path.lexists(word) and (word == first or first not in {*known, "hydra"}):
+        return True
+    return word not in known and bool(re.fullmatch(r"(~(/|$)|[^~+=])[^=]*", word))
 
 
 def _yaml(command: str) -> str:

@@ -103,6 +103,8 @@ def _pillow_errors() -> Iterator[None]:
         yield
     except UserError:
         raise
+    except Image.DecompressionBombError as error:  # before its size can be asked for
+        raise UserError(f"it has more than {MAX_PIXELS // 1_000_000} million pixels") from error
     except UnidentifiedImageError as error:
         raise UserError(f"it is not an image of the formats {', '.join(FORMATS)}") from error
     except Exception as error:

@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,17 @@ def _locked(path: Path, patience: float) -> Iterator[None]:
 class Done:
     """Tells of which images and films the rows are there, or were asked for before in this run.
 
+    Args:
+        rows: those that have rows, and whether one of these has an error.
+
     Attributes:
         skipped: the number of images and films that had rows when they were asked for.
+        failed: the number of those that have an error.
     """
 
-    def __init__(self, rows: Iterable[Identity] = ()) -> None:
-        self.rows, self.skipped = set(rows), 0
+    def __init__(self, rows: Mapping[Identity, bool] | None = None) -> None:
+        self.rows = dict(rows or {})
+        self.skipped = self.failed = 0
         self._given: set[Identity] = set()
 
     def __call__(self, source: Source) -> bool:
@@ -80,14 +85,15 @@ class Done:
             return True
         self._given.add(identity)
         self.skipped += identity in self.rows
+        self.failed += self.rows.get(identity, False)
         return identity in self.rows
 
     def of(self, tars: Iterable[Source]) -> list["Done"]:
         """What is known of each of some tars, so that other processes can go through them."""
-        members: dict[str, list[Identity]] = {}
-        for identity in self.rows:
-            members.setdefault(identity[0], []).append(identity)
-        return [Done(members.get(utf8(tar.file), ())) for tar in tars]
+        members: dict[str, dict[Identity, bool]] = {}
+        for identity, failed in self.rows.items():
+            members.setdefault(identity[0], {})[identity] = failed
+        return [Done(members.get(utf8(tar.file))) for tar in tars]
 
 
 class Archive:
@@ -180,13 +186,15 @@ class Archive:
             self._number = max(self._number, int(own[1]) + 1 if own else 0)
             made, found = parquet.seen(path)
             self._require_same(made)
-            for identity, before in found:
+            for identity, before, _ in found:
                 file = named.get(identity[0])
                 if file and file.file not in stamps:
                     stamps[file.file] = None if file.error else stamp(file.file)
                 if identity in self.done.rows or (file and stamps[file.file] != before):
                     stale.setdefault(path, set()).add(identity)
-            self.done.rows |= {identity for identity, _ in found} - stale.get(path, set())
+            for identity, _, failed in found:
+                if identity not in stale.get(path, ()):
+                    self.done.rows[identity] = failed or self.done.rows.get(identity, False)
         if stale:
             log.info(
                 "%d images or films have changed, and are done anew", sum(map(len, stale.values()))
@@ -211,6 +219,11 @@ class Archive:
     def skipped(self) -> int:
         """The number of images and films that were there already."""
         return self.done.skipped
+
+    @property
+    def failed(self) -> int:
+        """The number of those that could not be read then."""
+        return self.done.failed
 
     def write(self, result: Result, pictures: Written) -> None:
         """Add the rows of an image or frame."""

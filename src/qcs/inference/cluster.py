@@ -178,6 +178,7 @@ def _missing(archive: Archive) -> tuple[list[Source], list[Work]]:
     """The photos that the archive lacks, and the tars with the members that it has."""
     files, tars = ([f for f in archive.files if (f.kind == "tar") is tar] for tar in (False, True))
     known = archive.done.of(tars)
+    archive.done.failed += sum(sum(done.rows.values()) for done in known)
     archive.done.skipped += sum(len(done.rows) for done in known)
     work: list[Work] = [([tar], done) for tar, done in zip(tars, known, strict=True)]
     return [file for file in files if not archive.done(file)], work

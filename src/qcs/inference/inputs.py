@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -29,6 +29,9 @@ class Key(NamedTuple):
     seconds: float | None = None  # after its start
     member: str | None = None  # of a tar
     stamp: Stamp | None = None  # of the file
+
+
+Place = TypeVar("Place", Key, Source)
 
 
 class Item(NamedTuple):
@@ -108,10 +111,11 @@ def _images_of(tar: Source, done: Callable[[Source], bool]) -> Iterator[Source]:
             try:
                 yield source._replace(data=content())
             except (UserError, MemoryError) as error:
-                yield source._replace(error=_unreadable_image(source, error))
+                why = _unreadable_image(source, error)
+                yield _blamed(source, error)._replace(error=why)
     except (UserError, OSError) as error:
         why = f"cannot read {tar.file} as a tar ({reason(error)})"
-        if not done(broken := tar._replace(kind="image", error=why)):
+        if not done(broken := _blamed(tar, error)._replace(kind="image", error=why)):
             yield broken
 
 
@@ -130,7 +134,18 @@ def read(source: Source, opened: Callable[[Image.Image], None] | None = None) ->
             return Item(key, read_image(source.file, opened))
         return Item(key, decode(BytesIO(source.data), opened))
     except (OSError, ValueError, MemoryError) as error:
-        return Item(key, error=_unreadable_image(source, error))
+        return Item(_blamed(key, error), error=_unreadable_image(source, error))
+
+
+def _blamed(place: Place, error: Exception) -> Place:
+    """Take the stamp away where the file is not to blame, so that an archive tries it again.
+
+    Memory may have been too small, or the system refused to read it: only its errors have numbers.
+    """
+    causes = [cause for cause in (error, error.__cause__) if cause]
+    system = any(isinstance(cause, OSError) and cause.errno is not None for cause in causes)
+    memory = any(isinstance(cause, MemoryError) for cause in causes)
+    return place._replace(stamp=None) if system or memory else place
 
 
 def _key(source: Source) -> Key:
@@ -155,7 +170,7 @@ def _frames(file: Source, every: int, max_frames: int | None) -> Iterator[Item]:
     except (UserError, MemoryError) as error:
         where = "" if last is None else f" in full, but to frame {last}"
         why = "too little memory" if isinstance(error, MemoryError) else error
-        yield Item(key, error=f"cannot read {file.file} as a video{where} ({why})")
+        yield Item(_blamed(key, error), error=f"cannot read {file.file} as a video{where} ({why})")
 
 
 def as_image(image: Input) -> Image.Image:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from qcs.config.errors import UserError, reason
-from qcs.config.escape import utf8
-from qcs.data.csv_format import FORMULA
+from qcs.config.escape import spreadsheet, utf8
 from qcs.inference.faces import POINTS, SIDES, Prediction
 from qcs.inference.pictures import Written
 from qcs.inference.predictor import Result
 from qcs.inference.sources import Source
+
+STDOUT = Path("/dev/stdout")
 
 
 def console_lines(result: Result, pictures: Written, folder: Path) -> Iterator[str]:
@@ -53,7 +54,8 @@ def summary(counts: Counter, class_names: Sequence[str], frames: bool) -> str:
 class Records:
     """Writes a line for each face, and for each image without a face or that cannot be read.
 
-    In file names, bytes that are not UTF-8 are written as `\\xNN`.
+    In file names, bytes that are not UTF-8 are written as `\\xNN`, and in a table all texts
+    as by `qcs.config.escape.spreadsheet`.
 
     Args:
         path: .csv for a table, anything else for JSON lines; an existing file is overwritten.
@@ -62,7 +64,7 @@ class Records:
         UserError: it cannot be written, on entering and by the methods.
     """
 
-    skipped = 0  # images; a file begins anew at each run
+    skipped = failed = 0  # images; a file begins anew at each run
 
     def __init__(self, path: Path, class_names: Sequence[str]) -> None:
         self.path, self.class_names = path, class_names
@@ -71,7 +73,10 @@ class Records:
     def __enter__(self) -> "Records":
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
+            mode = "a" if self.path == STDOUT else "w"  # a shell may have it append to a file
+            self.file = self.path.open(
+                mode, newline="", encoding="utf-8", errors="backslashreplace"
+            )
         except OSError as error:
             raise self._unwritable(error) from error
         if self.path.suffix.lower() == ".csv":
@@ -80,7 +85,7 @@ class Records:
             head += ["label", "probability", *(f"p_{name}" for name in self.class_names)]
             head += ["annotated", "crop", "note", "error", "member", "person"]
             self.table = csv.DictWriter(self.file, head)
-            self.table.writeheader()
+            self.table.writerow({name: spreadsheet(name) for name in head})
         return self
 
     def _unwritable(self, error: OSError) -> UserError:
@@ -126,12 +131,8 @@ class Records:
         if self.table is None:
             self.file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         else:
-            self.table.writerow({k: _cell(v) for k, v in _flat(row).items()})
-
-
-def _cell(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula, as an apostrophe precedes such texts."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+            flat = _flat(row).items()
+            self.table.writerow({k: spreadsheet(v) if type(v) is str else v for k, v in flat})
 
 
 def _record(prediction: Prediction) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Seen(NamedTuple):
 
     identity: Identity
     stamp: Stamp | None
+    failed: bool
 
 
 def schema(class_names: Sequence[str], features: int | None, made: Mapping[str, Any]) -> Any:
@@ -198,7 +199,7 @@ def seen(path: Path) -> tuple[dict[str, Any], set[Seen]]:
             about = part.schema_arrow.metadata or {}
             made = json.loads(about[b"settings"])
             found: set[Seen] = set()
-            names = ["file", "member", "bytes", "modified"]
+            names = ["file", "member", "bytes", "modified", "error"]
             for batch in part.iter_batches(GROUP, columns=names):
                 sizes = batch.column("bytes").to_pylist()
                 times = batch.column("modified").cast(pa.int64()).to_pylist()
@@ -206,7 +207,8 @@ def seen(path: Path) -> tuple[dict[str, Any], set[Seen]]:
                     None if size is None else (size, time)
                     for size, time in zip(sizes, times, strict=True)
                 )
-                found.update(map(Seen, _identities(batch), stamps))
+                failed = batch.column("error").is_valid().to_pylist()
+                found.update(map(Seen, _identities(batch), stamps, failed))
     except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged, or no part that `qcs predict` has written: delete it, and what "

@@ -267,5 +267,5 @@ def _name(source: Source | Item) -> str:
 def _failed(source: Source | Item, why: str) -> Item:
     """The item of a photo that cannot be read."""
     if isinstance(source, Source):
-        return read(source._replace(error=why))
+        return read(source._replace(error=why, stamp=None))
     return source._replace(image=None, error=why)
