@@ -5,7 +5,7 @@ import sys
 from typing import NamedTuple
 
 import qcs_fer
-from qcs.config.console import show
+from qcs.config.console import let_readers_go
 from qcs.config.version import __version__
 
 
@@ -88,16 +88,17 @@ OWN_PARSER = ("convert", "zoo")  # they are not configured by Hydra and have a h
 
 def main() -> None:
     """Start the command that the command line names, list the commands, or explain one."""
+    let_readers_go()
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        show(overview())
+        print(overview())
     elif name == "--version":
         print(f"qcs-fer {__version__}")
     elif name not in COMMANDS:
         print(f"error: {unknown(name)}", file=sys.stderr)
         sys.exit(2)
     elif name not in OWN_PARSER and {"-h", "--help"} & set(rest):
-        show(explanation(name))
+        print(explanation(name))
     elif found := qcs_fer.beside_ours():
         print(f"error: {found}", file=sys.stderr)
         sys.exit(2)

@@ -1,7 +1,8 @@
 """Expressions in photos and videos: `python -m qcs.predict photo.jpg [ckpt=...]`.
 
 Exit status: 0 if every file was read, with or without faces in it; 1 if some files could not be
-read; 2 if the run could not start or its results could not be written; 130 after Ctrl-C.
+read; 2 if the run could not start or its results could not be written; 130 after Ctrl-C, 143 after
+SIGTERM.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from typing_extensions import TypedDict
 from qcs.checkpoints import zoo
 from qcs.config.bounds import Count, Probability, Workers
 from qcs.config.command import command
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, exit_status
 from qcs.config.escape import terminal
 from qcs.config.options import resolve
 from qcs.evaluation.device import pick_device
@@ -91,7 +92,7 @@ def predict(config: dict[str, Any]) -> Counter:
     Returns:
         The numbers of "images", "faces", "empty" (images without a face), "errors" (with those of
         the files that an archive had already), each label under ("label", name), and "stopped",
-        which is 1 after Ctrl-C.
+        which is the exit status after Ctrl-C or SIGTERM.
 
     Raises:
         UserError: the run cannot start, or its results cannot be written.
@@ -127,8 +128,8 @@ def predict(config: dict[str, Any]) -> Counter:
                 if persons:
                     persons.add(result)
                 _count(counts, result)
-    except KeyboardInterrupt:  # the usual way to end a webcam
-        counts["stopped"] = int(files[-1].kind != "webcam")
+    except KeyboardInterrupt as stop:  # the usual way to end a webcam
+        counts["stopped"] = exit_status(stop) if files[-1].kind != "webcam" else 0
         log.info("stopped")
     counts["errors"] += pictures.failed
     if persons:
@@ -316,7 +317,7 @@ def main(cfg: DictConfig) -> None:
         sys.stdout = sys.stderr
     counts = predict(resolve(cfg, Settings))
     if counts["stopped"]:
-        sys.exit(130)
+        sys.exit(counts["stopped"])
     if counts["errors"]:
         sys.exit(1)
 

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from qcs.config.bounds import Pixels, Workers
 from qcs.config.command import command
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, exit_status
 from qcs.config.escape import terminal
 from qcs.config.options import instantiate, resolve
 from qcs.data import prepared
@@ -38,9 +38,9 @@ def prepare(config: dict[str, Any]) -> Path:
     options = {"on_error": config["on_error"], "num_workers": config["num_workers"]}
     try:
         folder = prepared.prepare(manifest, config["size"], base, **options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted: what is done is kept, the same command goes on", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(exit_status(stop))
     skipped = prepared.skipped_images(folder)
     for image in skipped:
         log.warning("left out: %s", terminal(image["error"]))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qcs.checkpoints import zoo
-from qcs.config.console import show
+from qcs.config.console import let_readers_go
 from qcs.config.errors import UserError
 
 HEADER = ("name", "data", "top-1 % (95 %)", "MB", "ms a face", "sha256")
@@ -74,6 +74,7 @@ def details(name: str, about: dict[str, Any], default: str) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Print the table and what there is to tell of each network."""
+    let_readers_go()
     parser = argparse.ArgumentParser(prog="qcs zoo", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="of networks; all by default")
     wanted = parser.parse_args(arguments).names
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(f"there is no network {strange[0]!r}; there are {', '.join(networks)}")
     networks = {name: networks[name] for name in wanted or networks}
     blocks = [details(name, about, index["default"]) for name, about in networks.items()]
-    show("\n\n".join([table(networks), *blocks]))
+    print("\n\n".join([table(networks), *blocks]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A command: what a user got wrong is one sentence and status 2, all else keeps its traceback."""
 
 import errno
+import signal
 import sys
 from pathlib import Path
 
@@ -103,6 +104,20 @@ def test_what_hydra_refuses_is_one_line(argument, sentence, start):
 
 def test_ctrl_c_is_status_130(start):
     assert start(fails(KeyboardInterrupt())) == (130, "stopped\n")
+
+
+def test_sigterm_is_status_143_even_where_it_comes_twice(start):
+    closed = []
+
+    def main(cfg: DictConfig) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            closed.append(True)
+
+    assert start(main) == (143, "stopped\n") and closed
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_job_of_a_multirun_fails_alone(start, monkeypatch):

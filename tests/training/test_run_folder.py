@@ -110,3 +110,5 @@ def test_a_job_of_a_multirun_goes_on_with_the_others(tmp_path):
     (tmp_path / "multirun.yaml").touch()
     said = run_folder.go_on(tmp_path / "seed=0")
     assert said.startswith(f"hydra.sweep.dir={tmp_path} ckpt=auto (without -m, one job: hydra.run.")
+    (tmp_path / "multirun.yaml").write_text("_target_: hydra_plugins.qcs_optuna.OptunaSweeper")
+    assert "the search tries" in run_folder.go_on(tmp_path / "0,lr=1")

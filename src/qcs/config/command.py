@@ -8,7 +8,9 @@ exit status 70.
 import errno
 import functools
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,12 +24,12 @@ from omegaconf import DictConfig
 
 import qcs_fer
 from qcs.config import command_line
-from qcs.config.console import prepare_output
-from qcs.config.errors import Failed, UserError, out_of_memory
+from qcs.config.console import let_readers_go, prepare_output
+from qcs.config.errors import Failed, Terminated, UserError, exit_status, out_of_memory
 from qcs.config.escape import terminal
 from qcs.config.keys import CONF
 
-MISTAKE, BUG, INTERRUPTED = 2, 70, 130  # exit statuses; 70 is EX_SOFTWARE of sysexits.h
+MISTAKE, BUG = 2, 70  # exit statuses; 70 is EX_SOFTWARE of sysexits.h
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -63,13 +65,14 @@ def command(
 
         @functools.wraps(main)
         def start() -> None:
+            let_readers_go()
             prepare_output()
             expanded = map(command_line.expand_home, sys.argv[1:])
             sys.argv[1:] = map(command_line.quote_path, expanded)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through to here
             code: CodeType = job.__code__  # type: ignore[attr-defined]  # of a function
             run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
-            with one_sentence(lambda error: translate(error) or _before_the_job(error, code)):
+            with _terminable(), one_sentence(lambda e: translate(e) or _before_the_job(e, code)):
                 if found := qcs_fer.beside_ours():
                     raise UserError(found)
                 if words:
@@ -97,9 +100,9 @@ def one_sentence(translate: Callable[[Exception], str | None] = lambda _: None) 
     """
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(exit_status(stop))
     except Exception as error:
         if text := _sentence(error, translate):
             _print_error(error, text)
@@ -111,6 +114,25 @@ def one_sentence(translate: Callable[[Exception], str | None] = lambda _: None) 
             file=sys.stderr,
         )
         sys.exit(BUG)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """End at SIGTERM as at Ctrl-C: what is open is closed, and no process is left."""
+
+    def stop(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # `timeout` sends it to a process and to its group
+        raise Terminated
+
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield  # whoever called this decides
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _sentence(error: Exception, translate: Callable[[Exception], str | None]) -> str | None:

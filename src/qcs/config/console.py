@@ -2,8 +2,10 @@
 
 import logging
 import os
+import stat
 import sys
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TextIO
 
 from qcs.config.escape import terminal
 
@@ -17,6 +19,50 @@ class _Record(logging.LogRecord):
     def getMessage(self) -> str:
         """Return the message with the control characters of its arguments written out."""
         return "\n".join(map(terminal, super().getMessage().expandtabs(4).split("\n")))
+
+
+class _Readable:
+    """A stream of text whose reader, `head` say, may go away before the end: the rest is dropped.
+
+    The command goes on, as it writes files too.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, if it is read."""
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            return self._drop(len(text))
+
+    def flush(self) -> None:
+        """Write what is held back, if it is read."""
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self, length: int = 0) -> int:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
+        return length
+
+
+def let_readers_go() -> None:
+    """Let whoever reads stdout or stderr through a pipe stop, for the rest of the process."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        with suppress(OSError, AttributeError):  # a stream without a file
+            if not isinstance(stream, _Readable) and stat.S_ISFIFO(
+                os.fstat(stream.fileno()).st_mode
+            ):
+                setattr(sys, name, _Readable(stream))
 
 
 def prepare_output() -> None:
@@ -37,11 +83,3 @@ def console() -> "Console":
 
     prepare_output()
     return Console(markup=False, emoji=False)
-
-
-def show(text: str) -> None:
-    """Print a text, of which the reader, `head` say, may not want to see the end."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the flush at the end

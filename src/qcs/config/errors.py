@@ -35,6 +35,15 @@ def out_of_memory(error: Exception) -> bool:
     return known or "allocate memory" in str(error)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which the system and SLURM stop a process; it ends as after Ctrl-C."""
+
+
+def exit_status(stop: KeyboardInterrupt) -> int:
+    """Return the exit status of a process that was stopped: 130 by Ctrl-C, 143 by SIGTERM."""
+    return 143 if isinstance(stop, Terminated) else 130
+
+
 class Failed(float):
     """The result of a job of a multirun that failed: not a number, with the reason.
 

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from qcs.checkpoints.files import LAST, last
 from qcs.config.bounds import Count, Positive
+from qcs.config.errors import exit_status
 from qcs.training.distributed import NonFiniteLoss, StepFlags, is_first_process
 from qcs.training.loggers import complete
 from qcs.training.module import QCSModule
@@ -29,14 +30,15 @@ STOPPED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 
 @contextmanager
 def exit_on_interrupt(folder: Path) -> Iterator[None]:
-    """End the process with status 130 and one message if Ctrl-C stops a run without saving it.
+    """End the process with one message if Ctrl-C or SIGTERM stops a run without saving it.
 
     The run's folder may hold an earlier checkpoint to resume from.
     """
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the first into the second
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+        cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
+        if not isinstance(cause, KeyboardInterrupt):
             raise
         if not is_first_process():
             pass  # the first one says it
@@ -47,7 +49,7 @@ def exit_on_interrupt(folder: Path) -> Iterator[None]:
             )
         else:
             log.warning("interrupted before anything was saved")
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(exit_status(cause)) from None
 
 
 class LastCheckpoint(Checkpoint):

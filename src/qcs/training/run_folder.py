@@ -105,8 +105,11 @@ def deferred_log(name: str = LOG) -> Iterator["DeferredLog"]:
 def go_on(folder: Path) -> str:
     """The overrides by which the same command goes on with what was saved in a run's folder."""
     alone = f"hydra.run.dir={folder} ckpt=last"
-    if not (folder.parent / "multirun.yaml").exists():
+    multirun = folder.parent / "multirun.yaml"
+    if not multirun.exists():
         return alone
+    if "qcs_optuna" in multirun.read_text(encoding="utf-8"):
+        return "nothing more: the search tries these values again"
     return f"hydra.sweep.dir={folder.parent} ckpt=auto (without -m, one job: {alone})"
 
 
