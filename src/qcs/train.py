@@ -104,7 +104,10 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
         with distributed.ended_together(trainer):
-            return _fit(config, trainer, module, data, ckpt, state)
+            try:
+                return _fit(config, trainer, module, data, ckpt, state)
+            except MisconfigurationException as error:  # such as a share of less than one batch
+                raise UserError(f"this cannot be trained as configured: {error}") from error
 
 
 def _prepare_folder(config: dict[str, Any], folder: Path, resumed: files.State | None) -> None:

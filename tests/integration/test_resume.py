@@ -288,6 +288,8 @@ def test_a_run_that_takes_no_step_is_not_tested(nothing, small, tmp_path, caplog
     assert not (tmp_path / "test").exists()
     with pytest.raises(UserError, match="limit_train_batches=0 trains nothing"):
         trained(tmp_path / "b", *small[1], "+trainer.limit_train_batches=0")
+    with pytest.raises(UserError, match="as configured: You requested to check 0.001 of"):
+        trained(tmp_path / "c", *small[1], "+trainer.limit_train_batches=0.001")
 
 
 def test_an_accelerator_that_is_not_there_is_one_sentence(small, tmp_path, monkeypatch):
@@ -327,6 +329,13 @@ class Interrupts(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+class InterruptsAtEnd(Callback):
+    """Sends Ctrl-C after the last epoch was saved."""
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_ctrl_c_finishes_the_step_and_saves(faces, tmp_path, caplog):
     parts = lambda name: {"last": last_in(tmp_path / name / "checkpoints")}  # noqa: E731
     fit(faces, tmp_path, parts("whole"))
@@ -343,6 +352,14 @@ def test_ctrl_c_finishes_the_step_and_saves(faces, tmp_path, caplog):
         for d in ("whole", "part")
     )
     assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_ctrl_c_after_the_last_epoch_stops_before_the_test(faces, tmp_path, caplog):
+    parts = {"ctrl_c": InterruptsAtEnd(), "last": last_in(tmp_path)}
+    with pytest.raises(SystemExit) as stop:
+        fit(faces, tmp_path, parts, 1)
+    assert stop.value.code == 130 and (tmp_path / "last.ckpt").exists()
+    assert "stopped at step" in caplog.text
 
 
 def test_a_second_ctrl_c_stops_at_once(small, tmp_path, monkeypatch, caplog):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -167,14 +167,15 @@ class LastCheckpoint(Checkpoint):
         step = trainer.fit_loop.total_batch_idx
         self.row = {**means, "epoch": trainer.current_epoch, "step": step} if means else {}
         self.stopped_early = bool(trainer.should_stop)
-        flags = _flags(pl_module)
-        requested = trainer.strategy.reduce_boolean_decision(flags.stop_requested, all=False)
-        flags.stopping = flags.stopping or requested
+        if self._asked_to_stop(trainer, pl_module):
+            _flags(pl_module).stopping = True
         self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the signal handlers."""
+        """Restore the signal handlers; stop if that was asked for after the last epoch."""
         self._restore_handlers()
+        if self._asked_to_stop(trainer, pl_module):
+            self._stop(trainer)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -206,13 +207,22 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.folder / LAST, weights_only=False)
         self._saved = time.monotonic()
         if _flags(pl_module).stopping:
-            if trainer.is_global_zero:
-                log.warning(
-                    "stopped at step %d and saved; go on with the same command and %s",
-                    trainer.global_step,
-                    go_on(self.folder.parent),
-                )
-            raise SystemExit(self._status)
+            self._stop(trainer)
+
+    def _asked_to_stop(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Return whether a process was asked to; all processes agree on the answer."""
+        requested = _flags(pl_module).stop_requested
+        return trainer.strategy.reduce_boolean_decision(requested, all=False)
+
+    def _stop(self, trainer: Trainer) -> NoReturn:
+        """End the process once last.ckpt is written."""
+        if trainer.is_global_zero:
+            log.warning(
+                "stopped at step %d and saved; go on with the same command and %s",
+                trainer.global_step,
+                go_on(self.folder.parent),
+            )
+        raise SystemExit(self._status)
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
