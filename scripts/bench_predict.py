@@ -29,11 +29,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from qcs.config.threads import processors
 from qcs.data.images import read_image
 from qcs.inference.crops import cut
 from qcs.inference.detector import Detector
 from qcs.inference.predictor import load
-from qcs.inference.processors import processors
 
 # Sizes in pixels, and how many of a hundred photos have them.
 SIZES = {

@@ -27,8 +27,9 @@ from qcs.data.manifest import Manifest
 from qcs.data.sources import ferplus
 from qcs.inference import tracking
 from qcs.inference.detector import Detector
-from qcs.inference.inputs import files_of, open_items
+from qcs.inference.inputs import open_items
 from qcs.inference.predictor import Predictor, Result
+from qcs.inference.sources import files_of
 from qcs.inference.tracking import Following, follow
 from qcs.inference.video import FRAME_RATE, FilmWriter
 

@@ -1,6 +1,7 @@
 """Who may import whom (shared rules of the rooms), where the heavy libraries live, and no ring."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -188,3 +189,16 @@ def test_the_command_answers_without_pytorch(tmp_path):
 def test_importing_the_package_loads_nothing_heavy():
     heavy = {"torch", "numpy", "lightning", "hydra", "omegaconf"} | LAZY
     assert not loaded("import qcs") & heavy
+
+
+@pytest.mark.parametrize(
+    "script", sorted((SOURCE.parent / "scripts").rglob("*.py")), ids=lambda path: path.name
+)
+def test_what_scripts_import_is_there(script):
+    """Most scripts take too long for a test, and the types of src alone are checked."""
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "qcs":
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                below = MODULES.get(f"{node.module}.{name.name}")
+                assert below or hasattr(module, name.name), f"{node.module} has no {name.name}"

@@ -1,7 +1,9 @@
 """The evaluation transform in numpy, for predictions that do not need PyTorch.
 
-It gives exactly the numbers of `qcs.data.transforms.evaluation`. PyTorch resizes uint8 images in
-integers of 16 bits, as Pillow-SIMD does; source: aten/src/ATen/native/cpu/UpSampleKernel.cpp.
+It gives exactly the numbers of `qcs.data.transforms.evaluation` where torchvision resizes uint8
+images in integers of 16 bits, as Pillow-SIMD does (aten/src/ATen/native/cpu/UpSampleKernel.cpp). On
+CPUs without AVX2, and with torchvision 0.23 on those with AVX512, it resizes in floating point, and
+some pixels differ by one grey level of 255.
 
 H and W pixels.
 """
