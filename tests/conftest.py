@@ -19,6 +19,13 @@ from qcs.training.sam import gradient_norm
 # Two workers of pytest-xdist on two cores: a thread each.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
+LONG = ("integration", "models", "tests", "training")  # folders with the files that take longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first, so that no worker waits long for the last file of the other."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
+
 
 def tiny_network(roles: int = 4, num_classes: int = 3, **options) -> QCSNetwork:
     """A network of a few thousand parameters on 16-pixel images, deterministic."""
