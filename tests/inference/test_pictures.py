@@ -10,11 +10,10 @@ from PIL import Image
 
 from qcs.config.errors import UserError
 from qcs.inference import outputs, video
-from qcs.inference.faces import Prediction
+from qcs.inference.faces import Prediction, Result
 from qcs.inference.inputs import Key
 from qcs.inference.outputs import Records
 from qcs.inference.pictures import Pictures, Written
-from qcs.inference.predictor import Result
 
 
 def result(name, size=(40, 30), frame=None, seconds=None, file=None, colour="red", **options):

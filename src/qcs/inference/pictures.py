@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from qcs.config.errors import UserError, reason
 from qcs.config.escape import terminal
-from qcs.inference.predictor import Prediction, Result
+from qcs.inference.faces import Prediction, Result
 from qcs.inference.video import FRAME_RATE, FilmWriter
 
 log = logging.getLogger(__name__)
