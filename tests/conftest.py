@@ -16,8 +16,10 @@ from qcs.training.losses import QCSLoss
 from qcs.training.module import QCSModule
 from qcs.training.sam import gradient_norm
 
-# Two workers of pytest-xdist on two cores: a thread each.
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+torch.set_num_threads(2)
+if "PYTEST_XDIST_WORKER" in os.environ:  # two of them on two cores
+    torch.set_num_threads(1)
+    os.environ["GOMP_SPINCOUNT"] = "0"  # of the processes that tests start
 
 LONG = ("integration", "models", "tests", "training")  # folders with the files that take longest
 
