@@ -5,6 +5,7 @@ films of phones need that, as their frame rate varies. It reads from an open fil
 cannot make it open another file or a network connection.
 """
 
+import struct
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -26,6 +27,16 @@ EXTRA = ("faces", "videos and webcams need")
 READERS = "asf,avi,matroska,webm,mov,mp4,mpeg,mpegts,mpegvideo"
 CLOCK = Fraction(1, 90_000)  # of written films
 FRAME_RATE = 25  # of films that do not say when their frames are shown
+# By whether rows become columns, then whether left and right and whether top and bottom change.
+TURNS = {
+    (False, True, False): Image.Transpose.FLIP_LEFT_RIGHT,
+    (False, False, True): Image.Transpose.FLIP_TOP_BOTTOM,
+    (False, True, True): Image.Transpose.ROTATE_180,
+    (True, False, False): Image.Transpose.TRANSPOSE,
+    (True, True, False): Image.Transpose.ROTATE_270,
+    (True, False, True): Image.Transpose.ROTATE_90,
+    (True, True, True): Image.Transpose.TRANSVERSE,
+}
 MARGIN = 1.0  # seconds by which a whole film may end before the length in its header
 
 
@@ -136,14 +147,16 @@ def _frames(
 
 
 def _upright(frame: "av.VideoFrame") -> Image.Image:
+    """The image of a frame, turned and mirrored by the matrix that its film carries for that."""
     image = frame.to_image()
-    turns = {
-        1: Image.Transpose.ROTATE_90,
-        2: Image.Transpose.ROTATE_180,
-        3: Image.Transpose.ROTATE_270,
-    }
-    quarter = round(frame.rotation / 90) % 4  # counterclockwise
-    return image.transpose(turns[quarter]) if quarter else image
+    if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
+        return image
+    # Column x of row y is shown at (a x + c y, b x + d y).
+    a, b, _, c, d = struct.unpack("9i", bytes(matrix))[:5]
+    swapped = abs(b) > abs(a)
+    right, down = (c, b) if swapped else (a, d)
+    turn = TURNS.get((swapped, right < 0, down < 0))
+    return image if turn is None else image.transpose(turn)
 
 
 class FilmWriter:
