@@ -113,6 +113,19 @@ def test_a_film_that_was_cut_off_gives_its_frames_and_then_says_so(phone, suffix
         list(frames)
 
 
+def test_a_frame_that_the_decoder_had_to_make_up_is_left_out_and_counted(tmp_path):
+    source = ("-f", "lavfi", "-i", "testsrc=size=160x120:rate=10", "-frames:v", 9)
+    ffmpeg(*source, "-c:v", "mpeg4", "-g", 1, tmp_path / "film.avi")
+    content = bytearray((tmp_path / "film.avi").read_bytes())
+    middle = len(content) // 2  # in the fifth frame
+    content[middle : middle + 40] = bytes(40)
+    (tmp_path / "film.avi").write_bytes(content)
+    numbers = []
+    with pytest.raises(UserError, match="damaged in 1 place$"):
+        numbers.extend(frame.number for frame in video.film(tmp_path / "film.avi"))
+    assert numbers == [0, 1, 2, 3, 5, 6, 7, 8]
+
+
 def test_what_is_no_film_is_said(tmp_path):
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "text.mp4").write_text("no film")

@@ -129,8 +129,9 @@ def _frames(
         except av.error.InvalidDataError:  # the frames after it may be whole
             damaged += 1
             continue
+        damaged += sum(frame.is_corrupt for frame in frames)
         for frame in frames:
-            if number % every == 0:
+            if number % every == 0 and not frame.is_corrupt:  # else its picture is partly made up
                 seconds = None if frame.time is None else max(frame.time - start, 0.0)
                 yield Frame(number, seconds, _upright(frame))
                 given += 1
@@ -141,7 +142,7 @@ def _frames(
     if not number:
         raise UserError("no frames")
     if damaged:
-        raise UserError(f"damaged in {damaged} places")
+        raise UserError(f"damaged in {damaged} place{'s' * (damaged > 1)}")
     if end - start < 0.98 * length - MARGIN:
         raise UserError(f"it ends after {end - start:.1f} of {length:.1f} seconds")
 
