@@ -143,7 +143,7 @@ def _fit(
     log.info("%.2f M parameters, threads: %d, run folder %s", millions, count, folder)
     if ckpt:
         log.info("going on from %s", ckpt)
-    with workers.translated_errors():
+    with workers.translated_errors("loader."):
         trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     best = [c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)]
@@ -158,7 +158,7 @@ def _fit(
         log.warning("no step was taken, so the network is not trained: it is not tested")
         return metrics
     if config["test"] and not is_dry_run(trainer):
-        with workers.translated_errors():
+        with workers.translated_errors("loader."):
             metrics |= test_selected(trainer, module, data, folder, config["select_on"])
     return metrics
 
