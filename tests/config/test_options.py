@@ -116,6 +116,11 @@ def test_every_optimiser_and_schedule_builds(choice, tmp_path):
         ("loss._target_=math.inf", "loss._target_=math.inf takes no options"),
         ("loss._target_=qcs.training.losses.Nothing", "cannot be imported"),
         ("+nonsense=1", "nonsense is not an option; the command takes seed"),
+        (
+            "+scheduler._target_=torch.optim.lr_scheduler.StepLR",
+            "scheduler._target_ is not an option; scheduler takes interval, schedule",
+        ),
+        ("+sam._target_=math.sqrt", "sam._target_ is not an option; sam takes rho"),
         ("+sed=1", "sed is not an option, did you mean seed?"),
         ("loss._target_=no.such.Loss", "ModuleNotFoundError(\"No module named 'no'\") Are"),
     ],

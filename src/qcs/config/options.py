@@ -106,9 +106,8 @@ def resolve(cfg: DictConfig, settings: type) -> dict[str, Any]:
     """Resolve a composed config into dicts, lists and scalars, and check it.
 
     Args:
-        settings: the command's `TypedDict`. Where it types a group by another `TypedDict` and the
-            group has a `_target_`, the keys of that `TypedDict` stand beside the arguments of the
-            target.
+        settings: the command's `TypedDict`. Those keys of a backbone that `BackboneOptions` lists
+            stand beside the arguments of its target.
 
     Raises:
         UserError: as `check`; also the settings of the command.
@@ -118,11 +117,12 @@ def resolve(cfg: DictConfig, settings: type) -> dict[str, Any]:
     for key, value in config.items():
         if key not in hints:
             raise UserError(unknown(key, hints))
-        if is_typeddict(hints[key]) and isinstance(value, dict) and "_target_" in value:
+        targeted = isinstance(value, dict) and "_target_" in value
+        if targeted and hints[key] is BackboneOptions:
             ours = get_type_hints(hints[key])
             check(value, key, ours)
             value = {k: v for k, v in value.items() if k in ours}
-        else:
+        elif not (targeted and is_typeddict(hints[key])):  # which takes no `_target_`
             check(value, key)
         if found := problem(value, hints[key], key):
             raise UserError(found)
