@@ -1,6 +1,7 @@
 """The base branch as a file: `python -m qcs.export ckpt=... out=model.onnx` (or model.pt2)."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -90,10 +91,12 @@ def export(config: dict[str, Any]) -> dict[str, float]:
 
 def _output(config: dict[str, Any]) -> Path:
     """The file to write, whose suffix is its format."""
-    out = Path(config["out"]).expanduser()
+    out = Path(os.path.expanduser(config["out"]))
     if out.suffix not in (".onnx", ".pt2") or (config["int8"] and out.suffix != ".onnx"):
         expected = "*.onnx with int8=true" if config["int8"] else "*.onnx or *.pt2"
         raise UserError(f"out={config['out']}: the format goes by the name, {expected}")
+    if os.path.isdir(out):
+        raise UserError(f"out={config['out']} is a folder: name a file in it")
     return out
 
 
