@@ -172,6 +172,12 @@ def _trainer(config: dict[str, Any], folder: Path, state: files.State | None) ->
     """
     if config["trainer"].get("limit_train_batches") == 0:
         raise UserError("trainer.limit_train_batches=0 trains nothing; for a test alone: qcs.eval")
+    limit = config["trainer"].get("limit_test_batches")
+    if config["test"] and repr(limit) not in ("None", "1.0"):
+        raise UserError(
+            f"trainer.limit_test_batches={limit}: the report at the end is of all test images; "
+            "leave it out, or write test=false"
+        )
     try:
         trainer = build.trainer(config, folder)
     except UserError:

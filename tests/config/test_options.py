@@ -190,6 +190,7 @@ def test_numbers_that_make_no_sense_are_refused_in_one_sentence(name, tmp_path):
         "augment.train.erase=2",
         "augment.train.size=0",
         "trainer.max_epochs=-2",
+        "trainer.precision=bf16-true",
         "optimizer.lr=0",
         "sam.every=0",
         "gradient_clip_norm=0",

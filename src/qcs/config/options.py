@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from inspect import Parameter, isclass, signature
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import hydra
 from annotated_types import Interval
@@ -38,6 +38,11 @@ BOUNDS: dict[str, Any] = {
     "trainer.devices": Annotated[int, Interval(ge=-1, le=4096)] | str | list[Natural],
     "trainer.num_nodes": Annotated[int, Interval(ge=1, le=4096)],
     "trainer.log_every_n_steps": Natural | None,
+    # In bf16-true and 16-true the norms of the network cannot be computed.
+    "trainer.precision": Literal[
+        "32-true", "bf16-mixed", "16-mixed", "64-true", "32", "64", "16", "bf16", 16, 32, 64
+    ]
+    | None,
     "trainer.num_sanity_val_steps": Annotated[int, Interval(ge=-1, le=MOST)] | None,
     "callbacks.ema.decay": Dropout,
     "callbacks.early_stopping.patience": Natural,
