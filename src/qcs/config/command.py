@@ -174,9 +174,9 @@ def _before_the_job(error: Exception, job: CodeType) -> str | None:
 def _refusal(error: Exception) -> str | None:
     """The sentence where memory is short, or the system refuses a file; None for a bug."""
     if out_of_memory(error):
-        text = " ".join(str(error).split())[:200]
-        advice = "there is not enough memory: make batches, images or the network smaller"
-        return f"{advice} ({text})" if text else advice
+        told = " ".join(str(error).split())[:200]
+        sentence = "there is not enough memory: make batches, images or the network smaller"
+        return f"{sentence} ({told})" if told else sentence
     if isinstance(error, OSError) and (advice := _ADVICE.get(error.errno or 0)):
         where = error.filename or "a file that was being written"
         return f"{error.strerror}: {where}; {advice}"

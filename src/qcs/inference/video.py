@@ -150,7 +150,8 @@ def _frames(
 def _upright(frame: "av.VideoFrame") -> Image.Image:
     """The image of a frame, turned and mirrored by the matrix that its film carries for that."""
     image = frame.to_image()
-    if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
         return image
     # Column x of row y is shown at (a x + c y, b x + d y).
     a, b, _, c, d = struct.unpack("9i", bytes(matrix))[:5]
