@@ -111,6 +111,7 @@ def predict(config: dict[str, Any]) -> Counter:
     predictor = _predictor(config, webcam)
     records = _records(config, out, files, predictor, shard)
     pictures = Pictures(Path(config["run_dir"]), config["annotate"], config["save_crops"])
+    pictures.require_apart(file.file for file in files)
     if config["engine"] == "ray":
         results = _on_cluster(config, predictor, records)
     else:
@@ -187,7 +188,7 @@ def _records(
         raise UserError("embeddings=true has no place in a CSV: write out=faces.parquet or .jsonl")
     if out.suffix.lower() != SUFFIX:
         return Records(out, predictor.class_names)
-    network = Path(config["ckpt"] or zoo.default_file()).expanduser()
+    network = Path(os.path.expanduser(config["ckpt"] or zoo.default_file()))
     with (zoo.find(network) or network).open("rb") as file:
         made = {"network_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     made |= {key: config[key] for key in KEPT}

@@ -80,6 +80,18 @@ def test_what_cannot_be_written_is_said_for_that_input(tmp_path):
         assert pictures.write(film[1]) == Written()  # said once
 
 
+def test_no_picture_is_written_over_a_file_that_is_to_be_read(tmp_path):
+    (done,) = write(tmp_path, result("x.jpg"))
+    for path in (done.annotated, *done.crops):
+        with (
+            Pictures(tmp_path, annotate=True, crops=False) as pictures,
+            pytest.raises(UserError, match="where this run writes its pictures"),
+        ):
+            pictures.require_apart(["other.jpg", str(tmp_path / path)])
+    with Pictures(tmp_path, annotate=False, crops=False) as pictures:
+        pictures.require_apart([str(tmp_path / done.annotated)])
+
+
 def records(path, *results):
     with Records(path, ["red", "green"]) as out:
         for one in results:
