@@ -42,6 +42,15 @@ def three_colours(folder: Path) -> Manifest:
     return Manifest.build(folder, rows, ("red", "green", "blue"))
 
 
+@pytest.fixture
+def named_photos(tmp_path: Path) -> Path:
+    """A folder with three pictures in its folder `in`, one of which has an odd name."""
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png", "ü c.png"):
+        Image.new("RGB", (20, 10), "red").save(tmp_path / "in" / name)
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Networks this small only wait for a second thread."""

@@ -14,6 +14,7 @@ from qcs.config import jobs, threads
 from qcs.config.keys import CONF
 
 NAMES = (*threads.NUMBERS, "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+ASLEEP = dict.fromkeys(threads.SPINS, "0")
 SHOW = "import json, os; print(json.dumps(dict(os.environ)))"
 STARTED = f"""
 import subprocess, sys
@@ -32,7 +33,27 @@ def test_the_user_is_asked_first_and_processes_inherit(given):
     shown = subprocess.check_output([sys.executable, "-c", STARTED], env=bare | given)
     found = {k: v for k, v in json.loads(shown).items() if k in NAMES}
     found.pop("OMP_NUM_THREADS", None)  # in a cgroup with a limit
-    assert found == (given or {"GOMP_SPINCOUNT": threads.SPINS, "KMP_BLOCKTIME": "1"})
+    assert found == given or (not given and found in (threads.SPINS, ASLEEP))
+
+
+@pytest.mark.parametrize(
+    "counts, wanted",
+    [("111", threads.SPINS), ("333", ASLEEP), ("313", threads.SPINS), ("", threads.SPINS)],
+)
+def test_threads_sleep_at_once_beside_others_at_work(counts, wanted, machine, monkeypatch):
+    counts = iter(counts)
+
+    class Load:
+        def read_text(self):
+            return f"0.20 0.18 0.12 {next(counts, '')}/80 11206"
+
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads, "LOAD", Load())
+    monkeypatch.setattr(threads, "cores", lambda: 7)  # of eight processors
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    threads.prepare()
+    assert {name: os.environ.get(name) for name in threads.SPINS} == wanted
 
 
 def test_threads_are_those_of_torch_of_the_user_or_the_cores(monkeypatch):

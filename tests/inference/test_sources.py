@@ -1,18 +1,9 @@
 """What an input names: names in braces, and names that stay inside a folder."""
 
 import pytest
-from PIL import Image
 
 from qcs.config.errors import UserError
 from qcs.inference.sources import files_of, inside
-
-
-@pytest.fixture
-def photos(tmp_path):
-    (tmp_path / "in").mkdir()
-    for name in ("a.png", "b.png", "ü c.png"):
-        Image.new("RGB", (20, 10), "red").save(tmp_path / "in" / name)
-    return tmp_path
 
 
 def test_a_list_leads_no_picture_out_of_its_folder():
@@ -21,19 +12,27 @@ def test_a_list_leads_no_picture_out_of_its_folder():
         assert inside(entry) in ("x.png", "a/x.png", "unnamed")
 
 
-def test_braces_stand_for_names(photos):
-    found = files_of(f"{photos}/in/{{a,b}}.png")
+def test_braces_stand_for_names(named_photos):
+    found = files_of(f"{named_photos}/in/{{a,b}}.png")
     assert [file.name for file in found] == ["a.png", "b.png"]
     for number in (8, 9, 10):
-        (photos / f"s-{number:03d}.tar").touch()
-    found = files_of(f"{photos}/s-{{008..010}}.tar")
+        (named_photos / f"s-{number:03d}.tar").touch()
+    found = files_of(f"{named_photos}/s-{{008..010}}.tar")
     assert [(file.name, file.kind) for file in found] == [
         (f"s-{number:03d}.tar", "tar") for number in (8, 9, 10)
     ]
-    found = files_of(f"{photos}/s-{{008..011}}.tar")
+    found = files_of(f"{named_photos}/s-{{008..011}}.tar")
     assert "nothing to read" in found[3].error
-    (photos / "{a,b}.png").write_bytes((photos / "in/a.png").read_bytes())
-    assert [file.name for file in files_of(f"{photos}/{{a,b}}.png")] == ["{a,b}.png"]
+    (named_photos / "{a,b}.png").write_bytes((named_photos / "in/a.png").read_bytes())
+    assert [file.name for file in files_of(f"{named_photos}/{{a,b}}.png")] == ["{a,b}.png"]
     for wrong in ("{9..1}", "{0..99999999999}"):
         with pytest.raises(UserError, match="is not a range"):
             files_of(f"s-{wrong}.tar")
+
+
+@pytest.mark.parametrize("name", ["s.tar.gz", "s.TGZ", "s.tar.zst"])
+def test_a_compressed_tar_is_told_alone_and_in_a_folder(name, named_photos):
+    (named_photos / "in" / name).touch()
+    for given in (f"{named_photos}/in/{name}", f"{named_photos}/in"):
+        (told,) = (file.error for file in files_of(given) if file.error)
+        assert told.endswith(f"{name} is a compressed tar: decompress it first")

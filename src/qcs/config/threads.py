@@ -3,13 +3,16 @@
 import math
 import os
 import sys
+import time
 from pathlib import Path
 
+LOAD = Path("/proc/loadavg")  # "0.20 0.18 0.12 1/80 11206": the fourth says how many threads run
 CGROUPS, CPUS = Path("/sys/fs/cgroup"), Path("/sys/devices/system/cpu")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 # torch asks MKL for its number where it has MKL, and OpenMP elsewhere.
 NUMBERS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-SPINS = "10000"  # chosen by scripts/bench_threads.py, see docs/explanation/speed.md
+# Chosen by scripts/bench_threads.py, see docs/explanation/speed.md.
+SPINS = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 GIVEN = {name: os.environ[name] for name in NUMBERS if name in os.environ}  # by the user
 
 
@@ -19,10 +22,12 @@ def prepare() -> None:
     Threads wait for each other by spinning before they sleep. By default that takes milliseconds,
     in which a thread that waits keeps the core from the one that it waits for, when another process
     has one as well. GNU's library counts turns of a loop; LLVM's and Intel's take milliseconds.
+    Beside others that are at work already, threads sleep at once.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-        os.environ.setdefault("KMP_BLOCKTIME", "1")
+        crowded = _crowded()
+        for name, spins in SPINS.items():
+            os.environ.setdefault(name, "0" if crowded else spins)
     if not GIVEN and _limit() < len(_allowed()):  # which torch does not know
         os.environ["OMP_NUM_THREADS"] = str(cores())
 
@@ -68,6 +73,21 @@ def _allowed() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
+
+
+def _crowded() -> bool:
+    """Whether other processes compute on the processors that the threads of this one will take.
+
+    Of three counts the least is taken, as a task may be short. False where the system is not Linux.
+    """
+    running = []
+    for _ in range(3):
+        try:
+            running.append(int(LOAD.read_text().split()[3].partition("/")[0]))
+        except (OSError, ValueError, IndexError):
+            return False
+        time.sleep(0.003)
+    return min(running) - 1 + cores() > (os.cpu_count() or 1)
 
 
 def _limit() -> float:

@@ -197,7 +197,8 @@ class Archive:
                     self.done.rows[identity] = failed or self.done.rows.get(identity, False)
         if stale:
             log.info(
-                "%d images or films have changed, and are done anew", sum(map(len, stale.values()))
+                "%d images or films have changed or could not be read, and are done anew",
+                sum(map(len, stale.values())),
             )
             with _locked(self.folder / ".lock-to-remove", PATIENCE):
                 for path in self.folder.glob(f"{parquet.REMOVING}*{SUFFIX}"):

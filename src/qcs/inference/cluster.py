@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 CPUS = 8  # that a classifier on a CPU keeps up with, as it takes a sixth of a small photo's time
 COLUMN, ROWS = "pickled", 16  # of a table, which is handed on at once
 # Work for each CPU: the more, the less one waits for another at the end; a task has its own cost.
-PARTS, MOST_PHOTOS = 32, 128
+PARTS, MOST_PHOTOS = 64, 128
 Work = tuple[Sequence[Source], Done]  # photos or a tar, and what is known of them
 
 

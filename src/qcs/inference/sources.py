@@ -82,7 +82,10 @@ def _listed(path: Path, entry: lists.Entry) -> Source:
     name = inside(entry.path)
     if entry.error:
         return Source(entry.path, name, "image", entry.error)
-    return _source(Path(path.parent, entry.path), name)
+    file = Path(entry.path)
+    if entry.path.startswith("~/"):  # no shell has expanded it
+        file = file.expanduser()
+    return _source(path.parent / file, name)
 
 
 def inside(path: str) -> str:
@@ -109,6 +112,8 @@ def _braces(text: str) -> list[str]:
 
 def _source(path: Path, name: str) -> Source:
     suffix = path.suffix.lower()
+    if path.name.lower().endswith(tars.COMPRESSED):
+        return Source(str(path), name, "image", f"{path} is a compressed tar: decompress it first")
     kind: Literal["image", "film", "tar"] = "film" if suffix in video.FILMS else "image"
     return Source(str(path), name, "tar" if suffix == tars.SUFFIX else kind)
 

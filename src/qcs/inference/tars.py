@@ -19,6 +19,7 @@ from qcs.data.images import is_image, open_file
 log = logging.getLogger(__name__)
 
 SUFFIX = ".tar"
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 BLOCK = 512  # bytes, of which a tar is made
 Member = tuple[str, Callable[[], bytes]]  # the name of an image, and what reads its file
 
