@@ -137,6 +137,14 @@ def test_what_is_no_film_is_said(tmp_path):
         list(video.film(tmp_path / "sound.mp4"))
 
 
+def test_a_film_whose_title_is_no_utf8_is_read(phone, tmp_path):
+    ffmpeg("-i", phone, "-c", "copy", "-metadata", "title=Latin letters", tmp_path / "a.mp4")
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert b"Latin letters" in content
+    (tmp_path / "a.mp4").write_bytes(content.replace(b"Latin letters", b"Latin l\xe9tt\xe9rs"))
+    assert len(list(video.film(tmp_path / "a.mp4"))) == 10
+
+
 def test_a_film_leads_to_no_other_file(phone, tmp_path, monkeypatch):
     """FFmpeg itself would open what a list names."""
     monkeypatch.chdir(tmp_path)

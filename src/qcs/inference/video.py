@@ -72,13 +72,11 @@ def film(path: str | Path, every: int = 1, limit: int | None = None) -> Iterator
         UserError: the file is not a film, or is damaged; raised after the frames that can be read.
     """
     av = library()
+    options: dict[str, Any] = {"container_options": {"format_whitelist": READERS}}
+    if int(av.__version__.partition(".")[0]) < 19:  # later ones read a title that is no UTF-8
+        options["metadata_errors"] = "replace"
     try:
-        with (
-            open_file(path) as file,
-            av.open(
-                file, metadata_errors="replace", container_options={"format_whitelist": READERS}
-            ) as container,
-        ):
+        with open_file(path) as file, av.open(file, **options) as container:
             yield from _frames(container, every, limit)
     except (av.FFmpegError, OSError) as error:
         raise UserError(reason(error)) from error
