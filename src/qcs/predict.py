@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LINES = ("", ".csv", ".jsonl", ".ndjson", ".json", ".txt")  # what names a file for lines
 FEW = 10  # photos at most of which the console names each face
 # The settings on which the rows of an archive depend, beside the network.
 KEPT = (
@@ -201,7 +202,7 @@ def _output(config: dict[str, Any], files: Sequence[Source], shard: Shard | None
     """The file or folder for the predictions, relative to the working directory.
 
     Raises:
-        UserError: it is one of the files to be read.
+        UserError: it is one of the files to be read, or named as of a format that is not written.
     """
     if config["out"] in ("-", str(STDOUT)):
         return STDOUT
@@ -211,6 +212,11 @@ def _output(config: dict[str, Any], files: Sequence[Source], shard: Shard | None
         shard = None  # it has parts, which are named after their shard
     elif text.endswith("/"):
         raise UserError(f"out={text} is a folder: write out={text.rstrip('/')}.parquet for one")
+    elif out.suffix.lower() not in LINES and (out.is_file() or not out.exists()):
+        raise UserError(
+            f"out={text}: no {out.suffix} is written; name a .csv, .jsonl or .parquet, and for "
+            "pictures add annotate=true"
+        )
     if shard:
         out = out.with_name(f"{out.stem}-{shard.name}{out.suffix}")
     if out.exists():
