@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
-TESTS := -m pytest -q -n 2 --dist loadscope -m 'not slow and not browser'
+TESTS := -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow and not browser'
 
 .PHONY: demo test test-lowest test-newest browser lint docs clean
 

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -31,9 +31,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from qcs.data.regrouping import in_batch_groups
+from qcs.inference.backends import Form
 from qcs.inference.compiled import in_form
 from qcs.models import IR, QCSNetwork
 from qcs.models.cpu_kernels import keep_freed_memory, speed_up, use_cpu_kernels
+from qcs.models.cross_similarity import CrossSimilarityBlock
 from qcs.training.losses import QCSLoss
 from qcs.training.sam import perturbed
 
@@ -47,11 +49,13 @@ CLASSES, SIZE, SEED = 7, 224, 0
 
 def reference(network: QCSNetwork, images: Tensor) -> list[Tensor]:
     """Base and cross logits of the roles a, p, n, n2, images (B, 4, 3, H, W)."""
+    assert network.cross is not None
     roles = range(4)
     base = [network.base(images[:, r]) for r in roles]
     tokens = [out[2].chunk(len(network.cross.attention), dim=1) for out in base]
     refined: list[list[Tensor]] = [[] for _ in roles]
-    for level, block in enumerate(network.cross.attention):
+    blocks: Any = network.cross.attention
+    for level, block in enumerate(blocks):
         normed = [block.norm1(tokens[r][level]) for r in roles]
         queries, values = zip(*(block.proj(u).chunk(2, dim=-1) for u in normed), strict=True)
         with torch.autocast(images.device.type, enabled=False):
@@ -64,7 +68,7 @@ def reference(network: QCSNetwork, images: Tensor) -> list[Tensor]:
     return [out[0] for out in base] + cross
 
 
-def _map(block: nn.Module, queries: list[Tensor], role: int) -> Tensor:
+def _map(block: CrossSimilarityBlock, queries: list[Tensor], role: int) -> Tensor:
     """Attention (B, N) of one role: similarity to its partner, distance to the other class."""
     same = _pair(queries, role, role ^ 1)
     other = _pair(queries, role, role ^ 2)
@@ -85,7 +89,8 @@ def _spread(matrix: Tensor) -> Tensor:
 def reference_loss(network: QCSNetwork, images: Tensor, labels: Tensor) -> Tensor:
     """The mean of eight cross-entropies."""
     logits = reference(network, images)
-    return sum(F.cross_entropy(x, labels[:, i % 4]) for i, x in enumerate(logits)) / len(logits)
+    total: Any = sum(F.cross_entropy(x, labels[:, i % 4]) for i, x in enumerate(logits))
+    return total / len(logits)
 
 
 def our_loss(network: QCSNetwork, images: Tensor, labels: Tensor) -> Tensor:
@@ -192,7 +197,7 @@ def seconds(run: Callable[[], Any], device: str, least: float = 0.0) -> float:
 
 
 def interleaved(
-    runs: dict[str, Callable[[], Any]],
+    runs: Mapping[str, Callable[[], Any]],
     device: str,
     rounds: int,
     least: float = 0.0,
@@ -217,14 +222,15 @@ def machine(device: str) -> dict[str, float]:
     side, batch, channels, pixels = (8192, 96, 256, 14) if device == "cuda" else (2048, 8, 256, 14)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a = torch.randn(side, side, device=device).to(dtype)
-        found[f"matrix product {name}"] = 2 * side**3 / seconds(lambda a=a: a @ a, device, 0.5)
+        product = seconds(partial(torch.matmul, a, a), device, 0.5)
+        found[f"matrix product {name}"] = 2 * side**3 / product
         x = torch.randn(batch, channels, pixels, pixels, device=device).to(dtype)
         w = torch.randn(channels, channels, 3, 3, device=device).to(dtype)
         x, w = (t.to(memory_format=torch.channels_last).requires_grad_() for t in (x, w))
         flops = 2 * batch * channels**2 * 9 * pixels**2
         with torch.no_grad():
             F.conv2d(x, w, padding=1)
-            run = seconds(lambda x=x, w=w: F.conv2d(x, w, padding=1), device, 0.5)
+            run = seconds(partial(F.conv2d, x, w, padding=1), device, 0.5)
         found[f"convolution {name}"] = flops / run
         g = torch.randn_like(x)
 
@@ -270,6 +276,11 @@ def own_products(row: Row, images: Tensor, labels: Tensor, device: str) -> float
     return work / total / 1e9
 
 
+def _gradients(network: nn.Module) -> list[Tensor]:
+    gradients = (parameter.grad for parameter in network.parameters())
+    return [gradient for gradient in gradients if gradient is not None]
+
+
 def agreement(found: list[Row], images: Tensor, labels: Tensor) -> dict[str, dict[str, float]]:
     """Loss, and the largest relative difference of a gradient's tensor, against fp64.
 
@@ -278,12 +289,12 @@ def agreement(found: list[Row], images: Tensor, labels: Tensor) -> dict[str, dic
     """
     exact = copy.deepcopy(found[0].network).double()
     reference_loss(exact, images.double(), labels).backward()
-    wanted = [p.grad for p in exact.parameters()]
+    wanted = _gradients(exact)
     total = torch.stack([g.norm() for g in wanted]).norm()
     result = {}
     for row in found:
         loss = row.gradient(images, labels).item()
-        gaps = [p.grad.double() - g for p, g in zip(row.network.parameters(), wanted, strict=True)]
+        gaps = [x.double() - g for x, g in zip(_gradients(row.network), wanted, strict=True)]
         together = torch.stack([g.norm() for g in gaps]).norm() / total
         result[row.name] = {"loss": loss, "gradient": together.item()}
     return result
@@ -367,7 +378,8 @@ def inference(device: str, batches: list[int], rounds: int, compiled: bool) -> l
         with torch.autocast(device, torch.bfloat16):
             return fast(images)
 
-    forms = ["compiled", "compiled_bf16"] + ["compiled_int8"] * (device == "cpu")
+    forms: list[Form] = ["compiled", "compiled_bf16"]
+    forms += ["compiled_int8"] * (device == "cpu")
     table = []
     with torch.no_grad():
         for batch in batches:

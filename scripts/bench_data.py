@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from qcs.data.workers import start
 
 RAFDB, AFFECTNET = 12_271, 283_901
 SIZE, BATCH = 224, 24
+CORES = os.cpu_count() or 1
+By = Literal["image", "batch"]  # the images of which one draw of an augmentation is for
 NAMES = ("Surprise", "Fear", "Disgust", "Happiness", "Sadness", "Anger", "Neutral")
 
 
@@ -86,16 +89,20 @@ class Draws(Dataset):
 
 def own_memory(manifest: Manifest) -> float:
     """Megabytes that a worker does not share with its parent, once it has drawn every row."""
-    context = "fork" if sys.platform == "linux" else None
-    options = {"multiprocessing_context": context, "worker_init_fn": start}
-    loader = DataLoader(Draws(manifest), 512, num_workers=1, **options)
+    loader: DataLoader[list[str]] = DataLoader(
+        Draws(manifest),
+        512,
+        num_workers=1,
+        multiprocessing_context="fork" if sys.platform == "linux" else None,
+        worker_init_fn=start,
+    )
     for i, _ in enumerate(loader):
         if i == len(loader) - 3:
             return memory(children()[-1], "Private_Clean", "Private_Dirty")
     return float("nan")
 
 
-def quadruplets(manifest: Manifest, by: str, workers: int, batches: int) -> tuple[float, float]:
+def quadruplets(manifest: Manifest, by: By, workers: int, batches: int) -> tuple[float, float]:
     """Quadruplets a second, to normalised float32 batches, and the memory in MB."""
     train = transforms.training(SIZE, by=by)
     data = FaceDataModule(
@@ -106,7 +113,7 @@ def quadruplets(manifest: Manifest, by: str, workers: int, batches: int) -> tupl
         num_workers=workers,
         select_on="last",
     )
-    torch.set_num_threads(1 if workers else os.cpu_count())
+    torch.set_num_threads(1 if workers else CORES)
     seen, start = -5, 0.0
     for batch in data.train_dataloader():
         data.on_after_batch_transfer(batch)
@@ -131,10 +138,11 @@ def bench_loading(table: Path, batches: int) -> Table:
     """Quadruplets a second with and without the store, by worker count."""
     plain = Manifest.from_csv(table, class_names=NAMES)
     start = time.perf_counter()
-    folder = prepared.prepare(plain, SIZE, table.parent / "prepared", num_workers=os.cpu_count())
+    folder = prepared.prepare(plain, SIZE, table.parent / "prepared", num_workers=CORES)
     seconds = time.perf_counter() - start
     size = sum(f.stat().st_size for f in folder.iterdir()) / 1e9
     found = prepared.find(plain, SIZE, table.parent / "prepared")
+    assert found is not None  # it was prepared just now
     out = Table(
         "images",
         "augmentation",
@@ -146,10 +154,11 @@ def bench_loading(table: Path, batches: int) -> Table:
         caption=f"preparing took {seconds:.0f} s and {size:.2f} GB (0 s where it was there)",
     )
     base = None
-    cases = [(name, by, w) for name in ("decoded", "prepared") for by in ("image", "batch")
-             for w in sorted({2, 1, 0, os.cpu_count()}, reverse=True)]  # fmt: skip
-    for name, by, workers in cases:
-        manifest = plain if name == "decoded" else plain.with_store(found)
+    ways: tuple[By, ...] = ("image", "batch")
+    cases = [(images, by, w) for images in (plain, plain.with_store(found)) for by in ways
+             for w in sorted({2, 1, 0, CORES}, reverse=True)]  # fmt: skip
+    for manifest, by, workers in cases:
+        name = "decoded" if manifest is plain else "prepared"
         rate, peak = quadruplets(manifest, by, workers, batches)
         base = base or rate
         row = (name, by, str(workers), f"{rate:.0f}", f"{rate / base:.2f}", f"{peak:.0f}")

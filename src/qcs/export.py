@@ -1,6 +1,7 @@
 """The base branch as a file: `python -m qcs.export ckpt=... out=model.onnx` (or model.pt2)."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,7 +18,7 @@ from qcs.checkpoints.onnx import open_export
 from qcs.checkpoints.onnx_export import Exported, metadata, to_int8, to_onnx, to_program
 from qcs.config.bounds import Count, Workers
 from qcs.config.command import command
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, reason
 from qcs.config.options import resolve
 from qcs.data.class_names import match_classes
 from qcs.data.manifest import Manifest
@@ -68,8 +69,14 @@ def export(config: dict[str, Any]) -> dict[str, float]:
     network, transform = cast(QCSNetwork, checkpoint.network), checkpoint.recipe["transform"]
     model = Exported(network, transform, config["include_transform"], config["features"]).eval()
     data = _data(config, checkpoint)
-    out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f"{out.stem}.part{out.suffix}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    except OSError as error:
+        raise UserError(
+            f"out={out} cannot be written ({reason(error)}): choose another place with out="
+        ) from error
     write = to_onnx if out.suffix == ".onnx" else to_program
     try:
         write(model, part, metadata(model, checkpoint.recipe))
@@ -90,10 +97,12 @@ def export(config: dict[str, Any]) -> dict[str, float]:
 
 def _output(config: dict[str, Any]) -> Path:
     """The file to write, whose suffix is its format."""
-    out = Path(config["out"]).expanduser()
+    out = Path(os.path.expanduser(config["out"]))
     if out.suffix not in (".onnx", ".pt2") or (config["int8"] and out.suffix != ".onnx"):
         expected = "*.onnx with int8=true" if config["int8"] else "*.onnx or *.pt2"
         raise UserError(f"out={config['out']}: the format goes by the name, {expected}")
+    if os.path.isdir(out):
+        raise UserError(f"out={config['out']} is a folder: name a file in it")
     return out
 
 

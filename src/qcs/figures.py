@@ -2,6 +2,7 @@
 
 import glob
 import logging
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -120,7 +121,7 @@ def _runs(patterns: str | list[str] | None) -> dict[str, figures.Curves]:
 
 def _folders(pattern: str) -> list[Path]:
     """The folders that match a pattern; the name of a folder that exists is no pattern."""
-    path = Path(pattern).expanduser()
+    path = Path(os.path.expanduser(pattern))
     if path.exists():
         return [path]
     return [f for f in map(Path, sorted(glob.glob(str(path)))) if f.is_dir()] or [path]

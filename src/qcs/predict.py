@@ -6,6 +6,7 @@ SIGTERM.
 """
 
 import hashlib
+import itertools
 import logging
 import math
 import os
@@ -31,10 +32,11 @@ from qcs.inference.archive import SUFFIX, Archive
 from qcs.inference.backends import Form, open_network
 from qcs.inference.crops import crop_of
 from qcs.inference.detector import Detector
+from qcs.inference.faces import Result
 from qcs.inference.inputs import open_items
-from qcs.inference.outputs import STDOUT, Records, console_lines, summary
+from qcs.inference.outputs import STDOUT, Records, Tally, output_path
 from qcs.inference.pictures import Pictures, Written
-from qcs.inference.predictor import Predictor, Result
+from qcs.inference.predictor import Predictor
 from qcs.inference.processors import workers_for
 from qcs.inference.shards import Shard
 from qcs.inference.sources import Source, files_of
@@ -44,8 +46,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LINES = ("", ".csv", ".jsonl", ".ndjson", ".json", ".txt")  # what names a file for lines
-FEW = 10  # photos at most of which the console names each face
 # The settings on which the rows of an archive depend, beside the network.
 KEPT = (
     *("detect", "crop", "threshold", "longest", "smallest", "form", "every", "max_frames"),
@@ -102,69 +102,47 @@ def predict(config: dict[str, Any]) -> Counter:
         raise UserError("input is not set: write qcs predict photo.jpg")
     files = files_of(config["input"], config["path_column"])
     shard = shards.parse(config["shard"])
-    out = _output(config, files, shard)
+    given = config["input"] if isinstance(config["input"], list) else [config["input"]]
+    read = itertools.chain([config["ckpt"] or ""], map(str, given), (f.file for f in files))
+    out = output_path(config["out"], Path(config["run_dir"]), read, shard)
     files = shard.share(files) if shard else files
     webcam = any(file.kind == "webcam" for file in files)
     workers = 0 if webcam else workers_for(config["workers"], _photos(files))
     predictor = _predictor(config, webcam)
     records = _records(config, out, files, predictor, shard)
     pictures = Pictures(Path(config["run_dir"]), config["annotate"], config["save_crops"])
+    pictures.require_apart(file.file for file in files)
     if config["engine"] == "ray":
         results = _on_cluster(config, predictor, records)
     else:
-        results = _here(config, predictor, records, files, workers)
+        results = predictor.stream(
+            open_items(files, config["every"], config["max_frames"], records.done, later=True),
+            config["detect"] == "auto",
+            workers,
+            config["annotate"] or config["save_crops"] or config["track"],
+            config["timeout"],
+            config["embeddings"],
+        )
     persons = None
     if config["track"]:
         results, persons = _followed(config, files, results, predictor.class_names)
-    few = _photos(files) <= FEW
-    counts: Counter = Counter()
+    tally = Tally(predictor.class_names, _photos(files), pictures.folder)
     try:
         with records, pictures:
             for result in results:
                 result, written = _write_pictures(pictures, result)
                 records.write(result, written)
-                if few:
-                    for line in console_lines(result, written, pictures.folder):
-                        log.info("%s", terminal(line))
+                tally.add(result, written)
                 if persons:
                     persons.add(result)
-                _count(counts, result)
     except KeyboardInterrupt as stop:  # the usual way to end a webcam
-        counts["stopped"] = exit_status(stop) if files[-1].kind != "webcam" else 0
+        tally.counts["stopped"] = exit_status(stop) if files[-1].kind != "webcam" else 0
         log.info("stopped")
-    counts["errors"] += pictures.failed
+    tally.counts["errors"] += pictures.failed
     if persons:
         log.info("persons: %s", ", ".join(map(terminal, persons.write(Path(config["run_dir"])))))
-    if records.skipped:
-        log.info(
-            "images or films that were there already: %d, %d of them with an error",
-            records.skipped,
-            records.failed,
-        )
-    told = summary(counts, predictor.class_names, math.isinf(_photos(files)))
-    log.info("%s: %s", terminal(told), terminal(out))
-    counts["errors"] += records.failed
-    if not few and (drawn := pictures.folders()):
-        log.info("pictures: %s", ", ".join(terminal(folder) for folder in drawn))
-    return counts
-
-
-def _here(
-    config: dict[str, Any],
-    predictor: Predictor,
-    records: Records | Archive,
-    files: Sequence[Source],
-    workers: int,
-) -> Iterator[Result]:
-    """The results of this machine, in order."""
-    return predictor.stream(
-        open_items(files, config["every"], config["max_frames"], records.done, later=True),
-        config["detect"] == "auto",
-        workers,
-        config["annotate"] or config["save_crops"] or config["track"],
-        config["timeout"],
-        config["embeddings"],
-    )
+    tally.finish(out, records.skipped, records.failed, pictures.folders())
+    return tally.counts
 
 
 def _on_cluster(
@@ -198,37 +176,6 @@ def _photos(files: Sequence[Source]) -> float:
     return len(files) if all(file.kind == "image" for file in files) else math.inf
 
 
-def _output(config: dict[str, Any], files: Sequence[Source], shard: Shard | None) -> Path:
-    """The file or folder for the predictions, relative to the working directory.
-
-    Raises:
-        UserError: it is one of the files to be read, or named as of a format that is not written.
-    """
-    if config["out"] in ("-", str(STDOUT)):
-        return STDOUT
-    text = config["out"] or str(Path(config["run_dir"]) / "predictions.jsonl")
-    out = Path(os.path.expanduser(text))
-    if out.suffix.lower() == SUFFIX:
-        shard = None  # it has parts, which are named after their shard
-    elif text.endswith("/"):
-        raise UserError(f"out={text} is a folder: write out={text.rstrip('/')}.parquet for one")
-    elif out.suffix.lower() not in LINES and (out.is_file() or not out.exists()):
-        raise UserError(
-            f"out={text}: no {out.suffix} is written; name a .csv, .jsonl or .parquet, and for "
-            "pictures add annotate=true"
-        )
-    if shard:
-        out = out.with_name(f"{out.stem}-{shard.name}{out.suffix}")
-    if out.exists():
-        given = config["input"] if isinstance(config["input"], list) else [config["input"]]
-        for file in (config["ckpt"] or "", *map(str, given), *(file.file for file in files)):
-            if os.path.exists(file) and os.path.samefile(file, out):
-                raise UserError(f"out={out} would overwrite {file}, which is to be read")
-        if out.is_file():
-            log.warning("%s is overwritten", terminal(out))
-    return out
-
-
 def _records(
     config: dict[str, Any],
     out: Path,
@@ -241,7 +188,7 @@ def _records(
         raise UserError("embeddings=true has no place in a CSV: write out=faces.parquet or .jsonl")
     if out.suffix.lower() != SUFFIX:
         return Records(out, predictor.class_names)
-    network = Path(config["ckpt"] or zoo.default_file()).expanduser()
+    network = Path(os.path.expanduser(config["ckpt"] or zoo.default_file()))
     with (zoo.find(network) or network).open("rb") as file:
         made = {"network_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     made |= {key: config[key] for key in KEPT}
@@ -301,16 +248,6 @@ def _write_pictures(pictures: Pictures, result: Result) -> tuple[Result, Written
         return result, pictures.write(result)
     except UserError as error:
         return result._replace(error=str(error)), Written()
-
-
-def _count(counts: Counter, result: Result) -> None:
-    counts["images"] += 1
-    counts["faces"] += len(result.predictions)
-    counts["empty"] += not result.predictions and result.error is None
-    counts.update(("label", p.label) for p in result.predictions)
-    if result.error is not None:
-        counts["errors"] += 1
-        log.warning("%s", terminal(result.error))
 
 
 @command("predict", words="input")

@@ -143,7 +143,7 @@ def _fit(
     log.info("%.2f M parameters, threads: %d, run folder %s", millions, count, folder)
     if ckpt:
         log.info("going on from %s", ckpt)
-    with workers.translated_errors():
+    with workers.translated_errors("loader."):
         trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     best = [c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)]
@@ -158,7 +158,7 @@ def _fit(
         log.warning("no step was taken, so the network is not trained: it is not tested")
         return metrics
     if config["test"] and not is_dry_run(trainer):
-        with workers.translated_errors():
+        with workers.translated_errors("loader."):
             metrics |= test_selected(trainer, module, data, folder, config["select_on"])
     return metrics
 
@@ -172,6 +172,12 @@ def _trainer(config: dict[str, Any], folder: Path, state: files.State | None) ->
     """
     if config["trainer"].get("limit_train_batches") == 0:
         raise UserError("trainer.limit_train_batches=0 trains nothing; for a test alone: qcs.eval")
+    limit = config["trainer"].get("limit_test_batches")
+    if config["test"] and repr(limit) not in ("None", "1.0"):
+        raise UserError(
+            f"trainer.limit_test_batches={limit}: the report at the end is of all test images; "
+            "leave it out, or write test=false"
+        )
     try:
         trainer = build.trainer(config, folder)
     except UserError:

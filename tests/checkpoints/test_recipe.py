@@ -313,6 +313,8 @@ def test_a_data_set_needs_a_path_of_the_users(tmp_path):
         datasets.read_dataset(datasets.dataset_config(parts, {"path": None}))
     with pytest.raises(UserError, match="nothing to read at dataset.path=nowhere"):
         datasets.read_dataset(datasets.dataset_config(parts, {"path": "nowhere"}))
+    with pytest.raises(UserError, match="dataset.foo is not an option; dataset takes path"):
+        datasets.read_dataset(datasets.dataset_config(parts, {"path": "nowhere", "foo": 1}))
     own = {"_target_": "qcs.data.sources.rafdb.read", "path": "x"}
     assert datasets.dataset_config(parts, own) == own
 

@@ -74,6 +74,12 @@ def test_everything_else_is_a_bug_with_its_traceback(kind, start):
             "No space left on device: a/b; make room",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "a"), "Permission denied: a"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a"), "File name too long: a; name"),
+        (OSError(errno.EFBIG, "File too large", "a/b"), "File too large: a/b"),
+        (
+            OSError(errno.EMFILE, "Too many open files", "a"),
+            "Too many open files: a; raise the limit",
+        ),
         (MemoryError(), "there is not enough memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), "there is not enough memory"),
     ],

@@ -29,6 +29,8 @@ class Numbers(Dataset):
             raise RuntimeError("a bug")
         if row == 20 and self.how == "full":
             raise RuntimeError("unable to allocate shared memory(shm) for file </x>: No space left")
+        if row == 20 and self.how == "files":
+            raise RuntimeError("received 0 items of ancdata")
         if row == 20 and self.how == "slow":
             time.sleep(30)
         if row == 20 and self.how == "killed":
@@ -84,11 +86,12 @@ def test_the_run_still_hears_sigterm():
         ("slow", "no batch came from the loader processes within loader.timeout"),
         ("killed", "was killed or ended: most often memory ran out, or shared memory"),
         ("full", "shared memory is too small for the batches of the loader processes"),
+        ("files", "raise the limit, as by `ulimit -n 4096`, or write loader.num_workers=0"),
         ("unsendable", "was killed or ended"),  # torch alone would wait for ever
     ],
 )
 def test_what_ends_a_process_is_one_sentence(how, sentence):
-    with pytest.raises(UserError, match=sentence), workers.translated_errors():
+    with pytest.raises(UserError, match=sentence), workers.translated_errors("loader."):
         list(loader(how, timeout=2 if how == "slow" else 60))
 
 

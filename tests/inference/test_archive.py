@@ -18,10 +18,9 @@ from conftest import tiny_checkpoint
 from qcs.config.errors import UserError
 from qcs.inference import inputs
 from qcs.inference.archive import Archive
-from qcs.inference.faces import Prediction
+from qcs.inference.faces import Prediction, Result
 from qcs.inference.inputs import open_items, stamp
 from qcs.inference.pictures import Written
-from qcs.inference.predictor import Result
 from qcs.inference.shards import Shard
 from qcs.inference.sources import files_of
 from qcs.inference.video import FilmWriter

@@ -6,10 +6,9 @@ import pytest
 from PIL import Image
 
 from qcs.config.errors import UserError
-from qcs.inference.faces import Prediction
+from qcs.inference.faces import Prediction, Result
 from qcs.inference.inputs import Key
 from qcs.inference.persons import MOST_ROWS, Persons
-from qcs.inference.predictor import Result
 from qcs.plots.timeline import clock
 
 NAMES = ("red", "=green")

@@ -10,11 +10,10 @@ from PIL import Image
 
 from qcs.config.errors import UserError
 from qcs.inference import outputs, video
-from qcs.inference.faces import Prediction
+from qcs.inference.faces import Prediction, Result
 from qcs.inference.inputs import Key
 from qcs.inference.outputs import Records
 from qcs.inference.pictures import Pictures, Written
-from qcs.inference.predictor import Result
 
 
 def result(name, size=(40, 30), frame=None, seconds=None, file=None, colour="red", **options):
@@ -79,6 +78,18 @@ def test_what_cannot_be_written_is_said_for_that_input(tmp_path):
         with pytest.raises(UserError, match="cannot write pictures of a/c.mp4"):
             pictures.write(film[0])
         assert pictures.write(film[1]) == Written()  # said once
+
+
+def test_no_picture_is_written_over_a_file_that_is_to_be_read(tmp_path):
+    (done,) = write(tmp_path, result("x.jpg"))
+    for path in (done.annotated, *done.crops):
+        with (
+            Pictures(tmp_path, annotate=True, crops=False) as pictures,
+            pytest.raises(UserError, match="where this run writes its pictures"),
+        ):
+            pictures.require_apart(["other.jpg", str(tmp_path / path)])
+    with Pictures(tmp_path, annotate=False, crops=False) as pictures:
+        pictures.require_apart([str(tmp_path / done.annotated)])
 
 
 def records(path, *results):

@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from qcs.config.errors import UserError
-from qcs.inference.faces import Prediction
+from qcs.inference.faces import Prediction, Result
 from qcs.inference.inputs import Key
-from qcs.inference.predictor import Result
 from qcs.inference.tracking import TICK, Following, follow, seconds_of
 
 NAMES = ("red", "green", "blue")

@@ -1,5 +1,6 @@
 """Films: each real frame once, at its time, whatever the rate; damage is said at the end."""
 
+import struct
 import subprocess
 
 import imageio_ffmpeg
@@ -67,14 +68,31 @@ def test_each_third_frame_and_the_first_frames(phone):
     assert [frame.number for frame in video.film(phone, every=4, limit=2)] == [0, 4]
 
 
-@pytest.mark.parametrize("angle", [90, 180, 270])
-def test_a_film_that_was_taken_turned_is_upright(phone, angle, tmp_path):
-    ffmpeg("-display_rotation", angle, "-i", phone, "-c", "copy", tmp_path / "turned.mp4")
-    ffmpeg("-i", tmp_path / "turned.mp4", "-frames:v", 1, tmp_path / "upright.png")
-    first = next(video.film(tmp_path / "turned.mp4")).image
-    expected = np.asarray(Image.open(tmp_path / "upright.png").convert("RGB"), dtype=int)
-    assert np.abs(np.asarray(first, dtype=int) - expected).mean() < 2
-    assert first.size == ((64, 48) if angle == 180 else (48, 64))
+# What the header of an .mp4 says of how its pictures are shown: (a, b, c, d) of its matrix.
+TURNED = {
+    "90": (0, 1, -1, 0), "180": (-1, 0, 0, -1), "270": (0, -1, 1, 0), "mirrored": (-1, 0, 0, 1),
+    "upside down": (1, 0, 0, -1), "transposed": (0, 1, 1, 0), "across": (0, -1, -1, 0),
+    "nothing": (0, 0, 0, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_a_film_that_was_taken_turned_or_mirrored_is_upright(name, tmp_path):
+    """As FFmpeg itself shows it; each quarter of the picture has a brightness of its own."""
+    quarters = "geq=lum='16+70*gt(X,W/2)+140*gt(Y,H/2)':cb=128:cr=128"
+    source = ("-f", "lavfi", "-i", "color=size=64x48", "-vf", quarters, "-pix_fmt", "yuv420p")
+    ffmpeg(*source, "-frames:v", 1, tmp_path / "film.mp4")
+    content = (tmp_path / "film.mp4").read_bytes()
+    straight = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    a, b, c, d = (number << 16 for number in TURNED[name])
+    place = content.index(straight, content.index(b"tkhd"))
+    turned = content[:place] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "film.mp4").write_bytes(turned + content[place + len(straight) :])
+    ffmpeg("-i", tmp_path / "film.mp4", tmp_path / "upright.png")
+    first = next(video.film(tmp_path / "film.mp4")).image
+    expected = Image.open(tmp_path / "upright.png").convert("RGB")
+    assert first.size == expected.size
+    assert np.abs(np.asarray(first, dtype=int) - np.asarray(expected, dtype=int)).mean() < 2
 
 
 def test_a_film_that_begins_late_counts_from_its_beginning(phone, tmp_path):
@@ -93,6 +111,19 @@ def test_a_film_that_was_cut_off_gives_its_frames_and_then_says_so(phone, suffix
     assert next(frames).number == 0
     with pytest.raises(UserError, match="it ends after|damaged in"):
         list(frames)
+
+
+def test_a_frame_that_the_decoder_had_to_make_up_is_left_out_and_counted(tmp_path):
+    source = ("-f", "lavfi", "-i", "testsrc=size=160x120:rate=10", "-frames:v", 9)
+    ffmpeg(*source, "-c:v", "mpeg4", "-g", 1, tmp_path / "film.avi")
+    content = bytearray((tmp_path / "film.avi").read_bytes())
+    middle = len(content) // 2  # in the fifth frame
+    content[middle : middle + 40] = bytes(40)
+    (tmp_path / "film.avi").write_bytes(content)
+    numbers = []
+    with pytest.raises(UserError, match="damaged in 1 place$"):
+        numbers.extend(frame.number for frame in video.film(tmp_path / "film.avi"))
+    assert numbers == [0, 1, 2, 3, 5, 6, 7, 8]
 
 
 def test_what_is_no_film_is_said(tmp_path):

@@ -141,6 +141,8 @@ def test_too_few_common_classes_are_refused():
         match_classes(faces_of(["anger", "boredom"], [0, 1]), ("Fear", "Anger"))
     with pytest.raises(UserError, match="two classes have one name"):
         match_classes(faces_of(["happy", "Happiness"], [0, 1]), ("Fear", "Anger"))
+    own = ("happy", "Happiness")  # as it was trained, so it can be evaluated
+    assert match_classes(faces_of(list(own), [0, 1]), own[::-1]).data.labels.tolist() == [1, 0]
 
 
 # -- reports -----------------------------------------------------------------------------

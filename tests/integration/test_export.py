@@ -201,6 +201,7 @@ def test_without_its_data_set_a_checkpoint_is_checked_on_random_input(run, tmp_p
         ({"ckpt": None, "out": "m.onnx"}, "ckpt is not set"),
         ({"out": "model.tflite"}, "the format goes by the name"),
         ({"out": "m.pt2", "int8": True}, r"\*.onnx with int8=true"),
+        ({"out": "/dev/null/model.onnx"}, "out=.* cannot be written .*another place with out="),
     ],
 )
 def test_a_users_mistake_is_one_sentence(changes, sentence, run):

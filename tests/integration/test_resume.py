@@ -288,6 +288,9 @@ def test_a_run_that_takes_no_step_is_not_tested(nothing, small, tmp_path, caplog
     assert not (tmp_path / "test").exists()
     with pytest.raises(UserError, match="limit_train_batches=0 trains nothing"):
         trained(tmp_path / "b", *small[1], "+trainer.limit_train_batches=0")
+    for limit in ("0", "1", "0.5"):
+        with pytest.raises(UserError, match="the report at the end is of all test images"):
+            trained(tmp_path / "b", *small[1], f"+trainer.limit_test_batches={limit}")
     with pytest.raises(UserError, match="as configured: You requested to check 0.001 of"):
         trained(tmp_path / "c", *small[1], "+trainer.limit_train_batches=0.001")
 

@@ -94,6 +94,7 @@ def test_a_search_whose_trials_fail_says_why_and_gives_up(data, tmp_path):
     )
     assert "Traceback" not in done.stderr
     assert [t.state for t in study(tmp_path).trials] == [TrialState.FAIL] * 4
+    assert [row["state"] for row in table(tmp_path)] == ["failed"] * 4
 
 
 def test_several_metrics_and_what_makes_no_sense(data, tmp_path):

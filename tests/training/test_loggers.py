@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from qcs.config.errors import UserError
 from qcs.training import loggers
 
 
@@ -56,6 +57,16 @@ def test_a_damaged_file_is_set_aside(content, tmp_path, caplog):
     assert "is damaged" in caplog.text
     logged(tmp_path, range(2))
     assert len(rows(tmp_path)) == 2
+
+
+def test_curves_are_of_whole_rows_alone(tmp_path):
+    """A row that a kill has torn says 0.1 where 0.125 was measured."""
+    (tmp_path / "metrics.csv").write_bytes(b"val/acc,epoch,step\r\n0.5,0,3\r\n0.1")
+    assert loggers.by_epoch(tmp_path / "metrics.csv")["val/acc"] == [(1.0, 0.5)]
+    for damage in (b"0.1,\xff,7\r\n", b"0.1,1," + bytes(9) + b"\r\n", b"0,1,2,3\r\n"):
+        (tmp_path / "metrics.csv").write_bytes(b"val/acc,epoch,step\r\n" + damage)
+        with pytest.raises(UserError, match="is damaged"):
+            loggers.by_epoch(tmp_path / "metrics.csv")
 
 
 def test_an_epoch_that_was_saved_and_not_logged_is_logged_once(tmp_path):

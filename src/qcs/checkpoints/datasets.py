@@ -8,7 +8,7 @@ from typing import Any
 from qcs.checkpoints.names import PATH_OF, Trust, maker
 from qcs.config.errors import UserError
 from qcs.config.hints import command_line, dataset_options, option
-from qcs.config.options import instantiate
+from qcs.config.options import check, instantiate
 from qcs.data import prepared
 from qcs.data.manifest import Manifest
 from qcs.data.sources import synthetic
@@ -83,8 +83,8 @@ def read_dataset(dataset: Mapping[str, Any], trust: Trust = None) -> Manifest:
     The drawn faces need no path: they are in the user's cache folder.
 
     Raises:
-        UserError: the path is missing, a file asks for too many drawn faces, or the data set cannot
-            be read.
+        UserError: the path is missing, the user has added what the data set does not take, a file
+            asks for too many drawn faces, or the data set cannot be read.
     """
     name = dataset["name"]
     read = maker("dataset", name, trust)
@@ -95,6 +95,7 @@ def read_dataset(dataset: Mapping[str, Any], trust: Trust = None) -> Manifest:
             "dataset.path=..., where that data set lies here"
         )
     options = {key: value for key, value in dataset.items() if key != "name"}
+    check({"_target_": PATH_OF.get(name, name), **options}, "dataset")
     if name == "synthetic" and options.get("path") is None:
         _require_few(options)
     return read(**options)

@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from qcs.checkpoints import reading
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, reason
 from qcs.data.folders import sync
 
 log = logging.getLogger(__name__)
@@ -45,9 +45,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:  # torch wraps what the file raises
             free = shutil.disk_usage(path.parent).free
             part.unlink(missing_ok=True)
-            reason = "the disk is full" if free < NEARLY_FULL else str(error).splitlines()[0]
+            cause = next((e for e in (error, error.__context__) if isinstance(e, OSError)), error)
+            why = "the disk is full" if free < NEARLY_FULL else reason(cause).splitlines()[0]
             raise UserError(
-                f"cannot write {path}: {reason}; the checkpoint before it is kept: make room and "
+                f"cannot write {path}: {why}; the checkpoint before it is kept: make room and "
                 "go on with ckpt=last"
             ) from error
         if path.name == LAST and path.exists():

@@ -1,6 +1,7 @@
 """A checkpoint of ours from a model file that the authors published."""
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,8 +55,8 @@ def convert(official: str | Path, out: str | Path, dataset: str | None = None) -
         UserError: there is no such file, or `out` exists already; or the file is not a whole QCS,
             DCS or POSTER++ model, or its data set is not known.
     """
-    out = Path(out).expanduser()
-    if out.exists():
+    out = Path(os.path.expanduser(out))
+    if os.path.lexists(out):
         raise UserError(f"{out} is there already: remove it or write to another name")
     weights = read_state_dict(official)
     state, report = from_official(weights.state_dict)

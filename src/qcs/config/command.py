@@ -30,7 +30,14 @@ from qcs.config.escape import terminal
 from qcs.config.keys import CONF
 
 MISTAKE, BUG = 2, 70  # exit statuses; 70 is EX_SOFTWARE of sysexits.h
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# What the system may refuse, and what to do about it.
+_ADVICE = dict.fromkeys(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG),
+    "make room or allow it, or choose another folder",
+)
+_PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
+_ADVICE |= dict.fromkeys(_PATHS, "name another path")
+_ADVICE |= dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit, as by `ulimit -n 4096`")
 
 
 def command(
@@ -139,7 +146,7 @@ def _sentence(error: Exception, translate: Callable[[Exception], str | None]) ->
     """The sentence for an exception that is not a bug; None for one that is."""
     if isinstance(error, UserError):  # from a loader process its traceback precedes the sentence
         return str(error).strip().rsplit("UserError: ", 1)[-1]
-    return translate(error) or _lack_of_resources(error)
+    return translate(error) or _refusal(error)
 
 
 def _print_error(error: Exception, text: str) -> None:
@@ -164,14 +171,13 @@ def _before_the_job(error: Exception, job: CodeType) -> str | None:
     return None
 
 
-def _lack_of_resources(error: Exception) -> str | None:
-    """The sentence where memory or the disk is full, or permission is missing."""
+def _refusal(error: Exception) -> str | None:
+    """The sentence where memory is short, or the system refuses a file; None for a bug."""
     if out_of_memory(error):
-        return (
-            "there is not enough memory: make batches, images or the network smaller "
-            f"({' '.join(str(error).split())[:200]})"
-        )
-    if isinstance(error, OSError) and error.errno in _DISK:
+        told = " ".join(str(error).split())[:200]
+        sentence = "there is not enough memory: make batches, images or the network smaller"
+        return f"{sentence} ({told})" if told else sentence
+    if isinstance(error, OSError) and (advice := _ADVICE.get(error.errno or 0)):
         where = error.filename or "a file that was being written"
-        return f"{error.strerror}: {where}; make room or allow it, or choose another folder"
+        return f"{error.strerror}: {where}; {advice}"
     return None

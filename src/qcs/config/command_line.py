@@ -20,7 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from qcs.config.compose import as_dict, compose
 from qcs.config.errors import UserError
 from qcs.config.hints import override_text
-from qcs.config.keys import CONF, groups, keys
+from qcs.config.keys import CONF, choices, groups, keys
 from qcs.config.validation import nearest
 
 _HOME = re.compile(r"^([^=\s]+=[\"']?)~(?=/|[\"']?$)")
@@ -186,7 +186,7 @@ def _of_group(overrides: Sequence[str]) -> str | None:
         if sign and not key:
             return f"={value} has no key: options are written KEY=VALUE"
         if (CONF / key).is_dir() and re.fullmatch(r"null|true|false|[-+.\d]+", value, re.I):
-            return _no_choice(key, value, None)
+            return _no_choice(key, value)
     return None
 
 
@@ -195,12 +195,12 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 
-def _no_choice(group: str, choice: str, choices: Sequence[str] | None) -> str:
+def _no_choice(group: str, choice: str, listed: Sequence[str] | None = None) -> str:
     """The sentence on a choice that its group does not have."""
-    choices = sorted(choices or (path.stem for path in (CONF / group).glob("*.yaml")))
-    if meant := nearest(choice, choices):
+    known = sorted(listed or choices(group))
+    if meant := nearest(choice, known):
         return f"{group}={choice} is not a choice, did you mean {group}={meant}?"
-    return f"{group}={choice} is not a choice; there are {', '.join(choices) or 'none'}"
+    return f"{group}={choice} is not a choice; there are {', '.join(known) or 'none'}"
 
 
 def _no_key(key: str, command: str, overrides: Sequence[str], adds: bool) -> str:
@@ -241,8 +241,8 @@ def _meant(key: str, known: Sequence[str], siblings: Sequence[str]) -> str | Non
 
 def _composed(command: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The config of the choices among the overrides, or of none where they do not compose."""
-    choices = [o for o in overrides if (CONF / o.partition("=")[0].lstrip("+~")).is_dir()]
-    for attempt in (choices, []):
+    chosen = [o for o in overrides if (CONF / o.partition("=")[0].lstrip("+~")).is_dir()]
+    for attempt in (chosen, []):
         try:
             return as_dict(compose(command, attempt))
         except (HydraException, OmegaConfBaseException):

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from inspect import Parameter, isclass, signature
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import hydra
 from annotated_types import Interval
@@ -38,6 +38,11 @@ BOUNDS: dict[str, Any] = {
     "trainer.devices": Annotated[int, Interval(ge=-1, le=4096)] | str | list[Natural],
     "trainer.num_nodes": Annotated[int, Interval(ge=1, le=4096)],
     "trainer.log_every_n_steps": Natural | None,
+    # In bf16-true and 16-true the norms of the network cannot be computed.
+    "trainer.precision": Literal[
+        "32-true", "bf16-mixed", "16-mixed", "64-true", "32", "64", "16", "bf16", 16, 32, 64
+    ]
+    | None,
     "trainer.num_sanity_val_steps": Annotated[int, Interval(ge=-1, le=MOST)] | None,
     "callbacks.ema.decay": Dropout,
     "callbacks.early_stopping.patience": Natural,
@@ -106,9 +111,8 @@ def resolve(cfg: DictConfig, settings: type) -> dict[str, Any]:
     """Resolve a composed config into dicts, lists and scalars, and check it.
 
     Args:
-        settings: the command's `TypedDict`. Where it types a group by another `TypedDict` and the
-            group has a `_target_`, the keys of that `TypedDict` stand beside the arguments of the
-            target.
+        settings: the command's `TypedDict`. Those keys of a backbone that `BackboneOptions` lists
+            stand beside the arguments of its target.
 
     Raises:
         UserError: as `check`; also the settings of the command.
@@ -118,11 +122,12 @@ def resolve(cfg: DictConfig, settings: type) -> dict[str, Any]:
     for key, value in config.items():
         if key not in hints:
             raise UserError(unknown(key, hints))
-        if is_typeddict(hints[key]) and isinstance(value, dict) and "_target_" in value:
+        targeted = isinstance(value, dict) and "_target_" in value
+        if targeted and hints[key] is BackboneOptions:
             ours = get_type_hints(hints[key])
             check(value, key, ours)
             value = {k: v for k, v in value.items() if k in ours}
-        else:
+        elif not (targeted and is_typeddict(hints[key])):  # which takes no `_target_`
             check(value, key)
         if found := problem(value, hints[key], key):
             raise UserError(found)

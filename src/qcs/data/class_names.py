@@ -44,13 +44,16 @@ def canonical(name: str) -> str:
 def match_classes(data: Manifest, class_names: Sequence[str]) -> ClassMatch:
     """Give the images of a data set the labels of a network, by the names of their classes.
 
-    Images of a class that the network does not know are left out.
+    Images of a class that the network does not know are left out. Names that are the same in both,
+    such as those of the data set that it was trained on, may be spellings of one class.
+
     Raises:
         UserError: the two have fewer than two classes in common, or one of them has two classes
             of the same name.
     """
-    ours = {canonical(name): index for index, name in enumerate(class_names)}
-    theirs = [canonical(name) for name in data.class_names]
+    spelling = str if set(class_names) == set(data.class_names) else canonical
+    ours = {spelling(name): index for index, name in enumerate(class_names)}
+    theirs = [spelling(name) for name in data.class_names]
     if len(ours) < len(class_names) or len(set(theirs)) < len(theirs):
         raise UserError(
             f"two classes have one name, among {', '.join(data.class_names)} or among "
@@ -73,5 +76,5 @@ def match_classes(data: Manifest, class_names: Sequence[str]) -> ClassMatch:
         replace(data, labels=labels, class_names=tuple(class_names), targets=None),
         {n: class_names[k] for n, k in zip(data.class_names, index, strict=True) if k >= 0},
         left,
-        [name for name in class_names if canonical(name) not in known],
+        [name for name in class_names if spelling(name) not in known],
     )

@@ -115,8 +115,11 @@ def require_shared_memory(batch: int, workers: int, batches: int) -> None:
 
 
 @contextmanager
-def translated_errors() -> Iterator[None]:
+def translated_errors(group: str = "") -> Iterator[None]:
     """Turn torch's errors about loader processes into one sentence.
+
+    Args:
+        group: of the key `num_workers` in the command's settings, as "loader.".
 
     Raises:
         UserError: a process was killed or is too slow, or it met a mistake of the user's, which
@@ -132,15 +135,15 @@ def translated_errors() -> Iterator[None]:
         raise UserError(last.partition("UserError: ")[2] or last) from error
     except (RuntimeError, OSError, EOFError) as error:
         try:
-            sentence = _reason(error)
+            sentence = _reason(error, group)
         except RuntimeError as late:  # torch's handler of SIGCHLD raises wherever we happen to be
-            sentence = _reason(late)
+            sentence = _reason(late, group)
         if sentence:
             raise UserError(sentence) from error
         raise
 
 
-def _reason(error: Exception) -> str | None:
+def _reason(error: Exception, group: str) -> str | None:
     """What an error of torch's means for the user; None where it is about something else."""
     text, free = str(error), free_shared_memory()
     room = "" if free is None else f" ({SHARED} has {free / 2**20:.0f} MiB free)"
@@ -152,18 +155,23 @@ def _reason(error: Exception) -> str | None:
     if _FULL.search(text):
         return (
             f"shared memory is too small for the batches of the loader processes{room}: write "
-            "loader.num_workers=0, make the batches smaller, or give it more (docker run "
+            f"{group}num_workers=0, make the batches smaller, or give it more (docker run "
             "--shm-size=...)"
         )
     if "DataLoader timed out after" in text:
         return (
-            "no batch came from the loader processes within loader.timeout seconds: the images "
+            f"no batch came from the loader processes within {group}timeout seconds: the images "
             f"cannot be read fast enough, or shared memory is full{room}; write "
-            "loader.num_workers=0, or a longer loader.timeout"
+            f"{group}num_workers=0, or a longer {group}timeout"
+        )
+    if "ulimit -n" in text or "items of ancdata" in text:
+        return (
+            "the loader processes need more open files than the system allows: raise the limit, as "
+            f"by `ulimit -n 4096`, or write {group}num_workers=0"
         )
     if "DataLoader worker (pid" in text:
         return (
             "a loader process was killed or ended: most often memory ran out, or shared memory"
-            f"{room}; write fewer loader.num_workers or smaller batches"
+            f"{room}; write fewer {group}num_workers or smaller batches"
         )
     return None

@@ -4,16 +4,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from qcs.config.errors import UserError
+from qcs.data import workers
 from qcs.data.datasets import Faces, Transform
 from qcs.data.manifest import Manifest
-from qcs.data.workers import translated_errors
 from qcs.evaluation.metrics import check_finite
 
 
-@translated_errors()
+@workers.translated_errors()
 @torch.no_grad()
 def apply(
     function: Callable[[Tensor], Tensor],
@@ -45,7 +44,8 @@ def apply(
     for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value < least:
             raise UserError(f"{name} must be {least} or more, got {value}")
-    loader = DataLoader(Faces(data, transform), batch_size=batch_size, num_workers=num_workers)
+    options = workers.loader_options(num_workers, timeout=0, seed=0)
+    loader = workers.Loader(Faces(data, transform), batch_size=batch_size, **options)
     found = []
     for batch in loader:
         images = batch["images"].to(device)

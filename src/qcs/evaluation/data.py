@@ -91,8 +91,7 @@ def warn_of_class_differences(found: ClassMatch, restrict: bool) -> None:
 
 def rule_out_lacking(logits: Tensor, found: ClassMatch) -> Tensor:
     """Set the logits (N, K) of the classes that the data set does not have to minus infinity."""
-    lacking = {canonical(name) for name in found.lacking}
-    out = [k for k, name in enumerate(found.data.class_names) if canonical(name) in lacking]
+    out = [k for k, name in enumerate(found.data.class_names) if name in found.lacking]
     logits = logits.clone()
     logits[:, out] = -torch.inf
     return logits

@@ -19,10 +19,10 @@ from typing import Any
 from qcs.config.errors import UserError, missing_extra, reason
 from qcs.config.escape import terminal, utf8
 from qcs.inference import parquet
+from qcs.inference.faces import Result
 from qcs.inference.inputs import stamp
 from qcs.inference.parquet import Identity, Part
 from qcs.inference.pictures import Written
-from qcs.inference.predictor import Result
 from qcs.inference.shards import Shard
 from qcs.inference.sources import Source
 
@@ -236,10 +236,8 @@ class Archive:
                 self._finish()
             if self._part is None:
                 path = self.folder / f"part{self.shard}-{self._number:06d}{SUFFIX}"
-                self._part, self._began = (
-                    Part(path, self.columns, f".{path.name}.tmp"),
-                    time.monotonic(),
-                )
+                self._part = Part(path, self.columns, f".{path.name}.tmp")
+                self._began = time.monotonic()
                 self._number += 1
             self._current = identity if result.key.stamp else None
             self._part.add(rows)

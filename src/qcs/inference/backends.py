@@ -3,18 +3,19 @@
 B batch, K classes, H and W pixels.
 """
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from qcs.checkpoints import zoo
 from qcs.checkpoints.names import Trust
 from qcs.checkpoints.onnx import Export, open_export
-from qcs.config.errors import UserError
+from qcs.config.errors import UserError, out_of_memory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,3 +98,41 @@ def embed_in_torch(
         return logits.double().cpu().numpy(), features.float().cpu().numpy()
 
     return run
+
+
+def in_batches(
+    run: Callable[[np.ndarray], Any], images: Iterable[Any], size: int, device: str
+) -> Iterator[Any]:
+    """Yield what a function of arrays answers for batches of images, each (3, H, W).
+
+    Args:
+        run: as of `in_torch` or `embed_in_torch`.
+        size: of a batch, at most.
+        device: on which it computes.
+
+    Raises:
+        UserError: an answer is not finite, or a batch does not fit into memory.
+    """
+    waiting = iter(images)
+    while batch := list(itertools.islice(waiting, size)):
+        try:
+            found = run(np.stack(batch))
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(
+                f"{len(batch)} faces at once do not fit into the memory of {device}: write a "
+                f"smaller batch_size than {size}"
+            ) from error
+        if not all(np.isfinite(x).all() for x in (found if type(found) is tuple else [found])):
+            raise UserError(
+                "the network's answers are not finite numbers, so its file is damaged or its "
+                "training went astray: use another checkpoint (form=eager, if another was set)"
+            )
+        yield found
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Turn logits (F, K) into probabilities, in float64."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)

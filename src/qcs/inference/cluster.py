@@ -25,9 +25,10 @@ from qcs.inference.archive import Archive, Done
 from qcs.inference.backends import open_network
 from qcs.inference.crops import Crop
 from qcs.inference.face_extraction import Look
+from qcs.inference.faces import Result
 from qcs.inference.inputs import to_read
 from qcs.inference.lists import arrow
-from qcs.inference.predictor import Predictor, Result
+from qcs.inference.predictor import Predictor
 from qcs.inference.sources import Source
 from qcs.inference.workers import looks
 

@@ -1,6 +1,7 @@
 """Cut faces out of photos in the same way as the training images of a data set were cut."""
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def crop_of(
             f"the way the FERPlus data set crops them, but in colour, since how {name} crops them "
             "is not known (crop=FOLDER of training faces measures it)"
         )
-    folder = Path(wanted).expanduser()
+    folder = Path(os.path.expanduser(wanted))
     if not folder.is_dir():
         raise UserError(
             f"crop={wanted} is neither one of {', '.join(CROPS)} nor a folder of training faces"

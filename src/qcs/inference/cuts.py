@@ -3,8 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from qcs.inference.faces import Prediction
-from qcs.inference.predictor import Result
+from qcs.inference.faces import Prediction, Result
 
 # A cut is what FFmpeg's `scene` score calls one: the mean change of grey, and what it is more than
 # the change before, beyond so many of 255 levels. Faces do not count: they may come and go.

@@ -16,9 +16,10 @@ from qcs.config.errors import UserError
 from qcs.config.escape import terminal
 from qcs.data.sources import synthetic
 from qcs.data.transforms import unnormalised
+from qcs.inference.faces import Prediction, Result
 from qcs.inference.inputs import Item
 from qcs.inference.pictures import annotated
-from qcs.inference.predictor import Prediction, Predictor, Result
+from qcs.inference.predictor import Predictor
 from qcs.inference.uploads import open_upload
 from qcs.models import QCSNetwork
 from qcs.models.attention_maps import class_token_attention, pair_maps

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from qcs.config.errors import UserError, missing_extra
 
@@ -32,6 +33,16 @@ class Prediction(NamedTuple):
     score: float | None = None  # of the detector
     embedding: np.ndarray | None = None  # (C,) float16, where it was asked for
     person: int | None = None  # from 1, see qcs.inference.tracking
+
+
+class Result(NamedTuple):
+    """The result for an `Item`: its faces, or an error."""
+
+    key: Any
+    image: Image.Image | None
+    error: str | None
+    predictions: list[Prediction]
+    crops: list[Image.Image]
 
 
 class Faces(list[list[Prediction]]):

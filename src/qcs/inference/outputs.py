@@ -2,19 +2,115 @@
 
 import csv
 import json
+import logging
+import math
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from qcs.config.errors import UserError, reason
-from qcs.config.escape import spreadsheet, utf8
-from qcs.inference.faces import POINTS, SIDES, Prediction
+from qcs.config.escape import spreadsheet, terminal, utf8
+from qcs.inference.archive import SUFFIX
+from qcs.inference.faces import POINTS, SIDES, Prediction, Result
 from qcs.inference.pictures import Written
-from qcs.inference.predictor import Result
+from qcs.inference.shards import Shard
 from qcs.inference.sources import Source
 
+log = logging.getLogger(__name__)
+
 STDOUT = Path("/dev/stdout")
+LINES = ("", ".csv", ".jsonl", ".ndjson", ".json", ".txt")  # ends of names of files for lines
+FEW = 10  # photos at most of which the console names each face
+
+
+def output_path(out: str | None, run_dir: Path, read: Iterable[str], shard: Shard | None) -> Path:
+    """Return the file or folder for the predictions, relative to the working directory.
+
+    Args:
+        out: as the user names it; None is a file in `run_dir`, "-" the standard output.
+        read: the files that are to be read.
+        shard: becomes a part of a file's name.
+
+    Raises:
+        UserError: it is one of the files to be read, or has the name of a format that is not
+            written.
+    """
+    if out in ("-", str(STDOUT)):
+        return STDOUT
+    text = out or str(run_dir / "predictions.jsonl")
+    path = Path(os.path.expanduser(text))
+    if path.suffix.lower() == SUFFIX:
+        shard = None  # it has parts, which are named after their shard
+    elif text.endswith("/"):
+        raise UserError(f"out={text} is a folder: write out={text.rstrip('/')}.parquet for one")
+    elif path.suffix.lower() not in LINES and (path.is_file() or not path.exists()):
+        raise UserError(
+            f"out={text}: no {path.suffix} is written; name a .csv, .jsonl or .parquet, and for "
+            "pictures add annotate=true"
+        )
+    if shard:
+        path = path.with_name(f"{path.stem}-{shard.name}{path.suffix}")
+    if path.exists():
+        for file in read:
+            if os.path.exists(file) and os.path.samefile(file, path):
+                raise UserError(f"out={path} would overwrite {file}, which is to be read")
+        if path.is_file():
+            log.warning("%s is overwritten", terminal(path))
+    return path
+
+
+class Tally:
+    """Counts results, and tells of them on the console.
+
+    Args:
+        photos: their number, infinite where there are films or tars; few are told one by one.
+        folder: of the run, in which the pictures are.
+
+    Attributes:
+        counts: the numbers of "images", "faces", "empty" (images without a face) and "errors",
+            and of each label under ("label", name).
+    """
+
+    def __init__(self, class_names: Sequence[str], photos: float, folder: Path) -> None:
+        self.class_names, self.folder = class_names, folder
+        self.few, self.frames = photos <= FEW, math.isinf(photos)
+        self.counts: Counter = Counter()
+
+    def add(self, result: Result, pictures: Written) -> None:
+        """Take the next result, and the pictures that were written of it."""
+        if self.few:
+            for line in console_lines(result, pictures, self.folder):
+                log.info("%s", terminal(line))
+        self.counts["images"] += 1
+        self.counts["faces"] += len(result.predictions)
+        self.counts["empty"] += not result.predictions and result.error is None
+        self.counts.update(("label", p.label) for p in result.predictions)
+        if result.error is not None:
+            self.counts["errors"] += 1
+            log.warning("%s", terminal(result.error))
+
+    def finish(self, out: Path, skipped: int, failed: int, drawn: Sequence[Path]) -> None:
+        """Sum up the results.
+
+        Args:
+            out: where they were written.
+            skipped: the number of images and films that were there already.
+            failed: the number of those with an error, which is one of this run as well.
+            drawn: folders of pictures.
+        """
+        if skipped:
+            log.info(
+                "images or films that were there already: %d, %d of them with an error",
+                skipped,
+                failed,
+            )
+        told = summary(self.counts, self.class_names, self.frames)
+        log.info("%s: %s", terminal(told), terminal(out))
+        self.counts["errors"] += failed
+        if drawn and not self.few:
+            log.info("pictures: %s", ", ".join(map(terminal, drawn)))
 
 
 def console_lines(result: Result, pictures: Written, folder: Path) -> Iterator[str]:
@@ -39,7 +135,7 @@ def summary(counts: Counter, class_names: Sequence[str], frames: bool) -> str:
     """Return how many images, faces and labels there were, and what else befell the images.
 
     Args:
-        counts: as `qcs.predict.predict` returns them.
+        counts: of a `Tally`.
         frames: whether there may be frames of films among the images.
     """
     images, faces = counts["images"], counts["faces"]

@@ -14,10 +14,9 @@ from qcs.config.errors import UserError
 from qcs.config.escape import utf8
 from qcs.config.version import __version__
 from qcs.data.folders import sync
-from qcs.inference.faces import SIDES, Prediction
+from qcs.inference.faces import SIDES, Prediction, Result
 from qcs.inference.lists import arrow
 from qcs.inference.pictures import Written
-from qcs.inference.predictor import Result
 from qcs.inference.sources import Stamp
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from qcs.config.console import console
 from qcs.config.errors import UserError, reason
 from qcs.config.escape import terminal
 from qcs.evaluation.files import write_csv
+from qcs.inference.faces import Result
 from qcs.inference.inputs import Key
-from qcs.inference.predictor import Result
 from qcs.inference.tracking import follows, seconds_of
 from qcs.inference.video import FRAME_RATE
 

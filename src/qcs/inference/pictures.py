@@ -5,7 +5,7 @@ import itertools
 import logging
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from qcs.config.errors import UserError, reason
 from qcs.config.escape import terminal
-from qcs.inference.predictor import Prediction, Result
+from qcs.inference.faces import Prediction, Result
 from qcs.inference.video import FRAME_RATE, FilmWriter
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,21 @@ class Pictures:
 
     def __exit__(self, *error: Any) -> None:
         self._close()
+
+    def require_apart(self, files: Iterable[str]) -> None:
+        """Check that no picture can be written over a file that is to be read.
+
+        Raises:
+            UserError: a file lies in one of the folders of the pictures.
+        """
+        places = {os.path.realpath(folder): folder for folder in self.folders()}
+        for file in files if places and (self.annotate or self.crops) else ():
+            for place in places:
+                if os.path.realpath(file).startswith(os.path.join(place, "")):
+                    raise UserError(
+                        f"{file} lies in {places[place]}, where this run writes its pictures: "
+                        "choose another folder with hydra.run.dir=..."
+                    )
 
     def write(self, result: Result) -> Written:
         """Write the pictures of one image.

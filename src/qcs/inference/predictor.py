@@ -6,26 +6,23 @@
 F faces of an image, K classes, C features.
 """
 
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from qcs.checkpoints.names import Trust
 from qcs.checkpoints.onnx import Export
-from qcs.config.errors import UserError, out_of_memory
-from qcs.evaluation.device import pick_device
-from qcs.inference.backends import Form, embed_in_torch, in_torch, open_network, require_form
-from qcs.inference.crops import LOOSE, Crop, crop_of
+from qcs.config.errors import UserError
+from qcs.inference import backends
+from qcs.inference.crops import LOOSE, Crop
 from qcs.inference.detector import Detector, Face
 from qcs.inference.face_extraction import Look, look
-from qcs.inference.faces import Faces, Prediction
+from qcs.inference.faces import Faces, Prediction, Result
 from qcs.inference.inputs import Input, Item, as_image, read
 from qcs.inference.processors import workers_for
 from qcs.inference.sources import Source
@@ -34,23 +31,11 @@ from qcs.inference.workers import TIMEOUT, looks
 if TYPE_CHECKING:
     from qcs.checkpoints.load import Checkpoint
 
-log = logging.getLogger(__name__)
-
 MAX_WAITING = 50_000_000  # pixels of the photos that wait for a full batch: 150 MB
 DRAWN_FACES = (
     "this network was trained on drawn faces: its answers for photographs of people mean nothing "
     "until it is trained on photographs"
 )
-
-
-class Result(NamedTuple):
-    """The result for an `Item`: its faces, or an error."""
-
-    key: Any
-    image: Image.Image | None
-    error: str | None
-    predictions: list[Prediction]
-    crops: list[Image.Image]
 
 
 class Predictor:
@@ -81,21 +66,21 @@ class Predictor:
         crop: Crop = LOOSE,
         batch_size: int = 32,
         device: str = "cpu",
-        form: Form = "eager",
+        form: backends.Form = "eager",
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size must be 1 or more, got {batch_size}")
         self.network: Any = checkpoint.network
         if isinstance(checkpoint, Export):
-            require_form(form, export=True)
+            backends.require_form(form, export=True)
             self.backend, self._logits = "onnxruntime", checkpoint.network
             self._embed = checkpoint.embed
         else:
             from qcs.inference.compiled import in_form  # PyTorch only when it is needed
 
             self.network = in_form(checkpoint.network.to(device), form, batch_size)
-            self.backend, self._logits = "torch", in_torch(self.network, device)
-            self._embed = embed_in_torch(self.network, device) if form == "eager" else None
+            self.backend, self._logits = "torch", backends.in_torch(self.network, device)
+            self._embed = backends.embed_in_torch(self.network, device) if form == "eager" else None
         self.class_names = checkpoint.class_names
         self.transform: Callable[[Image.Image], Any] = checkpoint.transform
         self.crop = crop
@@ -220,7 +205,7 @@ class Predictor:
         Raises:
             UserError: the probabilities are not finite, or a batch does not fit into memory.
         """
-        batches = [softmax(logits) for logits in self._batches(self._logits, crops)]
+        batches = [backends.softmax(logits) for logits in self._answers(self._logits, crops)]
         return np.concatenate([np.zeros((0, len(self.class_names))), *batches])
 
     def embed(self, crops: Sequence[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
@@ -239,8 +224,8 @@ class Predictor:
             )
         if not crops:
             return self.classify([]), np.zeros((0, self.features), np.float16)
-        logits, features = zip(*self._batches(self._embed, crops), strict=True)
-        return softmax(np.concatenate(logits)), np.concatenate(features).astype(np.float16)
+        logits, features = zip(*self._answers(self._embed, crops), strict=True)
+        return backends.softmax(np.concatenate(logits)), np.concatenate(features).astype(np.float16)
 
     @cached_property
     def features(self) -> int:
@@ -251,25 +236,9 @@ class Predictor:
         """
         return int(self.embed([Image.new("RGB", (64, 64))])[1].shape[1])
 
-    def _batches(self, run: Callable, crops: Sequence[Image.Image]) -> Iterator[Any]:
-        """What the network answers for cut faces, batch by batch."""
-        for start in range(0, len(crops), self.batch_size):
-            part = crops[start : start + self.batch_size]
-            try:
-                found = run(np.stack([np.asarray(self.transform(crop)) for crop in part]))
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                raise UserError(
-                    f"{len(part)} faces at once do not fit into the memory of {self.device}: "
-                    f"write a smaller batch_size than {self.batch_size}"
-                ) from error
-            if not all(np.isfinite(x).all() for x in (found if type(found) is tuple else [found])):
-                raise UserError(
-                    "the network's answers are not finite numbers, so its file is damaged or its "
-                    "training went astray: use another checkpoint (form=eager, if another was set)"
-                )
-            yield found
+    def _answers(self, run: Callable, crops: Sequence[Image.Image]) -> Iterator[Any]:
+        images = (np.asarray(self.transform(crop)) for crop in crops)
+        return backends.in_batches(run, images, self.batch_size, self.device)
 
     def _prediction(
         self, face: Face | None, row: np.ndarray, embedding: np.ndarray | None
@@ -287,41 +256,3 @@ def _item(image: Input) -> Item | Source:
     if isinstance(image, (str, PathLike)):
         return Source(os.fspath(image), os.fspath(image), "image")
     return Item(None, as_image(image))
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Turn logits (F, K) into probabilities, in float64."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
-
-
-def load(
-    path: str | PathLike | None = None,
-    device: str = "cpu",
-    crop: str | None = None,
-    form: Form = "eager",
-    trust: Trust = None,
-) -> Predictor:
-    """Make a predictor of a trained network that comes with the package, or of a file.
-
-    Args:
-        path: a checkpoint or an exported .onnx; or a name of `qcs zoo`, whose default is taken
-            where there is none. See `open_network` for what is computed with onnxruntime.
-        device: the network's.
-        crop: how faces are cut, see `crop_of`.
-        form: see `Predictor`.
-        trust: import paths of the user's own code that may be built, as ["mine.TinyBackbone"].
-
-    Raises:
-        UserError: as for `open_network`, `qcs.inference.crops.crop_of`,
-            `qcs.evaluation.device.pick_device` and `qcs.inference.compiled.in_form`.
-
-    Examples:
-        >>> import qcs
-        >>> qcs.load("model.ckpt").class_names
-        ('red', 'green', 'blue')
-    """
-    device = pick_device(device)
-    checkpoint = open_network(path, device, form, trust)
-    found, _ = crop_of(checkpoint.recipe, crop)
-    return Predictor(checkpoint, crop=found, device=device, form=form)

@@ -16,9 +16,8 @@ import numpy as np
 
 from qcs.config.errors import missing_extra
 from qcs.inference.cuts import Shot
-from qcs.inference.faces import Prediction
+from qcs.inference.faces import Prediction, Result
 from qcs.inference.inputs import Key
-from qcs.inference.predictor import Result
 from qcs.inference.video import FRAME_RATE
 
 TICK = 1e-3  # seconds, to which containers round times

@@ -5,6 +5,7 @@ films of phones need that, as their frame rate varies. It reads from an open fil
 cannot make it open another file or a network connection.
 """
 
+import struct
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -26,6 +27,16 @@ EXTRA = ("faces", "videos and webcams need")
 READERS = "asf,avi,matroska,webm,mov,mp4,mpeg,mpegts,mpegvideo"
 CLOCK = Fraction(1, 90_000)  # of written films
 FRAME_RATE = 25  # of films that do not say when their frames are shown
+# By whether rows become columns, then whether left and right and whether top and bottom change.
+TURNS = {
+    (False, True, False): Image.Transpose.FLIP_LEFT_RIGHT,
+    (False, False, True): Image.Transpose.FLIP_TOP_BOTTOM,
+    (False, True, True): Image.Transpose.ROTATE_180,
+    (True, False, False): Image.Transpose.TRANSPOSE,
+    (True, True, False): Image.Transpose.ROTATE_270,
+    (True, False, True): Image.Transpose.ROTATE_90,
+    (True, True, True): Image.Transpose.TRANSVERSE,
+}
 MARGIN = 1.0  # seconds by which a whole film may end before the length in its header
 
 
@@ -118,8 +129,9 @@ def _frames(
         except av.error.InvalidDataError:  # the frames after it may be whole
             damaged += 1
             continue
+        damaged += sum(frame.is_corrupt for frame in frames)
         for frame in frames:
-            if number % every == 0:
+            if number % every == 0 and not frame.is_corrupt:  # else its picture is partly made up
                 seconds = None if frame.time is None else max(frame.time - start, 0.0)
                 yield Frame(number, seconds, _upright(frame))
                 given += 1
@@ -130,20 +142,23 @@ def _frames(
     if not number:
         raise UserError("no frames")
     if damaged:
-        raise UserError(f"damaged in {damaged} places")
+        raise UserError(f"damaged in {damaged} place{'s' * (damaged > 1)}")
     if end - start < 0.98 * length - MARGIN:
         raise UserError(f"it ends after {end - start:.1f} of {length:.1f} seconds")
 
 
 def _upright(frame: "av.VideoFrame") -> Image.Image:
+    """The image of a frame, turned and mirrored by the matrix that its film carries for that."""
     image = frame.to_image()
-    turns = {
-        1: Image.Transpose.ROTATE_90,
-        2: Image.Transpose.ROTATE_180,
-        3: Image.Transpose.ROTATE_270,
-    }
-    quarter = round(frame.rotation / 90) % 4  # counterclockwise
-    return image.transpose(turns[quarter]) if quarter else image
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    # Column x of row y is shown at (a x + c y, b x + d y).
+    a, b, _, c, d = struct.unpack("9i", bytes(matrix))[:5]
+    swapped = abs(b) > abs(a)
+    right, down = (c, b) if swapped else (a, d)
+    turn = TURNS.get((swapped, right < 0, down < 0))
+    return image if turn is None else image.transpose(turn)
 
 
 class FilmWriter:

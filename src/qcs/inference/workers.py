@@ -228,8 +228,7 @@ class _Pool:
             raise UserError(f"a worker process did not start ({why}): write a smaller workers=...")
         job = worker.jobs.popleft()
         if give_up:
-            item = _failed(job.source, why)
-            self._finish(job, Look(item, 0, [], []))
+            self._finish(job, Look(_failed(job.source, why), 0, [], []))
         else:
             log.warning("a worker process ended at %s, which is tried again", _name(job.source))
             worker.jobs.appendleft(job._replace(ended=True))

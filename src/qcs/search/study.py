@@ -45,7 +45,7 @@ def open_storage(path: str | Path) -> JournalStorage:
     Raises:
         UserError: it cannot be read or written, or it is not a file of studies.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))

@@ -142,14 +142,16 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, folder / "multirun.yaml")
     _requeue(study)
+    name = metric if isinstance(metric, str) else metric[0]
     errors: list[str] = []  # of the last trials, all of which failed
     while (missing := options["n_trials"] - len(study.get_trials(deepcopy=False, states=DONE))) > 0:
         trials = [study.ask(space) for _ in range(min(options["n_jobs"], missing))]
         for error in _launch(launcher, study, trials, lines, options):
             errors = [*errors, error] if error else []
         if len(errors) >= MAX_FAILURES:
+            _report(study, folder, name)
             raise UserError(f"{len(errors)} trials in a row failed; the last said: {errors[-1]}")
-    _report(study, folder, metric if isinstance(metric, str) else metric[0])
+    _report(study, folder, name)
     return study
 
 
@@ -214,6 +216,8 @@ def _tell(study: optuna.Study, trial: optuna.Trial, result: Any) -> str | None:
 def _report(study: optuna.Study, folder: Path, metric: str) -> None:
     """Draw history.png and importance.png, and log the best trial."""
     trials = study.get_trials(deepcopy=False, states=DONE)
+    if not trials:
+        return
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     several = len(study.directions) > 1
     for best in study.best_trials if several else complete and [study.best_trial]:

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from PIL import Image
 
-from qcs.config.errors import missing_extra
+from qcs.config.errors import UserError, missing_extra
 from qcs.config.escape import markdown
 from qcs.evaluation.report import PICTURES
 
@@ -71,7 +71,6 @@ def drop_rows(folder: Path, step: int) -> None:
     """Remove the rows of a step and all later ones from a logger's folder: they will come again.
 
     A file that cannot be read is renamed to metrics.damaged.csv, and a warning is logged.
-
     """
     path = metrics_file(folder)
     if not path.is_file():
@@ -181,12 +180,17 @@ def by_epoch(table: Path) -> dict[str, list[tuple[float, float]]]:
     """Read a run's csv/metrics.csv: of each metric, pairs of an epoch and its last value.
 
     Epochs are counted from 1.
+
+    Raises:
+        UserError: the file is damaged.
     """
     found: dict[str, dict[float, float]] = {}
-    with table.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            epoch = row.pop("epoch", "")
-            for name, value in row.items():
-                if epoch and value:
-                    found.setdefault(name, {})[float(epoch) + 1] = float(value)
+    try:
+        rows = _rows(table.parent)
+    except (ValueError, KeyError, csv.Error) as error:
+        raise UserError(f"{table} is damaged ({error}): take this run out of runs=") from error
+    for row in rows:
+        epoch = row.pop("epoch", "")
+        for name, value in row.items() if epoch else ():
+            found.setdefault(name, {})[float(epoch) + 1] = float(value)
     return {name: sorted(values.items()) for name, values in found.items()}

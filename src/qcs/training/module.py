@@ -227,8 +227,12 @@ class QCSModule(LightningModule):
         self.test_outputs.clear()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep the rows (B,), logits (B, K) and labels (B,) for the report."""
-        logits = self(batch["images"]).float()
+        """Keep the rows (B,), logits (B, K) and labels (B,) for the report.
+
+        They are computed as `qcs.eval` does it, without the mixed precision of the training.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            logits = self(batch["images"]).float()
         self.test_outputs.append(tuple(x.cpu() for x in (batch["rows"], logits, batch["labels"])))
 
     def on_test_epoch_end(self) -> None:
