@@ -509,7 +509,7 @@ def test_a_format_that_is_not_written_is_refused(tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (20, 20)).save("a.png")
     with pytest.raises(UserError, match=r"no \.(xls|jpg|gz) is written; name a \.csv, \.jsonl or"):
-        predict(settings(input="a.png", out=out, run_dir="run"))
+        predict(settings(ckpt=None, input="a.png", out=out, run_dir="run"))
     assert not (tmp_path / out).exists()
 
 
