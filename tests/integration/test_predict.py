@@ -504,6 +504,15 @@ def test_a_list_is_not_overwritten(tmp_path, monkeypatch):
         predict(config | {"input": "list.csv", "out": "faces/"})
 
 
+@pytest.mark.parametrize("out", ["faces.xls", "labelled.jpg", "faces.csv.gz"])
+def test_a_format_that_is_not_written_is_refused(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 20)).save("a.png")
+    with pytest.raises(UserError, match=r"no \.(xls|jpg|gz) is written; name a \.csv, \.jsonl or"):
+        predict(settings(ckpt=None, input="a.png", out=out, run_dir="run"))
+    assert not (tmp_path / out).exists()
+
+
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[faces\]'"):

@@ -4,6 +4,7 @@ An image file is one whose name ends with one of `IMAGE_SUFFIXES`, in capitals o
 name says, only a decoder of `FORMATS` opens it.
 """
 
+import errno
 import os
 import stat
 import warnings
@@ -60,7 +61,12 @@ def open_file(path: str | Path) -> BinaryIO:
         UserError: it is not a regular file.
     """
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    number = os.open(path, flags)
+    try:
+        number = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # of a socket, which opens in no other way
+            raise UserError("it is not a regular file") from None
+        raise
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
         raise UserError("it is not a regular file")

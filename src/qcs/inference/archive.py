@@ -197,7 +197,7 @@ class Archive:
                     self.done.rows[identity] = failed or self.done.rows.get(identity, False)
         if stale:
             log.info(
-                "%d images or films have changed or could not be read, and are done anew",
+                "images or films that have changed or could not be read, and are done anew: %d",
                 sum(map(len, stale.values())),
             )
             with _locked(self.folder / ".lock-to-remove", PATIENCE):

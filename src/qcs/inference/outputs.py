@@ -21,6 +21,7 @@ from qcs.inference.sources import Source
 log = logging.getLogger(__name__)
 
 STDOUT = Path("/dev/stdout")
+LINES = ("", ".csv", ".jsonl", ".ndjson", ".json", ".txt")  # ends of names of files for lines
 FEW = 10  # photos at most of which the console names each face
 
 
@@ -33,7 +34,8 @@ def output_path(out: str | None, run_dir: Path, read: Iterable[str], shard: Shar
         shard: becomes a part of a file's name.
 
     Raises:
-        UserError: it is one of the files to be read.
+        UserError: it is one of the files to be read, or has the name of a format that is not
+            written.
     """
     if out in ("-", str(STDOUT)):
         return STDOUT
@@ -43,6 +45,11 @@ def output_path(out: str | None, run_dir: Path, read: Iterable[str], shard: Shar
         shard = None  # it has parts, which are named after their shard
     elif text.endswith("/"):
         raise UserError(f"out={text} is a folder: write out={text.rstrip('/')}.parquet for one")
+    elif path.suffix.lower() not in LINES and (path.is_file() or not path.exists()):
+        raise UserError(
+            f"out={text}: no {path.suffix} is written; name a .csv, .jsonl or .parquet, and for "
+            "pictures add annotate=true"
+        )
     if shard:
         path = path.with_name(f"{path.stem}-{shard.name}{path.suffix}")
     if path.exists():
