@@ -1,11 +1,12 @@
 """Make a trained network one of `qcs zoo`: its two files, its entry in zoo.json, its figures.
 
-    python scripts/release_network.py best.ckpt ferplus-light ferplus.zip --calibrate \
+    python scripts/release_network.py best.ckpt [last.ckpt] ferplus-light ferplus.zip --calibrate \
         --command "qcs train experiment=..." --card card.md
 
-The checkpoint's base branch is written as safetensors and as ONNX, weights in float16. Both files
-are compared with the checkpoint in float32 and with each other, then measured on FERPlus, beside an
-int8 file that is not kept. Nothing is replaced before all of that has gone well.
+Of several checkpoints of a run the mean of their weights is taken. The base branch is written as
+safetensors and as ONNX, weights in float16. Both files are compared with the checkpoint in float32
+and with each other, then measured on FERPlus, beside an int8 file that is not kept. Nothing is
+replaced before all of that has gone well.
 """
 
 import argparse
@@ -64,12 +65,20 @@ def _network(checkpoint: Checkpoint) -> QCSNetwork:
     return cast(QCSNetwork, checkpoint.network)
 
 
-def inference(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint without what is of training alone: the cross module and the roles."""
-    parts = dict(checkpoint.recipe)
+def inference(checkpoints: list[Checkpoint]) -> Checkpoint:
+    """The mean of checkpoints without what is of training alone: the cross module and the roles.
+
+    Source: Izmailov et al., Averaging weights leads to wider optima and better generalization,
+    UAI 2018; here of the last epochs, and BatchNorm's statistics as well.
+    """
+    first = checkpoints[0]
+    parts = dict(first.recipe)
     parts["model"] = {**parts["model"], "roles": 1, "cross": None}
-    made = checkpoint._replace(network=recipe.network(parts).eval(), recipe=parts)
-    _network(made).base.load_state_dict(_network(checkpoint).base.state_dict())
+    made = first._replace(network=recipe.network(parts).eval(), recipe=parts)
+    states = [_network(checkpoint).base.state_dict() for checkpoint in checkpoints]
+    mean = {name: sum(state[name] for state in states) / len(states) for name in states[0]}
+    whole = {name: states[0][name] for name in mean if not states[0][name].is_floating_point()}
+    _network(made).base.load_state_dict(mean | whole)
     return made
 
 
@@ -242,7 +251,7 @@ def _forms(name: str, entry: dict[str, Any]) -> list[str]:
 
 def release(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Make, check and measure; put the files and the entry into the folder."""
-    checkpoint = inference(load_checkpoint(options.ckpt))
+    checkpoint = inference([load_checkpoint(path) for path in options.ckpt])
     whole = checkpoint_manifest(checkpoint.recipe, {"path": options.data}, None)
     data = match_classes(whole, checkpoint.class_names).data
     temperature = calibrate(checkpoint, data) if options.calibrate else 1.0
@@ -334,7 +343,7 @@ def install(options: argparse.Namespace, files: dict[str, Path], entry: dict[str
 def parsed(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("ckpt", help="of `qcs train`")
+    parser.add_argument("ckpt", nargs="+", help="of `qcs train`; of several, their mean")
     parser.add_argument("name", help="as users will write it")
     parser.add_argument("data", help="FERPlus: its folder or zip")
     parser.add_argument("--command", required=True, help="that trained it, without your own paths")
