@@ -422,9 +422,20 @@ def test_results_land_where_the_user_stands_and_overwrite_no_input(tmp_path, mon
     config = settings(ckpt="model.ckpt", input="a.png", run_dir="run", out="faces.csv")
     predict(config)
     assert (tmp_path / "faces.csv").is_file()
-    for place, reason in (("a.png", "overwrite"), ("model.ckpt", "overwrite"), (".", "written")):
+    (tmp_path / "list.csv").write_text("path\na.png\n")
+    before = (tmp_path / "model.ckpt").read_bytes()
+    config |= {"input": ["a.png", "list.csv"]}
+    refused = {
+        "a.png": "no .png",
+        "model.ckpt": "no .ckpt",
+        "list.csv": "overwrite",
+        ".": "written",
+    }
+    for place, reason in refused.items():
         with pytest.raises(UserError, match=reason):
             predict(config | {"out": place})
+    assert (tmp_path / "list.csv").read_text() == "path\na.png\n"
+    assert (tmp_path / "model.ckpt").read_bytes() == before
     assert Image.open("a.png").size == (20, 20)
 
 
