@@ -14,7 +14,7 @@ import torch
 
 from conftest import three_colours
 from qcs.config.errors import UserError
-from qcs.data import prepared, store, transforms
+from qcs.data import decoding, prepared, store, transforms
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import pixels, resized
@@ -95,6 +95,23 @@ def test_an_undecodable_image_fails_or_is_left_out_and_listed(faces, tmp_path, c
     torch.testing.assert_close(pixels(rest, 7), resized(faces.image(8), 16))
     with pytest.raises(UserError, match="cannot read image"):  # asked to fail, it does
         prepared.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
+
+
+def test_an_error_ends_the_progress_bar(faces, tmp_path, monkeypatch):
+    """Else a notebook that prepares once more has two, which older versions of rich refuse."""
+    ended = []
+
+    def track(loader, *_, **__):
+        try:
+            yield from loader
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(decoding, "track", track)
+    (faces.root / str(faces.paths[0])).write_bytes(b"nothing")
+    with pytest.raises(UserError) as error:  # which keeps the generator alive
+        prepared.prepare(faces, 16, tmp_path / "stores", **OPTIONS)
+    assert ended and error
 
 
 def test_nothing_but_broken_images_is_an_error(faces, tmp_path):

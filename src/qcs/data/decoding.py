@@ -1,7 +1,7 @@
 """Every image of a data set decoded once, by several processes."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -43,8 +43,10 @@ def decode_all(
     rows: Sequence[int],
     num_workers: int,
     title: str | None,
-) -> Iterator[list[Decoded]]:
+) -> Generator[list[Decoded], None, None]:
     """Yield what a function makes of images, in the order of the rows, many at a time.
+
+    Whoever stops before the end closes it, which ends the progress bar and the processes.
 
     Args:
         work: the function, which takes an upright RGB image; it can be pickled and returns no

@@ -1,8 +1,10 @@
 """What is in a data set: counts, sizes, unreadable files, and images that appear more than once."""
 
 from collections import Counter, defaultdict
+from contextlib import closing
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 
 import numpy as np
 from PIL import Image
@@ -93,8 +95,9 @@ def inspect(manifest: Manifest, num_workers: int = 2, progress: bool = True) -> 
     sizes: Counter[tuple[int, int]] = Counter()
     unreadable, rows_of = {}, defaultdict(list)
     title = "reading" if progress else None
-    for chunk in decode_all(manifest, _hashed, range(len(manifest)), num_workers, title):
-        for row, found, error in chunk:
+    decoded = decode_all(manifest, _hashed, range(len(manifest)), num_workers, title)
+    with closing(decoded) as chunks:
+        for row, found, error in chain.from_iterable(chunks):
             if error is not None:
                 unreadable[row] = error
                 continue

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -126,8 +126,9 @@ def prepare(
             if not _is_current(folder, manifest, size, found, on_error):
                 writer = StoreWriter(folder, found, size)
                 work = partial(_prepared, size=size)
-                images = decode_all(manifest, work, writer.missing(), num_workers, title)
-                writer.finish(_write(writer, images, manifest, on_error))
+                decoded = decode_all(manifest, work, writer.missing(), num_workers, title)
+                with closing(decoded) as images:
+                    writer.finish(_write(writer, images, manifest, on_error))
     except OSError as error:
         raise UserError(
             f"cannot write prepared images into {base} ({error.strerror or error}); what is done "
