@@ -578,6 +578,26 @@ def test_persons_of_a_film_are_in_the_records_a_table_a_timeline_and_the_film(me
     )
 
 
+def test_a_stopped_archive_of_films_sums_up_all_and_a_shard_may_have_no_film(meeting, tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes((meeting / "film.mp4").read_bytes())
+    given = {"ckpt": str(meeting / "model.ckpt"), "out": str(tmp_path / "faces.parquet")}
+    given |= {"detect": "auto", "track": True, "max_frames": 3, "every": 3}
+    runs = [
+        (["a.mp4"], {"shard": "1/2"}, 3),
+        (["a.mp4"], {"shard": "2/2"}, 0),
+        (["a.mp4", "b.mp4"], {}, 3),
+    ]
+    for number, (names, more, frames) in enumerate(runs):
+        films = [str(tmp_path / name) for name in names]
+        run = settings(input=films, run_dir=str(tmp_path / f"{number}"), **given, **more)
+        assert predict(run)["images"] == frames
+    with (tmp_path / "2/persons.csv").open(newline="") as file:
+        rows = [list(row.values())[1:] for row in csv.DictReader(file)]
+    assert len(rows) == 4 and rows[:2] == rows[2:] and {row[0] for row in rows} == {"1", "2"}
+    assert len(list((tmp_path / "2/timelines").iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "detect", "reason"),
     [("photo.png", "auto", "names none"), ("film.mp4", "none", "leave detect=none out")],
