@@ -17,6 +17,7 @@ from test_train import qcs
 import qcs as package
 from conftest import tiny_checkpoint
 from qcs.config.errors import UserError
+from qcs.inference import video
 from qcs.inference.crops import CROPS, LOOSE, Crop, crop_of, cut, fit, measure
 from qcs.inference.detector import Detector, decode
 from qcs.inference.inputs import Item
@@ -576,6 +577,18 @@ def test_persons_of_a_film_are_in_the_records_a_table_a_timeline_and_the_film(me
     assert [f.seconds for f in drawn] == pytest.approx(
         [f.seconds for f in film(meeting / "film.mp4")], abs=1e-3
     )
+
+
+def test_persons_are_followed_through_a_webcam(meeting, tmp_path, monkeypatch):
+    camera = {"file": str(meeting / "film.mp4")}
+    monkeypatch.setattr(video, "_camera", lambda av, number: camera)
+    given = {"ckpt": str(meeting / "model.ckpt"), "run_dir": str(tmp_path), "input": 0}
+    more = {"detect": "auto", "track": True, "annotate": True, "max_frames": 4}
+    assert predict(settings(**given, **more))["errors"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open()]
+    assert {(row["file"], row["person"]) for row in lines} == {("webcam 0", 1), ("webcam 0", 2)}
+    assert (tmp_path / "timelines/1-webcam-0.png").is_file()
+    assert len(list(film(tmp_path / "annotated/webcam-0.mp4"))) == 4
 
 
 def test_a_stopped_archive_of_films_sums_up_all_and_a_shard_may_have_no_film(meeting, tmp_path):
