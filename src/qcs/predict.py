@@ -264,11 +264,17 @@ def main(cfg: DictConfig) -> None:
             if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
                 handler.setStream(sys.stderr)
         sys.stdout = sys.stderr
-    counts = predict(resolve(cfg, Settings))
-    if counts["stopped"]:
-        sys.exit(counts["stopped"])
-    if counts["errors"]:
-        sys.exit(1)
+    if status := _status(predict(resolve(cfg, Settings))):
+        sys.exit(status)
+
+
+def _status(counts: Counter) -> int:
+    """The exit status of a run that has written all that it could.
+
+    torchrun ends all ranks once one of them fails, so that a broken file would stop the others.
+    """
+    ranks = "TORCHELASTIC_RUN_ID" in os.environ
+    return counts["stopped"] or int(counts["errors"] > 0 and not ranks)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pandas
@@ -23,7 +24,7 @@ from qcs.inference.detector import Detector, decode
 from qcs.inference.inputs import Item
 from qcs.inference.sources import files_of
 from qcs.inference.video import FilmWriter, film
-from qcs.predict import predict
+from qcs.predict import _status, predict
 
 
 @pytest.fixture(scope="module")
@@ -486,6 +487,14 @@ def test_shards_of_any_output_do_not_clash(tmp_path):
     ]
     assert named[0] == named[1] == sorted(map(str, (tmp_path / "in").iterdir()))
     assert not predict(config | {"out": str(tmp_path / "a.parquet"), "shard": "9/99"})["images"]
+
+
+def test_a_broken_file_is_a_status_but_stops_no_other_rank_of_torchrun(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    given = [{}, {"errors": 2}, {"errors": 2, "stopped": 143}]
+    assert [_status(Counter(counts)) for counts in given] == [0, 1, 143]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert [_status(Counter(counts)) for counts in given] == [0, 0, 143]
 
 
 def test_pictures_of_a_tar_stay_in_the_runs_folder(photos, tmp_path):
