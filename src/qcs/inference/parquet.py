@@ -198,8 +198,8 @@ def frames(path: Path, films: Mapping[str, Source]) -> Iterator[Result]:
     place, face = ("file", "frame", "seconds"), ("person", "label", "probability")
     with arrow().parquet.ParquetFile(path) as part:
         batches = part.iter_batches(GROUP, columns=[*place, *face])
-        rows = (row for batch in batches for row in batch.to_pylist()
-                if row["frame"] is not None and row["file"] in films)  # fmt: skip
+        framed = (batch.filter(batch.column("frame").is_valid()) for batch in batches)
+        rows = (row for batch in framed for row in batch.to_pylist() if row["file"] in films)
         for (file, *when), faces in groupby(rows, itemgetter(*place)):
             found = [
                 Prediction(row["label"], row["probability"], {}, person=row["person"])
