@@ -9,7 +9,6 @@ import gc
 import multiprocessing.queues
 import os
 import re
-import select
 import shutil
 import signal
 import sys
@@ -17,6 +16,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
 from pathlib import Path
@@ -51,7 +51,7 @@ class _LoaderProcess(ForkProcess):
             begun, process._begun = os.pipe()
             started = Popen(process)
             os.close(process._begun)
-            ready = select.select([begun], [], [], BEGIN)[0]
+            ready = wait([begun], BEGIN)
             os.close(begun)
             if ready:
                 return started
