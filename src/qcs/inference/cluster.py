@@ -1,9 +1,9 @@
 """Photos shared out to the processors of a Ray cluster, or of this machine, by Ray Data.
 
-Actors read photos or tars, find the faces and cut them out; others classify what was cut. Their
-answers come back in the order of arrival to this process, which alone writes the archive: so there
-is one lock, and one list of what is done, with or without Ray. A row is small beside the work of
-its photo. https://docs.ray.io/en/latest/data/data.html
+Actors read photos or tars, find the faces and cut them out; others classify what was cut. This
+process receives the answers as they arrive, and it alone writes the archive. So there is one lock
+and one list of what is done, with or without Ray; and an answer is small.
+https://docs.ray.io/en/latest/data/data.html
 """
 
 import functools
@@ -34,9 +34,10 @@ from qcs.inference.workers import looks
 
 log = logging.getLogger(__name__)
 
-CPUS = 8  # that a classifier on a CPU keeps up with, as it takes a sixth of a small photo's time
-COLUMN, ROWS = "pickled", 16  # of a table, which is handed on at once
-# Work for each CPU: the more, the less one waits for another at the end; a task has its own cost.
+CPUS = 8  # for each classifier on a CPU; to classify takes a sixth of the time of a small photo
+COLUMN, ROWS = "pickled", 16  # of the tables that actors hand on; a table has no more rows
+# Tasks for each CPU, and photos in a task: the smaller tasks are, the less CPUs wait for each other
+# at the end, but each task takes some time of its own.
 PARTS, MOST_PHOTOS = 64, 128
 Work = tuple[Sequence[Source], Done]  # photos or a tar, and what is known of them
 
@@ -67,9 +68,9 @@ def predict(
 ) -> Iterator[Result]:
     """Find and classify the faces of the photos that an archive lacks, in the order of arrival.
 
-    A photo that cannot be read, takes too long, or over which processes die, is a result with an
-    error. Ray repeats the work of a task or actor that dies. The cluster is joined, or started,
-    when the first result is asked for, and left or ended with the iterator.
+    A photo that cannot be read, takes too long or kills processes is a result with an error. Ray
+    repeats the work of a task or actor that dies. The cluster is joined or started when the first
+    result is asked for, and left or ended with the iterator.
 
     Args:
         archive: has the files, and knows which are done.
@@ -109,26 +110,14 @@ def _predict(
         each = settings["photos"] or min(max(len(photos) // (PARTS * finders), 1), MOST_PHOTOS)
         shares = (photos[i : i + each] for i in range(0, len(photos), each))
         work: list[Work] = [*((share, Done()) for share in shares), *tars]
-        options = {"batch_size": None, "batch_format": "pyarrow"}
-        found = (
-            ray.data.from_items(list(map(pickle.dumps, work)), override_num_blocks=len(work))
-            .map_batches(
-                _Finder,
-                fn_constructor_args=(job,),
-                compute=ray.data.ActorPoolStrategy(size=min(finders, len(work))),
-                num_cpus=1,
-                **options,
-            )
-            .map_batches(
-                _Classifier,
-                fn_constructor_args=(job,),
-                compute=ray.data.ActorPoolStrategy(size=number),
-                num_cpus=0,
-                num_gpus=gpus,
-                **options,
-            )
-        )
-        for batch in found.iter_batches(**options):
+        tables = {"batch_size": None, "batch_format": "pyarrow"}
+        told, pool = tables | {"fn_constructor_args": (job,)}, ray.data.ActorPoolStrategy
+        tasks = ray.data.from_items(list(map(pickle.dumps, work)), override_num_blocks=len(work))
+        finding = {"compute": pool(size=min(finders, len(work))), "num_cpus": 1}
+        classifying = {"compute": pool(size=number), "num_cpus": 0, "num_gpus": gpus}
+        found = tasks.map_batches(_Finder, **finding, **told)
+        classified = found.map_batches(_Classifier, **classifying, **told)
+        for batch in classified.iter_batches(**tables):
             for answer in map(pickle.loads, batch[COLUMN].to_pylist()):
                 if isinstance(answer, UserError):
                     raise answer
@@ -186,7 +175,7 @@ def _missing(archive: Archive) -> tuple[list[Source], list[Work]]:
 
 
 def _rows(answers: Iterable[Any]) -> Iterator[Any]:
-    """Tables for Ray; an error of the user goes the same way, as Ray would wrap it."""
+    """Tables for Ray; a mistake of the user is an answer as well, as Ray would wrap an error."""
     answers = iter(answers)
     try:
         while some := list(itertools.islice(answers, ROWS)):
@@ -202,10 +191,10 @@ def _table(answers: Sequence[Any]) -> Any:
 
 
 def _enter(folder: str) -> None:
-    """Go to the folder of the command, on whatever machine this is.
+    """Go to the folder in which the command was started.
 
     Raises:
-        UserError: it has none.
+        UserError: this machine has no such folder.
     """
     try:
         os.chdir(folder)
@@ -217,7 +206,7 @@ def _enter(folder: str) -> None:
 
 
 class _Finder:
-    """An actor, with a process beside it that the photos may kill."""
+    """An actor, with a worker process that reads the photos, so that none can kill the actor."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -236,7 +225,7 @@ class _Finder:
 
 
 class _Classifier:
-    """An actor, with a network that is opened for the first photos."""
+    """An actor, with a network that is opened when the first photos come."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -253,14 +242,10 @@ class _Classifier:
     def predictor(self) -> Predictor:
         """The predictor of the job."""
         _enter(self.job.folder)
-        device = pick_device(self.job.network["device"])
-        checkpoint = open_network(**self.job.network | {"device": device})
-        return Predictor(
-            checkpoint,
-            batch_size=self.job.batch_size,
-            device=device,
-            form=self.job.network["form"],
-        )
+        size, network = self.job.batch_size, self.job.network
+        device = pick_device(network["device"])
+        checkpoint = open_network(**network | {"device": device})
+        return Predictor(checkpoint, batch_size=size, device=device, form=network["form"])
 
 
 def _raised(found: Look | UserError) -> Look:
