@@ -224,6 +224,6 @@ def test_no_worker_outlives_its_caller(how, tmp_path, odd):
 
 def _runs(child: str) -> bool:
     try:
-        return "face_extraction" in Path(f"/proc/{child}/cmdline").read_text()
+        return "worker_process" in Path(f"/proc/{child}/cmdline").read_text()
     except OSError:
         return False
