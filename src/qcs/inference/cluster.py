@@ -119,10 +119,7 @@ def _predict(
         found = tasks.map_batches(_Finder, **finding, **told)
         classified = found.map_batches(_Classifier, **classifying, **told)
         for batch in classified.iter_batches(**tables):
-            for answer in map(pickle.loads, batch[COLUMN].to_pylist()):
-                if isinstance(answer, UserError):
-                    raise answer
-                yield answer
+            yield from _answers(batch)
     finally:
         ray.shutdown()
 
@@ -191,6 +188,13 @@ def _table(answers: Sequence[Any]) -> Any:
     return pa.table({COLUMN: column})
 
 
+def _answers(table: Any) -> Iterator[Any]:
+    for answer in map(pickle.loads, table[COLUMN].to_pylist()):
+        if isinstance(answer, UserError):
+            raise answer
+        yield answer
+
+
 def _enter(folder: str) -> None:
     """Go to the folder in which the command was started.
 
@@ -233,10 +237,10 @@ class _Classifier:
 
     def __call__(self, batch: Any) -> Iterator[Any]:
         """Classify what a task has found."""
-        return _rows(self._classified(map(pickle.loads, batch[COLUMN].to_pylist())))
+        return _rows(self._classified(_answers(batch)))
 
-    def _classified(self, found: Iterable[Look | UserError]) -> Iterator[Result]:
-        for result in self.predictor.answer(map(_raised, found), embeddings=self.job.embeddings):
+    def _classified(self, found: Iterable[Look]) -> Iterator[Result]:
+        for result in self.predictor.answer(found, embeddings=self.job.embeddings):
             yield result._replace(crops=[])  # of which the archive has none
 
     @functools.cached_property
@@ -247,9 +251,3 @@ class _Classifier:
         device = pick_device(network["device"])
         checkpoint = open_network(**network | {"device": device})
         return Predictor(checkpoint, batch_size=size, device=device, form=network["form"])
-
-
-def _raised(found: Look | UserError) -> Look:
-    if isinstance(found, UserError):
-        raise found
-    return found

@@ -72,21 +72,22 @@ class Worker:
         self.ready, self.since = False, time.monotonic() + STARTING
         self.send(self.setup)
         for job in self.jobs:
-            self.send_photo(job.source)
+            self.send(job.source)
 
     def add(self, job: Job) -> None:
         """Take on a photo."""
         if not self.jobs and self.ready:
             self.since = time.monotonic()
         self.jobs.append(job)
-        self.send_photo(job.source)
-
-    def send_photo(self, source: Source | Item) -> None:
-        """Send a photo, without a key of the caller's, which may be anything."""
-        self.send(source if isinstance(source, Source) else source._replace(key=None))
+        self.send(job.source)
 
     def send(self, message: Any) -> None:
-        """Send something; a process that is gone is noticed when nothing comes back."""
+        """Send a photo or something else; a process that is gone is noticed as it does not answer.
+
+        A photo goes without the key that the caller gave it, which may be anything.
+        """
+        if isinstance(message, Item):
+            message = message._replace(key=None)
         with suppress(OSError):
             self.connection.send(message)
 
@@ -98,11 +99,7 @@ class Worker:
 
 
 def work(descriptor: int) -> None:
-    """Answer photos until the caller is gone.
-
-    Args:
-        descriptor: of the socket to the caller.
-    """
+    """Answer the photos that come through a socket, until the caller is gone."""
     connection = Connection(descriptor)
     settings, crop = connection.recv()
     photos: SimpleQueue = SimpleQueue()
