@@ -6,6 +6,7 @@ SIGTERM.
 """
 
 import hashlib
+import itertools
 import logging
 import math
 import os
@@ -76,7 +77,7 @@ class Settings(TypedDict):
     every: Count
     max_frames: Count | None
     track: bool
-    smooth: Annotated[float, Interval(ge=0, le=10)]  # frames are held back for so long
+    smooth: Annotated[float, Interval(ge=0, le=10)]  # frames wait for half of it
     causal: bool
     gap: Annotated[float, Interval(ge=0, le=600)]
     annotate: bool
@@ -100,7 +101,7 @@ def predict(config: dict[str, Any]) -> Counter:
     files = files_of(config["input"], config["path_column"])
     shard = shards.parse(config["shard"])
     given = config["input"] if isinstance(config["input"], list) else [config["input"]]
-    read = [config["ckpt"] or "", *map(str, given), *(file.file for file in files)]
+    read = itertools.chain([config["ckpt"] or ""], map(str, given), (f.file for f in files))
     out = output_path(config["out"], Path(config["run_dir"]), read, shard)
     kinds = {file.kind for file in files}
     files = shard.share(files) if shard else files

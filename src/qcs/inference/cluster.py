@@ -1,9 +1,8 @@
 """Photos shared out to the processors of a Ray cluster, or of this machine, by Ray Data.
 
 Actors read photos or tars, find the faces and cut them out; others classify what was cut. This
-process receives the answers as they arrive, and it alone writes the archive. So there is one lock
-and one list of what is done, with or without Ray; and an answer is small.
-https://docs.ray.io/en/latest/data/data.html
+process receives the answers as they arrive, and it alone writes the archive, so that there is one
+lock and one list of what is done, with or without Ray. https://docs.ray.io/en/latest/data/data.html
 """
 
 import functools
@@ -35,10 +34,10 @@ from qcs.inference.workers import looks
 
 log = logging.getLogger(__name__)
 
-CPUS = 8  # for each classifier on a CPU; to classify takes a sixth of the time of a small photo
+CPUS = 8  # for each classifier on a CPU, as classifying is a sixth of the work of a small photo
 COLUMN, ROWS = "pickled", 16  # of the tables that actors hand on; a table has no more rows
-# Tasks for each CPU, and photos in a task: the smaller tasks are, the less CPUs wait for each other
-# at the end, but each task takes some time of its own.
+# Tasks for each CPU, and photos in a task at most: with small tasks all CPUs end at about the same
+# time, but each task takes some time of its own.
 PARTS, MOST_PHOTOS = 64, 128
 Work = tuple[Sequence[Source], Done]  # photos or a tar, and what is known of them
 
