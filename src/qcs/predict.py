@@ -77,7 +77,7 @@ class Settings(TypedDict):
     every: Count
     max_frames: Count | None
     track: bool
-    smooth: Annotated[float, Interval(ge=0, le=10)]  # frames wait for half of it
+    smooth: Annotated[float, Interval(ge=0, le=10)]  # frames are held back for half as long
     causal: bool
     gap: Annotated[float, Interval(ge=0, le=600)]
     annotate: bool
