@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from typing_extensions import TypedDict, is_typeddict
 
 from qcs.config.bounds import MOST, Dropout, Natural, Positive, Probability, Weight
+from qcs.config.compose import flat
 from qcs.config.errors import UserError
 from qcs.config.validation import problem, unknown
 
@@ -115,9 +116,12 @@ def resolve(cfg: DictConfig, settings: type) -> dict[str, Any]:
             stand beside the arguments of its target.
 
     Raises:
-        UserError: as `check`; also the settings of the command.
+        UserError: as `check`; also the settings of the command, and an empty text, as of an unset
+            variable of the shell.
     """
     config = _expand_home(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    if empty := [key for key, value in flat(config).items() if value == ""]:
+        raise UserError(f"{empty[0]}= is empty: write a value, {empty[0]}=null or leave it out")
     hints = get_type_hints(settings, include_extras=True)
     for key, value in config.items():
         if key not in hints:
