@@ -23,7 +23,16 @@ from qcs.config.options import BackboneOptions, resolve
 from qcs.data import workers
 from qcs.data.datamodule import FaceDataModule
 from qcs.models.cpu_kernels import SpeedOptions
-from qcs.training import build, distributed, identity, loggers, multirun, run_folder, wandb_login
+from qcs.training import (
+    build,
+    distributed,
+    identity,
+    loggers,
+    multirun,
+    resumable,
+    run_folder,
+    wandb_login,
+)
 from qcs.training.final_test import test_selected
 from qcs.training.last_checkpoint import exit_on_interrupt
 from qcs.training.module import QCSModule
@@ -92,6 +101,9 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         module = build.module(config, data, resumes=ckpt is not None)
         module.run = run
         trainer = _trainer(config, folder, state)
+        if ckpt and state:
+            resumable.require_fitting(state.content, trainer, module, ckpt)
+            state = state._replace(content={})  # it is large
         data.require_images_for(trainer.world_size)
         wandb_login.start(trainer.loggers)
         if trainer.is_global_zero and not is_dry_run(trainer):
@@ -148,8 +160,12 @@ def _fit(
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     best = [c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)]
     missing = trainer.global_step and best and not any(map(best_model_path, best))
-    if missing and trainer.is_global_zero and not is_dry_run(trainer):
-        log.warning("no epoch was validated to its end, so there is no best.ckpt")
+    if missing and not is_dry_run(trainer):
+        if trainer.is_global_zero:
+            log.warning("no epoch was validated to its end, so there is no best.ckpt")
+        with workers.translated_errors("loader."):
+            trainer.validate(module, data, verbose=False)  # what a sweep optimises
+        metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     if state and trainer.global_step == state.optimizer_steps:
         log.info("the run was finished at step %d: nothing is left to train", trainer.global_step)
         for callback in trainer.checkpoint_callbacks:

@@ -134,6 +134,18 @@ def test_a_file_that_holds_no_run_cannot_be_gone_on_with(content, tmp_path):
         files.state_of(tmp_path / "other.ckpt")
 
 
+@pytest.mark.parametrize("key,value", [("run", "x"), ("wandb_id", 5), ("global_step", -1)])
+def test_what_a_file_says_of_its_run_is_checked(key, value, small, tmp_path):
+    content = torch.load(small[0] / "run/checkpoints/last.ckpt", weights_only=True)
+    torch.save(content | {key: value}, tmp_path / "odd.ckpt")
+    with pytest.raises(UserError, match="cannot be gone on from: "):
+        files.state_of(tmp_path / "odd.ckpt")
+
+
+def test_a_run_that_ends_within_its_first_epoch_is_validated(small, tmp_path):
+    assert "val/acc" in trained(tmp_path, *small[1], "+trainer.max_steps=2", "test=false")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
 def test_a_damaged_newest_checkpoint_is_passed_over(damage, tmp_path, caplog):
     file = tmp_path / "checkpoints/last.ckpt"

@@ -33,6 +33,7 @@ WARNED = (
     r"Checkpoint directory .* exists and is not empty",  # the run is resumed
     r"Experiment logs directory .* exists and is not empty",  # our logger keeps its content
     r"`ModelCheckpoint\(monitor=.*could not find the monitored key",  # we say that nothing is best
+    r"The dirpath has changed from",  # a run that goes on in a new folder
     r".*your dataloader is not resumable",  # our loader is resumable
 )
 
