@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -118,7 +119,10 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         with distributed.ended_together(trainer):
             try:
                 return _fit(config, trainer, module, data, ckpt, state)
-            except MisconfigurationException as error:  # such as a share of less than one batch
+            except (MisconfigurationException, ValueError) as error:
+                *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+                if not frame.f_globals["__name__"].startswith("lightning."):
+                    raise
                 raise UserError(f"this cannot be trained as configured: {error}") from error
 
 

@@ -34,6 +34,7 @@ from qcs.config.keys import CONF
         ("--foo", "unrecognized arguments: --foo"),
         ("hydra.run.dir=", "hydra.run.dir= is empty: write hydra.run.dir=FOLDER, or leave it out"),
         ("store=", "store= is empty"),
+        ("hydra.sweep.dir='' ", "hydra.sweep.dir= is empty"),
         ("a b=3", "a b cannot be a key"),
         ("optimizer=[adam,sgd]", "has several choices, and optimizer is one: optimizer=adam"),
     ],

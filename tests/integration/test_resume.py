@@ -305,6 +305,8 @@ def test_a_run_that_takes_no_step_is_not_tested(nothing, small, tmp_path, caplog
             trained(tmp_path / "b", *small[1], f"+trainer.limit_test_batches={limit}")
     with pytest.raises(UserError, match="as configured: You requested to check 0.001 of"):
         trained(tmp_path / "c", *small[1], "+trainer.limit_train_batches=0.001")
+    with pytest.raises(UserError, match=r"as configured:.*val_check_interval. \(99\) must be"):
+        trained(tmp_path / "d", *small[1], "+trainer.val_check_interval=99")
 
 
 def test_an_accelerator_that_is_not_there_is_one_sentence(small, tmp_path, monkeypatch):

@@ -105,13 +105,13 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
     """
     overrides, parser = _beside_flags(arguments), OverridesParser.create()
     for override in overrides:
-        key, sign, value = override.partition("=")
-        if key in FOLDERS and sign and not value.strip():  # an unset variable of the shell
-            raise UserError(f"{key}= is empty: write {key}=FOLDER, or leave it out")
+        key, sign, _ = override.partition("=")
         try:
             chosen = parser.parse_override(override).value()
         except HydraException as error:
             raise UserError(_how_to_write(override)) from error
+        if key in FOLDERS and sign and not str(chosen).strip():  # an unset variable of the shell
+            raise UserError(f"{key}= is empty: write {key}=FOLDER, or leave it out")
         one = (CONF / key).is_dir() and key not in SEVERAL
         if one and isinstance(chosen, list) and len(chosen) > 1:
             raise UserError(f"{override} has several choices, and {key} is one: {key}={chosen[0]}")
