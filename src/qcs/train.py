@@ -32,6 +32,7 @@ from qcs.training import (
     multirun,
     resumable,
     run_folder,
+    schedules,
     wandb_login,
 )
 from qcs.training.final_test import test_selected
@@ -72,8 +73,8 @@ class Settings(TypedDict):
     scheduler: SchedulerOptions
     loader: dict
     trainer: dict
-    callbacks: dict | None
-    logger: dict | None
+    callbacks: dict[str, dict | None] | None
+    logger: dict[str, dict | None] | None
 
 
 def train(config: dict[str, Any]) -> dict[str, float]:
@@ -102,6 +103,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         module = build.module(config, data, resumes=ckpt is not None)
         module.run = run
         trainer = _trainer(config, folder, state)
+        schedules.require_makeable(module.scheduler, module.make_optimizer, trainer)
         if ckpt and state:
             resumable.require_fitting(state.content, trainer, module, ckpt)
             state = state._replace(content={})  # it is large

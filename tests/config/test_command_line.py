@@ -34,7 +34,7 @@ from qcs.config.keys import CONF
         ("--foo", "unrecognized arguments: --foo"),
         ("hydra.run.dir=", "hydra.run.dir= is empty: write hydra.run.dir=FOLDER, or leave it out"),
         ("store=", "store= is empty"),
-        ("hydra.sweep.dir='' ", "hydra.sweep.dir= is empty"),
+        ("hydra.sweep.dir=''", "hydra.sweep.dir= is empty"),
         ("a b=3", "a b cannot be a key"),
         ("optimizer=[adam,sgd]", "has several choices, and optimizer is one: optimizer=adam"),
     ],
@@ -145,6 +145,7 @@ def test_a_group_without_a_choice_may_be_named_so(override, written):
         ("train", "trainer.max_epoch=3", "trainer.max_epoch is not an option of qcs.train, did "
          "you mean trainer.max_epochs? What conf/ does not list is added with a plus: "
          "+trainer.max_epoch=..."),
+        ("train", "backbone=own backbone.channels=[8]", "backbone.channels is not an option of"),
         ("train", "trainer.max_steps=5", "trainer.max_steps is not set in conf/: write "
          "+trainer.max_steps=5 to add it"),
         ("train", "lr=3", "did you mean optimizer.lr?"),
@@ -174,8 +175,8 @@ def test_a_group_without_a_choice_may_be_named_so(override, written):
 )  # fmt: skip
 def test_what_hydra_cannot_compose_names_the_key_and_the_nearest(command, override, sentence):
     with pytest.raises(Exception) as error, initialize_config_dir(str(CONF), version_base="1.3"):
-        compose(command, [override], return_hydra_config=True)
-    text = explain(error.value, command, [override])
+        compose(command, override.split(), return_hydra_config=True)
+    text = explain(error.value, command, override.split())
     assert sentence in text and "\n" not in text
 
 

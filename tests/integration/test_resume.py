@@ -309,6 +309,19 @@ def test_a_run_that_takes_no_step_is_not_tested(nothing, small, tmp_path, caplog
         trained(tmp_path / "d", *small[1], "+trainer.val_check_interval=99")
 
 
+@pytest.mark.parametrize(
+    "override,sentence",
+    [
+        ("callbacks.best.monitor=val/acc5", "monitor=val/acc5 is not measured; there are val/acc"),
+        ("+scheduler.schedule.last_epoch=5", "ExponentialLR cannot be built"),
+    ],
+)
+def test_what_would_end_the_first_epoch_is_refused_before(override, sentence, small, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        trained(tmp_path / "run", *small[1], override)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_accelerator_that_is_not_there_is_one_sentence(small, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="Trainer cannot be built.*gpu"):

@@ -277,6 +277,6 @@ def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def _arguments(config: Mapping[str, Any]) -> set[str]:
     """The keys, with dots, of everything that the `_target_`s of a config take."""
     targets = {key: node["_target_"] for key, node in _flat(config).items()
-               if isinstance(node, dict) and "_target_" in node}  # fmt: skip
+               if isinstance(node, dict) and node.get("_target_", "???") != "???"}  # fmt: skip
     return {f"{key}.{name}" for key, target in targets.items()
             for name in signature(get_object(target)).parameters}  # fmt: skip

@@ -17,7 +17,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import TypedDict, is_typeddict
 
-from qcs.config.bounds import MOST, Dropout, Natural, Positive, Probability, Weight
+from qcs.config.bounds import MOST, Count, Dropout, Natural, Positive, Weight
 from qcs.config.compose import flat
 from qcs.config.errors import UserError
 from qcs.config.validation import problem, unknown
@@ -31,11 +31,12 @@ BOUNDS: dict[str, Any] = {
     "optimizer.weight_decay": Weight,
     "optimizer.momentum": Dropout,
     "scheduler.schedule.max_lr": Positive,
-    "scheduler.schedule.pct_start": Probability,
+    "scheduler.schedule.pct_start": Dropout,
     "scheduler.schedule.gamma": Annotated[float, Interval(gt=0, le=1)],
     # -1 means until something else stops it.
     "trainer.max_epochs": Annotated[int, Interval(ge=-1, le=MOST)] | None,
     "trainer.max_steps": Annotated[int, Interval(ge=-1, le=MOST)],
+    "trainer.check_val_every_n_epoch": Count | None,
     "trainer.devices": Annotated[int, Interval(ge=-1, le=4096)] | str | list[Natural],
     "trainer.num_nodes": Annotated[int, Interval(ge=1, le=4096)],
     "trainer.log_every_n_steps": Natural | None,

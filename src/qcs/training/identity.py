@@ -34,7 +34,7 @@ LENGTH = (
 def identity(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     """Return the identity of a run, of its config and all of its data, for its checkpoints."""
     data = {
-        "name": manifest.root.name,
+        "name": manifest.root.absolute().name,
         "images": len(manifest),
         "class_names": list(manifest.class_names),
         "fingerprint": manifest.fingerprint(),
@@ -67,7 +67,8 @@ def require_same(saved: Run | None, now: dict[str, Any], ckpt: Path) -> None:
         )
         return
     _same_settings(saved["settings"], now["settings"], ckpt)
-    if saved["data"] != now["data"]:
+    name = saved["data"]["name"] or now["data"]["name"]  # once of a relative path without one
+    if {**saved["data"], "name": name} != now["data"]:
         raise UserError(
             f"{ckpt} was trained on other data: {_describe(saved['data'])}; and now it is "
             f"{_describe(now['data'])}: name the run's own data set, or start a new run in another "
