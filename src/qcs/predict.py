@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -105,6 +105,7 @@ def predict(config: dict[str, Any]) -> Counter:
     given = config["input"] if isinstance(config["input"], list) else [config["input"]]
     read = itertools.chain([config["ckpt"] or ""], map(str, given), (f.file for f in files))
     out = output_path(config["out"], Path(config["run_dir"]), read, shard)
+    kinds = {file.kind for file in files}
     files = shard.share(files) if shard else files
     webcam = any(file.kind == "webcam" for file in files)
     workers = 0 if webcam else workers_for(config["workers"], _photos(files))
@@ -125,10 +126,13 @@ def predict(config: dict[str, Any]) -> Counter:
         )
     persons = None
     if config["track"]:
-        results, persons = _followed(config, files, results, predictor.class_names)
+        results, persons = _followed(config, kinds, results, predictor.class_names)
     tally = Tally(predictor.class_names, _photos(files), pictures.folder)
     try:
         with records, pictures:
+            if persons and isinstance(records, Archive):
+                for result in records.frames():
+                    persons.add(result)
             for result in results:
                 result, written = _write_pictures(pictures, result)
                 records.write(result, written)
@@ -219,11 +223,14 @@ def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
 
 def _followed(
     config: dict[str, Any],
-    files: Sequence[Source],
+    kinds: Set[str],
     results: Iterator[Result],
     class_names: Sequence[str],
 ) -> tuple[Iterator[Result], "Persons"]:
     """The results with the persons of films, and what will sum them up.
+
+    Args:
+        kinds: of all that is read, also by other shards.
 
     Raises:
         UserError: there is no film to follow faces through, or the package is missing.
@@ -231,7 +238,6 @@ def _followed(
     from qcs.inference.persons import Persons
     from qcs.inference.tracking import Following, follow
 
-    kinds = {file.kind for file in files}
     if not kinds & {"film", "webcam"}:
         raise UserError("track=true follows faces through films, and input names none")
     if config["detect"] == "none":
@@ -258,11 +264,17 @@ def main(cfg: DictConfig) -> None:
             if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
                 handler.setStream(sys.stderr)
         sys.stdout = sys.stderr
-    counts = predict(resolve(cfg, Settings))
-    if counts["stopped"]:
-        sys.exit(counts["stopped"])
-    if counts["errors"]:
-        sys.exit(1)
+    if status := _status(predict(resolve(cfg, Settings))):
+        sys.exit(status)
+
+
+def _status(counts: Counter) -> int:
+    """The exit status of a run that has written all that it could.
+
+    torchrun ends all ranks once one of them fails, so that a broken file would stop the others.
+    """
+    ranks = "TORCHELASTIC_RUN_ID" in os.environ
+    return counts["stopped"] or int(counts["errors"] > 0 and not ranks)
 
 
 if __name__ == "__main__":

@@ -39,9 +39,9 @@ class Numbers(Dataset):
 
 
 def loader(how: str = "", **options) -> workers.Loader:
-    options |= {"multiprocessing_context": "fork", "worker_init_fn": workers.start}
+    options = workers.loader_options(2, 0, seed=0) | {"persistent_workers": False} | options
     collate = list if how == "unsendable" else None
-    return workers.Loader(Numbers(how), 4, num_workers=2, collate_fn=collate, **options)
+    return workers.Loader(Numbers(how), 4, collate_fn=collate, **options)
 
 
 def wait_for(condition) -> bool:
@@ -93,6 +93,26 @@ def test_the_run_still_hears_sigterm():
 def test_what_ends_a_process_is_one_sentence(how, sentence):
     with pytest.raises(UserError, match=sentence), workers.translated_errors("loader."):
         list(loader(how, timeout=2 if how == "slow" else 60))
+
+
+@pytest.mark.parametrize("hangs", [1, 5])
+def test_a_process_that_hangs_while_it_is_forked_is_forked_again(hangs, monkeypatch):
+    forks = iter(range(hangs))
+    monkeypatch.setattr(workers, "BEGIN", 0.2)
+    fork = os.fork
+
+    def hang() -> int:
+        locked = next(forks, None) is not None
+        if (pid := fork()) == 0 and locked:
+            time.sleep(60)
+        return pid
+
+    monkeypatch.setattr(os, "fork", hang)
+    if hangs < workers.FORKS:
+        assert [len(batch) for batch in loader()] == [len(batch) for batch in loader()]
+    else:
+        with pytest.raises(UserError, match="hung 3 times .* loader.num_workers=0"):
+            next(iter(loader()))
 
 
 def test_a_bug_stays_a_bug():

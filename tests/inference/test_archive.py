@@ -20,7 +20,7 @@ from qcs.config.errors import UserError
 from qcs.inference import inputs
 from qcs.inference.archive import Archive
 from qcs.inference.faces import Prediction, Result
-from qcs.inference.inputs import open_items, stamp
+from qcs.inference.inputs import Key, open_items, stamp
 from qcs.inference.pictures import Written
 from qcs.inference.shards import Shard
 from qcs.inference.sources import files_of
@@ -205,6 +205,27 @@ def test_rows_that_are_there_twice_are_taken_out(photos, tmp_path):
     (out / "part-2-of-2-000000.parquet").write_bytes(part.read_bytes())
     assert len(table(out)) == 2
     assert len(label(out, photos)) == 5 and len(table(out)) == 6
+
+
+def test_a_part_that_another_shard_takes_away_has_no_rows(photos, tmp_path, monkeypatch):
+    out, parts = tmp_path / "a.parquet", Archive._parts
+    label(out, photos / "0.png")
+    gone = out / "part-1-of-2-000000.parquet"  # listed before it was emptied
+    monkeypatch.setattr(Archive, "_parts", lambda archive: [gone, *parts(archive)])
+    assert len(label(out, photos, shard=Shard(2, 2))) == 5
+
+
+def test_a_webcam_is_recorded_once_and_kept_when_it_is_stopped(tmp_path):
+    out, frame = tmp_path / "a.parquet", Key("webcam 0", "webcam-0", 0, 0.0)
+    with pytest.raises(KeyboardInterrupt), opened(out, 0) as writer:
+        writer.write(Result(frame, None, None, [FACE], []), Written())
+        raise KeyboardInterrupt
+    assert len(table(out)) == 1
+    with pytest.raises(UserError, match="holds a recording of webcam 0"), opened(out, 0):
+        pass
+    with opened(out, 0, restart=True):
+        pass
+    assert not list(out.glob("*.parquet"))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])

@@ -48,6 +48,8 @@ def test_a_column_of_a_table_holds_paths(named_photos):
     (named_photos / "parts.parquet").mkdir()
     pq.write_table(dictionary, named_photos / "parts.parquet/part-1.parquet")
     (named_photos / "parts.parquet/.part.tmp").write_text("left")
+    (named_photos / "parts.parquet/_delta_log").mkdir()  # a table of Delta Lake
+    pq.write_table(pa.table({"add": [1]}), named_photos / "parts.parquet/_delta_log/1.parquet")
     assert list(read(named_photos / "t.csv")) == ["in/a.png", "in/b.png"]
     items = list(open_items(files_of(str(named_photos / "t.parquet"))))
     assert "row 2 has no path" in items[1].error and items[2].error is None

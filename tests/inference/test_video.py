@@ -100,6 +100,15 @@ def test_a_film_that_begins_late_counts_from_its_beginning(phone, tmp_path):
     assert next(video.film(tmp_path / "a.mpg")).seconds == pytest.approx(0, abs=0.05)
 
 
+def test_times_go_on_where_films_were_joined(phone, tmp_path):
+    ffmpeg("-i", phone, "-c:v", "mpeg2video", "-r", 25, tmp_path / "a.ts")
+    once = [frame.seconds for frame in video.film(tmp_path / "a.ts")]
+    (tmp_path / "b.mts").write_bytes(2 * (tmp_path / "a.ts").read_bytes())
+    twice = [frame.seconds for frame in video.film(tmp_path / "b.mts")]
+    assert twice[: len(once)] == once and len(twice) >= 2 * len(once) - 1
+    assert np.diff(twice) == pytest.approx([0.04] * (len(twice) - 1), abs=0.01)
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_a_film_that_was_cut_off_gives_its_frames_and_then_says_so(phone, suffix, tmp_path):
     path = tmp_path / f"film{suffix}"
@@ -187,6 +196,45 @@ def test_a_webcam_is_opened_by_the_means_of_the_system(system, phone, monkeypatc
     monkeypatch.setattr("sys.platform", system)
     assert [frame.number for frame in video.webcam(2, limit=3)] == [0, 1, 2]
     assert asked == [("/dev/video2", "v4l2") if system == "linux" else ("2", "avfoundation")]
+
+
+def test_a_webcam_that_has_no_frame_yet_is_asked_again_but_not_for_ever(phone, monkeypatch):
+    av = video.library()
+    real = av.open
+
+    class Camera:
+        """Fails before each packet, as those of macOS do."""
+
+        def __init__(self):
+            self.file = real(str(phone))
+            self.packets, self.asked, self.broken = self.file.demux(), 0, False
+
+        def demux(self):
+            for packet in self.packets if not self.broken else ():
+                self.asked += 1
+                yield packet
+                raise av.error.BlockingIOError(35, "Resource temporarily unavailable")
+            if self.broken:
+                raise av.error.BlockingIOError(35, "Resource temporarily unavailable")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    camera = Camera()
+    monkeypatch.setattr(av, "open", lambda *arguments, **options: camera)
+    assert [frame.number for frame in video.webcam(0, limit=9)] == list(range(9))
+    assert camera.asked >= 9
+    camera = Camera()
+    camera.broken = True
+    monkeypatch.setattr(video, "PATIENCE", 0.02)
+    with pytest.raises(UserError, match="temporarily unavailable"):
+        list(video.webcam(0))
 
 
 def test_a_missing_webcam_and_a_missing_extra_are_sentences(monkeypatch):

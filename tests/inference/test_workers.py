@@ -16,7 +16,7 @@ import qcs
 from qcs.config.errors import UserError
 from qcs.inference import workers
 from qcs.inference.crops import LOOSE
-from qcs.inference.inputs import Item, open_items
+from qcs.inference.inputs import Item, Key, open_items
 from qcs.inference.sources import Source, files_of
 from qcs.inference.workers import looks
 
@@ -40,6 +40,10 @@ class KillsOnce(Source):
         if not tried.exists():
             tried.touch()
             die()
+
+class KillsAsImage:
+    width = height = 1
+    convert = lambda self, mode: die()
 
 class Hangs(Source):
     data = property(lambda self: time.sleep(1000))
@@ -114,6 +118,20 @@ def test_a_photo_that_kills_two_workers_is_an_error_and_the_rest_goes_on(tmp_pat
         10 + i for i in range(12) if i != 3
     ]
     assert len([r for r in caplog.records if "which is tried again" in r.message]) == 2
+
+
+def test_what_failed_here_has_no_stamp_and_what_is_broken_keeps_it(tmp_path, odd):
+    (file,) = photos(tmp_path / "in", 1)
+    key, file = Key("a.mp4", "a.mp4", 3, 0.1, stamp=(1, 2)), file._replace(stamp=(1, 2))
+    frame = Item(key, Image.new("RGB", (9, 9)))
+    items = [
+        frame._replace(image=odd.KillsAsImage()),
+        file._replace(error="a"),
+        Item(key, error="b"),
+    ]
+    found = [look.item for look in looks(items, 1, None, LOOSE._replace(grey=True))]
+    assert [item.key.stamp for item in found] == [None, (1, 2), (1, 2)]
+    assert all(item.error for item in found) and found[0].key.frame == 3
 
 
 def test_a_photo_that_takes_too_long_is_an_error_and_the_rest_goes_on(tmp_path, odd):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pandas
@@ -17,12 +18,13 @@ from test_train import qcs
 import qcs as package
 from conftest import tiny_checkpoint
 from qcs.config.errors import UserError
+from qcs.inference import video
 from qcs.inference.crops import CROPS, LOOSE, Crop, crop_of, cut, fit, measure
 from qcs.inference.detector import Detector, decode
 from qcs.inference.inputs import Item
 from qcs.inference.sources import files_of
 from qcs.inference.video import FilmWriter, film
-from qcs.predict import predict
+from qcs.predict import _status, predict
 
 
 @pytest.fixture(scope="module")
@@ -487,6 +489,14 @@ def test_shards_of_any_output_do_not_clash(tmp_path):
     assert not predict(config | {"out": str(tmp_path / "a.parquet"), "shard": "9/99"})["images"]
 
 
+def test_a_broken_file_is_a_status_but_stops_no_other_rank_of_torchrun(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    given = [{}, {"errors": 2}, {"errors": 2, "stopped": 143}]
+    assert [_status(Counter(counts)) for counts in given] == [0, 1, 143]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert [_status(Counter(counts)) for counts in given] == [0, 0, 143]
+
+
 def test_pictures_of_a_tar_stay_in_the_runs_folder(photos, tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for name in ("../../evil.png", "two.png"):
@@ -576,6 +586,38 @@ def test_persons_of_a_film_are_in_the_records_a_table_a_timeline_and_the_film(me
     assert [f.seconds for f in drawn] == pytest.approx(
         [f.seconds for f in film(meeting / "film.mp4")], abs=1e-3
     )
+
+
+def test_persons_are_followed_through_a_webcam(meeting, tmp_path, monkeypatch):
+    camera = {"file": str(meeting / "film.mp4")}
+    monkeypatch.setattr(video, "_camera", lambda av, number: camera)
+    given = {"ckpt": str(meeting / "model.ckpt"), "run_dir": str(tmp_path), "input": 0}
+    more = {"detect": "auto", "track": True, "annotate": True, "max_frames": 4}
+    assert predict(settings(**given, **more))["errors"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").open()]
+    assert {(row["file"], row["person"]) for row in lines} == {("webcam 0", 1), ("webcam 0", 2)}
+    assert (tmp_path / "timelines/1-webcam-0.png").is_file()
+    assert len(list(film(tmp_path / "annotated/webcam-0.mp4"))) == 4
+
+
+def test_a_stopped_archive_of_films_sums_up_all_and_a_shard_may_have_no_film(meeting, tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes((meeting / "film.mp4").read_bytes())
+    given = {"ckpt": str(meeting / "model.ckpt"), "out": str(tmp_path / "faces.parquet")}
+    given |= {"detect": "auto", "track": True, "max_frames": 3, "every": 3}
+    runs = [
+        (["a.mp4"], {"shard": "1/2"}, 3),
+        (["a.mp4"], {"shard": "2/2"}, 0),
+        (["a.mp4", "b.mp4"], {}, 3),
+    ]
+    for number, (names, more, frames) in enumerate(runs):
+        films = [str(tmp_path / name) for name in names]
+        run = settings(input=films, run_dir=str(tmp_path / f"{number}"), **given, **more)
+        assert predict(run)["images"] == frames
+    with (tmp_path / "2/persons.csv").open(newline="") as file:
+        rows = [list(row.values())[1:] for row in csv.DictReader(file)]
+    assert len(rows) == 4 and rows[:2] == rows[2:] and {row[0] for row in rows} == {"1", "2"}
+    assert len(list((tmp_path / "2/timelines").iterdir())) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The real thing through the command line: train, resume, evaluate, on small drawn faces."""
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -38,6 +39,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["lightning", "timm", "torchmetrics", "qcs.training.build", "qcs.plots"]
 )
+LIMIT = 300  # seconds of a command
 
 
 def main(command: str, arguments: tuple[str, ...], cwd: Path, *output: str) -> None:
@@ -46,9 +48,12 @@ def main(command: str, arguments: tuple[str, ...], cwd: Path, *output: str) -> N
     sys.path.insert(0, str(cwd))  # as `python -m` does
     os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     os.environ["PYTHONPATH"] = str(Path(build.__file__).parents[2])  # for processes that it starts
+    os.environ["PYTHONFAULTHANDLER"] = "1"
     torch.set_num_threads(1)
     for descriptor, file in enumerate(output, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(LIMIT - 10)  # tells where a process hangs
     sys.argv = [command, *arguments]
     try:
         if command.endswith(".py"):
@@ -64,7 +69,7 @@ def python(command: str, *arguments: str, cwd: Path) -> subprocess.CompletedProc
     with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
         process = FORKS.Process(target=main, args=(command, arguments, cwd, out.name, err.name))
         process.start()
-        process.join(300)
+        process.join(LIMIT)
         if process.is_alive():
             process.kill()
             process.join()

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
+from lightning.fabric.strategies.launchers import subprocess_script
 from test_train import FORKS, SMALL, qcs
 from torch import distributed
 
@@ -18,7 +20,7 @@ from qcs.config.errors import UserError
 from qcs.data.sampling import AnchorBatchSampler, AnchorSampler
 from qcs.data.sources import synthetic
 from qcs.training import build
-from qcs.training.distributed import ended_together
+from qcs.training.distributed import ended_together, release_others
 
 
 @pytest.mark.parametrize("anchors,number", [("shuffle", 30), ("shuffle", 31), ("balanced", 47)])
@@ -129,6 +131,18 @@ def test_processes_that_were_started_end_with_the_run():
     with pytest.raises(UserError, match="mine"), ended_together(trainer):
         raise UserError("mine")
     assert process.returncode == -signal.SIGKILL and not launcher.procs
+
+
+def test_a_process_that_ends_badly_after_the_last_exchange_costs_nothing():
+    """Lightning's watch over the others, which would kill this process, has none left to watch."""
+    launcher = SimpleNamespace(procs=[subprocess.Popen([sys.executable, "-c", "exit(3)"])])
+    failed = launcher.procs[0]
+    watch = subprocess_script._ChildProcessObserver(os.getpid(), launcher.procs)
+    watch._terminate_all = mock.Mock()
+    assert failed.wait() == 3 and watch._run() and watch._terminate_all.called
+    watch._terminate_all.reset_mock()
+    release_others(SimpleNamespace(strategy=SimpleNamespace(launcher=launcher)))
+    assert watch._run() and not watch._terminate_all.called
 
 
 def test_the_command_line_trains_on_two_processes(tmp_path):

@@ -67,7 +67,7 @@ def test_a_runs_own_checkpoints_fit(saved):
         ("loops.fit_loop.epoch_loop~batch_progress.current", None),
         ("callbacks", []),
         ("callbacks.LastCheckpoint.metrics", "x"),
-        ("callbacks.LastCheckpoint.best_k_models", {"a": "x"}),
+        ("callbacks.Best", {"best_model_path": "a"}),
         ("optimizer_states", []),
         ("optimizer_states.0.param_groups.0.lr", "x"),
         ("optimizer_states.0.param_groups.0.capturable", True),

@@ -16,6 +16,9 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkContext, ForkProcess
+from multiprocessing.popen_fork import Popen
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,44 @@ from qcs.config.errors import UserError
 SHARED = Path("/dev/shm")  # where loader processes put their batches
 PREFETCHED = 2  # the batches of each loader process that wait there; torch's default
 LINUX = sys.platform == "linux"
+BEGIN = 20.0  # seconds that a forked process has to begin
+FORKS = 3  # how often it is forked until it does
 _FULL = re.compile(r"unable to \w+ .*shared memory")  # as torch words it
+
+
+class _LoaderProcess(ForkProcess):
+    """A process that is forked again where it does not begin.
+
+    A fork copies the locks of all threads but not the threads, so the new process waits for ever
+    for one that another thread held. Until Python 3.11.7 the interpreter itself does
+    (github.com/python/cpython/issues/112275), most likely beside the threads of a process group.
+    """
+
+    _begun: int  # the end of a pipe on which the process says that it begins
+
+    @staticmethod
+    def _Popen(process: Any) -> Popen:
+        for _ in range(FORKS):
+            begun, process._begun = os.pipe()
+            started = Popen(process)
+            os.close(process._begun)
+            ready = wait([begun], BEGIN)
+            os.close(begun)
+            if ready:
+                return started
+            started.kill()
+            started.wait()
+        raise UserError(
+            f"a loader process hung {FORKS} times while it was started: write loader.num_workers=0"
+        )
+
+    def run(self) -> None:
+        os.close(self._begun)
+        super().run()
+
+
+class _LoaderContext(ForkContext):
+    Process = _LoaderProcess
 
 
 class Loader(DataLoader):
@@ -60,7 +100,7 @@ def loader_options(num_workers: int, timeout: int, seed: int) -> dict[str, Any]:
         "persistent_workers": num_workers > 0,
         "timeout": timeout if num_workers else 0,
         # A forked process shares the memory of the data set; otherwise it would be sent a copy.
-        "multiprocessing_context": "fork" if num_workers and LINUX else None,
+        "multiprocessing_context": _LoaderContext() if num_workers and LINUX else None,
         "worker_init_fn": start,
         "pin_memory": torch.cuda.is_available(),
         # A generator of its own, so that starting a loader leaves those of the training alone.

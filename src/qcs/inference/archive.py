@@ -12,7 +12,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,8 @@ class Archive:
         self.shard = f"-{shard.name}" if shard else ""
         self.done = Done()
         self._part: Part | None = None
-        self._current: Identity | None = None  # of which rows may follow
+        self._current: Identity | None = None  # of which rows may follow, unless of a webcam
+        self._webcams = {file.file for file in files if file.kind == "webcam"}
         self._number, self._began = 0, 0.0
 
     def __enter__(self) -> "Archive":
@@ -184,9 +185,17 @@ class Archive:
         for path in self._parts():
             own = re.fullmatch(rf"part{self.shard}-(\d+)", path.stem)
             self._number = max(self._number, int(own[1]) + 1 if own else 0)
-            made, found = parquet.seen(path)
+            try:
+                made, found = parquet.seen(path)
+            except FileNotFoundError:  # another shard has taken out all its rows
+                continue
             self._require_same(made)
             for identity, before, _ in found:
+                if identity[0] in self._webcams:
+                    raise UserError(
+                        f"out={self.folder} holds a recording of {identity[0]} already: name "
+                        "another folder, or begin anew with restart=true"
+                    )
                 file = named.get(identity[0])
                 if file and file.file not in stamps:
                     stamps[file.file] = None if file.error else stamp(file.file)
@@ -216,6 +225,13 @@ class Archive:
                     "anew with restart=true, or name another folder"
                 )
 
+    def frames(self) -> Iterator[Result]:
+        """The frames that are there already of this run's films, as `parquet.frames` gives them."""
+        films = {utf8(file.file): file for file in self.files if file.kind == "film"}
+        for path in self._parts() if films else ():
+            with suppress(FileNotFoundError):  # as in `_survey`
+                yield from parquet.frames(path, films)
+
     @property
     def skipped(self) -> int:
         """The number of images and films that were there already."""
@@ -239,7 +255,7 @@ class Archive:
                 self._part = Part(path, self.columns, f".{path.name}.tmp")
                 self._began = time.monotonic()
                 self._number += 1
-            self._current = identity if result.key.stamp else None
+            self._current = None if identity[0] in self._webcams else identity
             self._part.add(rows)
 
     def _finish(self, *unfinished: Identity) -> None:

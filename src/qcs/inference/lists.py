@@ -81,10 +81,13 @@ def _csv(path: Path, column: str) -> Iterator[tuple[str, str]]:
 
 
 def _parquet(path: Path, column: str) -> Iterator[tuple[str, str | None]]:
-    """A column of a file, or of all files below a folder; hidden ones are left out."""
+    """A column of a file, or of all files below a folder; none is read that is hidden."""
     files = [path]
     if path.is_dir():
-        files = [f for f in sorted(path.rglob("*.parquet")) if not f.name.startswith((".", "_"))]
+        files = [
+            file for file in sorted(path.rglob("*.parquet"))
+            if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
+        ]  # fmt: skip
     for part in files:
         row = 0
         for cells in _column(part, column):

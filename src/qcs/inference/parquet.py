@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,9 +17,10 @@ from qcs.config.escape import utf8
 from qcs.config.version import __version__
 from qcs.data.folders import sync
 from qcs.inference.faces import SIDES, Prediction, Result
+from qcs.inference.inputs import Key
 from qcs.inference.lists import arrow
 from qcs.inference.pictures import Written
-from qcs.inference.sources import Stamp
+from qcs.inference.sources import Source, Stamp
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -184,6 +187,25 @@ def remove(path: Path, gone: Collection[Identity]) -> bool:
 def _identities(batch: "pa.RecordBatch") -> Iterator[Identity]:
     columns = (batch.column(name).to_pylist() for name in ("file", "member"))
     return zip(*columns, strict=True)
+
+
+def frames(path: Path, films: Mapping[str, Source]) -> Iterator[Result]:
+    """The frames of some films of which a file has rows; faces have labels and persons alone.
+
+    Args:
+        films: by what their rows call them.
+    """
+    place, face = ("file", "frame", "seconds"), ("person", "label", "probability")
+    with arrow().parquet.ParquetFile(path) as part:
+        batches = part.iter_batches(GROUP, columns=[*place, *face])
+        framed = (batch.filter(batch.column("frame").is_valid()) for batch in batches)
+        rows = (row for batch in framed for row in batch.to_pylist() if row["file"] in films)
+        for (file, *when), faces in groupby(rows, itemgetter(*place)):
+            found = [
+                Prediction(row["label"], row["probability"], {}, person=row["person"])
+                for row in faces if row["label"] is not None
+            ]  # fmt: skip
+            yield Result(Key(films[file].file, films[file].name, *when), None, None, found, [])
 
 
 def seen(path: Path) -> tuple[dict[str, Any], set[Seen]]:

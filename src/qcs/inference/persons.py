@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from qcs.config.console import console
 from qcs.config.errors import UserError, reason
@@ -55,7 +55,7 @@ class Person:
 
     def until(self, seconds: float) -> None:
         """Note that the last span goes on to a moment."""
-        self.spans[-1] = self.spans[-1]._replace(end=seconds)
+        self.spans[-1] = self.spans[-1]._replace(end=max(self.spans[-1].end, seconds))
 
     @property
     def shares(self) -> dict[str, float]:
@@ -155,7 +155,7 @@ class Persons:
     def _print(self) -> None:
         from qcs.plots.timeline import clock
 
-        table = Table("film", "person", "seen", "shows", "longest")
+        table = Table(Column("film", overflow="fold"), "person", "seen", "shows", "longest")
         if any(len(film.persons) > MOST_ROWS for film in self.films):
             table.caption = f"of each film the {MOST_ROWS} seen for longest; all are in persons.csv"
         for film in self.films:

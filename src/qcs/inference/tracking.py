@@ -45,7 +45,7 @@ def follows(key: Key, before: Key) -> bool:
     """Whether an image comes later in the same film than another one."""
     if key.frame is None or before.frame is None:
         return False
-    return key == before._replace(frame=key.frame, seconds=key.seconds) and key.frame > before.frame
+    return key[:2] == before[:2] and key.frame > before.frame
 
 
 def follow(

@@ -8,6 +8,7 @@ cannot make it open another file or a network connection.
 import os
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -38,6 +39,8 @@ TURNS = {
     (True, False, True): Image.Transpose.ROTATE_90,
     (True, True, True): Image.Transpose.TRANSVERSE,
 }
+BACK = 0.1  # seconds by which times may go back within a film, as FFmpeg allows
+PATIENCE = 10.0  # seconds that a webcam may take for a frame
 MARGIN = 1.0  # seconds by which a whole film may end before the length in its header
 
 
@@ -81,9 +84,21 @@ def film(path: str | Path, every: int = 1, limit: int | None = None) -> Iterator
             if not os.fstat(file.fileno()).st_size:
                 raise UserError("it is empty")
             with av.open(file, **options) as container:
-                yield from _frames(container, every, limit)
+                yield from _going_on(_frames(container, every, limit))
     except (av.FFmpegError, OSError) as error:
         raise UserError(reason(error)) from error
+
+
+def _going_on(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """Let the times go on where they jump back, as in films that were joined byte by byte."""
+    added = last = 0.0
+    for frame in frames:
+        if frame.seconds is not None:
+            if frame.seconds + added < last - BACK:
+                added = last + 1 / FRAME_RATE - frame.seconds
+            last = frame.seconds + added
+            frame = frame._replace(seconds=last)
+        yield frame
 
 
 def webcam(number: int, every: int = 1, limit: int | None = None) -> Iterator[Frame]:
@@ -121,7 +136,7 @@ def _frames(
         raise UserError("it holds sound, but no pictures")
     start = (container.start_time or 0) / av.time_base
     number, given, damaged, end = 0, 0, 0, start
-    for packet in container.demux():
+    for packet in _packets(container):
         if packet.pts is not None and packet.time_base:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream_index != stream.index:
@@ -147,6 +162,21 @@ def _frames(
         raise UserError(f"damaged in {damaged} place{'s' * (damaged > 1)}")
     if end - start < 0.98 * length - MARGIN:
         raise UserError(f"it ends after {end - start:.1f} of {length:.1f} seconds")
+
+
+def _packets(container: "av.container.InputContainer") -> Iterator["av.Packet"]:
+    """The packets of a film or webcam; those of macOS fail where they would have to wait."""
+    last = time.monotonic()
+    while True:
+        try:
+            for packet in container.demux():
+                yield packet
+                last = time.monotonic()
+            return
+        except BlockingIOError:
+            if time.monotonic() - last > PATIENCE:
+                raise
+            time.sleep(0.005)
 
 
 def _upright(frame: "av.VideoFrame") -> Image.Image:

@@ -26,7 +26,7 @@ from qcs.config.errors import UserError, reason
 from qcs.config.escape import terminal
 from qcs.inference.crops import Crop
 from qcs.inference.face_extraction import ASKS, READY, Look
-from qcs.inference.inputs import Item, read
+from qcs.inference.inputs import Item, Key, read
 from qcs.inference.sources import Source
 
 log = logging.getLogger(__name__)
@@ -175,7 +175,8 @@ class _Pool:
             job, self.next = _Job(self.next, source), self.next + 1
             self.held += _pixels([_frame(source)])
             if source.error:
-                self._finish(job, Look(_failed(source, source.error), 0, [], []))
+                item = read(source) if isinstance(source, Source) else source
+                self._finish(job, Look(item, 0, [], []))
             else:
                 worker.add(job)
 
@@ -264,7 +265,8 @@ def _name(source: Source | Item) -> str:
 
 
 def _failed(source: Source | Item, why: str) -> Item:
-    """The item of a photo that cannot be read."""
+    """The item of a photo or frame that failed here; without a stamp, so that it is tried again."""
     if isinstance(source, Source):
         return read(source._replace(error=why, stamp=None))
-    return source._replace(image=None, error=why)
+    key = source.key._replace(stamp=None) if isinstance(source.key, Key) else source.key
+    return Item(key, error=why)

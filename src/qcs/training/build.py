@@ -233,6 +233,7 @@ def require_measured(key: str, metric: str | None, config: dict[str, Any]) -> No
     ours = all(target.startswith(("qcs.", "lightning.")) for target in targets)
     splits = ("val", "test") if config["test"] else ("val",)
     known = [f"{split}/{score}" for split in splits for score in ("acc", "mean_acc", "f1")]
-    logged = metric in (None, "epoch", "step", *known) or metric.startswith(("train/", "lr-"))
-    if ours and not logged:
+    if metric is None or metric.startswith(("train/", "lr-")):
+        return
+    if ours and metric not in ("epoch", "step", *known):
         raise UserError(f"{key}={metric} is not measured; there are {', '.join(known)}, train/...")

@@ -175,6 +175,15 @@ def ended_together(trainer: Trainer) -> Iterator[None]:
         raise
 
 
+def release_others(trainer: Trainer) -> None:
+    """Go on without the other processes, after the last exchange with them.
+
+    Lightning kills the first process where one that it has started ends with an error. None has
+    anything left to do now, so an error while it ends must not cost the report.
+    """
+    getattr(trainer.strategy.launcher, "procs", []).clear()
+
+
 def _is_first_to_fail() -> bool:
     """Whether no other process has asked this; the last of them to ask are told no."""
     if not distributed.is_initialized():

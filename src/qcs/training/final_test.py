@@ -8,7 +8,7 @@ import lightning
 from qcs.checkpoints import reading
 from qcs.data.datamodule import FaceDataModule
 from qcs.evaluation import report
-from qcs.training import loggers
+from qcs.training import distributed, loggers
 from qcs.training.module import QCSModule
 from qcs.training.trainer_attributes import best_model_path
 
@@ -39,6 +39,7 @@ def test_selected(
         # Lightning would load the file too, but callbacks that average weights would replace them.
         module.load_state_dict(reading.read(path)["state_dict"])
     trainer.test(module, data, verbose=False)
+    distributed.release_others(trainer)
     if not trainer.is_global_zero:
         return {}
     _, logits, labels = module.test_outputs[0]

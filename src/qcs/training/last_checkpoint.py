@@ -97,7 +97,8 @@ class LastCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what a checkpoint has of this callback."""
-        self.metrics, self.stopped_early = state_dict["metrics"], state_dict["stopped_early"]
+        self.metrics = state_dict.get("metrics", {})
+        self.stopped_early = state_dict.get("stopped_early", False)
         row = state_dict.get("row", {})
         self.row = {key: value for key, value in row.items() if isinstance(value, (int, float))}
 

@@ -39,8 +39,12 @@ def require_fitting(
         own = {callback.state_key: callback.state_dict() for callback in callbacks}
         _require_like(content["callbacks"], own, "callbacks")
         for state in content["callbacks"].values():
-            scores = [state.get("best_model_score"), *state.get("best_k_models", {}).values()]
-            _require_like(scores, [0.0] * len(scores), "callbacks")
+            if "best_model_path" in state:
+                kept = state.get("best_k_models", {})
+                scores = [state["best_model_score"], *kept.values()]
+                _require_like(scores, [0.0] * len(scores), "callbacks")
+                if state["kth_best_model_path"] not in ("", *kept):
+                    raise UserError("callbacks name a checkpoint that was not kept")
         _require_step(content, module, trainer.strategy.root_device)
     except Exception as error:  # what the file holds may fail in any way
         why = error if isinstance(error, UserError) else repr(error)
