@@ -47,10 +47,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # The settings on which the rows of an archive depend, beside the network.
-KEPT = (
-    *("detect", "crop", "threshold", "longest", "smallest", "form", "every", "max_frames"),
-    *("embeddings", "track", "smooth", "causal", "gap"),
-)
+KEPT = ("detect", "crop", "threshold", "longest", "smallest", "form", "every", "max_frames",
+        "embeddings", "track", "smooth", "causal", "gap")  # fmt: skip
 
 
 class Settings(TypedDict):
@@ -79,7 +77,7 @@ class Settings(TypedDict):
     every: Count
     max_frames: Count | None
     track: bool
-    smooth: Annotated[float, Interval(ge=0, le=10)]  # frames are held back for so long
+    smooth: Annotated[float, Interval(ge=0, le=10)]  # frames are held back for half as long
     causal: bool
     gap: Annotated[float, Interval(ge=0, le=600)]
     annotate: bool
@@ -107,38 +105,18 @@ def predict(config: dict[str, Any]) -> Counter:
     out = output_path(config["out"], Path(config["run_dir"]), read, shard)
     kinds = {file.kind for file in files}
     files = shard.share(files) if shard else files
-    webcam = any(file.kind == "webcam" for file in files)
-    workers = 0 if webcam else workers_for(config["workers"], _photos(files))
-    predictor = _predictor(config, webcam)
+    if any(file.kind == "webcam" for file in files):
+        config = config | {"batch_size": 1, "workers": 0}  # a webcam is answered at once
+    predictor = _predictor(config)
     records = _records(config, out, files, predictor, shard)
     pictures = Pictures(Path(config["run_dir"]), config["annotate"], config["save_crops"])
     pictures.require_apart(file.file for file in files)
-    if config["engine"] == "ray":
-        results = _on_cluster(config, predictor, records)
-    else:
-        results = predictor.stream(
-            open_items(files, config["every"], config["max_frames"], records.done, later=True),
-            config["detect"] == "auto",
-            workers,
-            config["annotate"] or config["save_crops"] or config["track"],
-            config["timeout"],
-            config["embeddings"],
-        )
-    persons = None
+    results, persons = _results(config, files, predictor, records), None
     if config["track"]:
         results, persons = _followed(config, kinds, results, predictor.class_names)
     tally = Tally(predictor.class_names, _photos(files), pictures.folder)
     try:
-        with records, pictures:
-            if persons and isinstance(records, Archive):
-                for result in records.frames():
-                    persons.add(result)
-            for result in results:
-                result, written = _write_pictures(pictures, result)
-                records.write(result, written)
-                tally.add(result, written)
-                if persons:
-                    persons.add(result)
+        _write(results, records, pictures, persons, tally)
     except KeyboardInterrupt as stop:  # the usual way to end a webcam
         tally.counts["stopped"] = exit_status(stop) if files[-1].kind != "webcam" else 0
         log.info("stopped")
@@ -149,34 +127,57 @@ def predict(config: dict[str, Any]) -> Counter:
     return tally.counts
 
 
-def _on_cluster(
-    config: dict[str, Any], predictor: Predictor, records: Records | Archive
+def _results(
+    config: dict[str, Any], files: list[Source], predictor: Predictor, records: Records | Archive
 ) -> Iterator[Result]:
-    """The results of a Ray cluster, as they arrive.
+    """The results of this machine in the order of the files, or those of a Ray cluster.
 
     Raises:
-        UserError: the output is no archive, or as `cluster.predict`.
+        UserError: the output of a cluster is no archive, or as `cluster.predict`.
     """
-    if not isinstance(records, Archive) or config["annotate"] or config["save_crops"]:
+    detect, pictures = config["detect"] == "auto", config["annotate"] or config["save_crops"]
+    timeout, embeddings = config["timeout"], config["embeddings"]
+    if config["engine"] == "local":
+        items = open_items(files, config["every"], config["max_frames"], records.done, later=True)
+        workers, keep = workers_for(config["workers"], _photos(files)), pictures or config["track"]
+        return predictor.stream(items, detect, workers, keep, timeout, embeddings)
+    if not isinstance(records, Archive) or pictures:
         raise UserError(
             "engine=ray writes Parquet and no pictures: write out=faces.parquet, without annotate "
             "and save_crops"
         )
-    network = {key: config.get(key) for key in ("device", "form", "trust")}
-    job = cluster.Job(
-        os.getcwd(),
-        predictor.detector.settings if config["detect"] == "auto" else None,
-        predictor.crop,
-        config["timeout"],
-        network | {"path": config["ckpt"]},
-        config["batch_size"],
-        config["embeddings"],
-    )
+    network = {k: config.get(k) for k in ("device", "form", "trust")} | {"path": config["ckpt"]}
+    detector = predictor.detector.settings if detect else None
+    size, crop = config["batch_size"], predictor.crop
+    job = cluster.Job(os.getcwd(), detector, crop, timeout, network, size, embeddings)
     return cluster.predict(records, job, config["ray"], config["workers"])
 
 
+def _write(
+    results: Iterator[Result],
+    records: Records | Archive,
+    pictures: Pictures,
+    persons: "Persons | None",
+    tally: Tally,
+) -> None:
+    """Write the results; where a picture cannot be written, that is the error of its result."""
+    with records, pictures:
+        if persons and isinstance(records, Archive):
+            for result in records.frames():
+                persons.add(result)
+        for result in results:
+            try:
+                written = pictures.write(result)
+            except UserError as error:
+                result, written = result._replace(error=str(error)), Written()
+            records.write(result, written)
+            tally.add(result, written)
+            if persons:
+                persons.add(result)
+
+
 def _photos(files: Sequence[Source]) -> float:
-    """The number of photos; without limit where there are films or tars."""
+    """The number of photos; infinite where there are films or tars."""
     return len(files) if all(file.kind == "image" for file in files) else math.inf
 
 
@@ -201,8 +202,8 @@ def _records(
     return Archive(out, files, predictor.class_names, features, made, shard, restart, run_dir)
 
 
-def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
-    # A cluster's networks are elsewhere; this one only says what its answers are like.
+def _predictor(config: dict[str, Any]) -> Predictor:
+    # A cluster computes with networks of its own; this one only says what their answers are like.
     device = pick_device("cpu" if config["engine"] == "ray" else config["device"])
     if device == "cuda" and config["shard"] == "auto" and "LOCAL_RANK" in os.environ:
         device = pick_device(f"cuda:{os.environ['LOCAL_RANK']}")  # a GPU for each rank of torchrun
@@ -212,8 +213,7 @@ def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
         detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
     log.info("faces are cropped %s", terminal(why))
-    batch_size = 1 if webcam else config["batch_size"]  # a webcam is answered at once
-    predictor = Predictor(checkpoint, detector, crop, batch_size, device, config["form"])
+    predictor = Predictor(checkpoint, detector, crop, config["batch_size"], device, config["form"])
     name = config["ckpt"] or f"{zoo.default()} (see `qcs zoo`; choose another with ckpt=FILE)"
     log.info("network %s, on %s", terminal(name), predictor.backend)
     if predictor.warning:
@@ -222,15 +222,12 @@ def _predictor(config: dict[str, Any], webcam: bool) -> Predictor:
 
 
 def _followed(
-    config: dict[str, Any],
-    kinds: Set[str],
-    results: Iterator[Result],
-    class_names: Sequence[str],
+    config: dict[str, Any], kinds: Set[str], results: Iterator[Result], class_names: Sequence[str]
 ) -> tuple[Iterator[Result], "Persons"]:
-    """The results with the persons of films, and what will sum them up.
+    """The results with the persons of films, and what is to sum up these persons.
 
     Args:
-        kinds: of all that is read, also by other shards.
+        kinds: of all files, those of other shards as well.
 
     Raises:
         UserError: there is no film to follow faces through, or the package is missing.
@@ -242,18 +239,9 @@ def _followed(
         raise UserError("track=true follows faces through films, and input names none")
     if config["detect"] == "none":
         raise UserError("track=true follows the faces that are found: leave detect=none out")
-    causal = config["causal"] or "webcam" in kinds
-    how = Following(config["smooth"], causal, config["gap"])
+    how = Following(config["smooth"], config["causal"] or "webcam" in kinds, config["gap"])
     followed = follow(results, how, config["annotate"] or config["save_crops"])
     return followed, Persons(class_names, config["gap"])
-
-
-def _write_pictures(pictures: Pictures, result: Result) -> tuple[Result, Written]:
-    """Write the pictures of an image; an error is added to the result."""
-    try:
-        return result, pictures.write(result)
-    except UserError as error:
-        return result._replace(error=str(error)), Written()
 
 
 @command("predict", words="input")

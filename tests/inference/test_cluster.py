@@ -16,9 +16,7 @@ from test_predict import settings
 from conftest import tiny_checkpoint
 from qcs.config.errors import UserError
 from qcs.inference import cluster
-from qcs.inference.archive import Done
 from qcs.inference.crops import LOOSE
-from qcs.inference.sources import Source
 from qcs.predict import predict
 
 RUN = """
@@ -120,15 +118,6 @@ def test_classifiers_get_the_gpus_that_are_there(device, resources, number, gpus
     else:
         found, each, told = cluster._classifiers(resources, job(device), keys)
         assert (found, each, told.network["device"]) == expected
-
-
-def test_of_a_tar_others_know_what_is_done():
-    one, two = (Source(f"{name}.tar", "", "tar") for name in "ab")
-    done = Done({("a.tar", "1.png"): False, ("a.tar", "2.png"): True, ("b.jpg", None): True})
-    first, second = done.of([one, two])
-    assert first.rows == {("a.tar", "1.png"): False, ("a.tar", "2.png"): True} and not second.rows
-    assert first(one._replace(member="2.png")) and not first(one._replace(member="3.png"))
-    assert (first.skipped, first.failed) == (1, 1)
 
 
 def test_an_error_of_the_user_travels_as_an_answer(tmp_path):

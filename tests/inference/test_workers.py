@@ -25,6 +25,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers need Linux o
 ODD = """
 import os, signal, time
 from pathlib import Path
+from PIL import Image
 from qcs.inference.sources import Source
 
 def die():
@@ -44,6 +45,12 @@ class KillsOnce(Source):
 class KillsAsImage:
     width = height = 1
     convert = lambda self, mode: die()
+
+class KillsDecoding(Source):
+    @property
+    def data(self):
+        Image.Image.convert = lambda image, mode: (time.sleep(0.5), die())
+        return Path(self.file).read_bytes()
 
 class Hangs(Source):
     data = property(lambda self: time.sleep(1000))
@@ -194,6 +201,15 @@ def test_large_photos_are_decoded_one_after_the_other(tmp_path):
     assert [look.pixels for look in found] == [16_800_000, 16_800_000, 120, 130]
 
 
+def test_a_large_photo_that_kills_its_workers_lets_the_next_one_go(tmp_path, odd):
+    files = photos(tmp_path / "in", 2)
+    for file in files:
+        Image.new("1", (4200, 4000)).save(file.file)
+    files[0] = odd.KillsDecoding(*files[0])
+    found = list(looks(files, 2, None, LOOSE))
+    assert [look.item.error is None for look in found] == [False, True]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="children are looked up in /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_outlives_its_caller(how, tmp_path, odd):
@@ -224,6 +240,6 @@ def test_no_worker_outlives_its_caller(how, tmp_path, odd):
 
 def _runs(child: str) -> bool:
     try:
-        return "face_extraction" in Path(f"/proc/{child}/cmdline").read_text()
+        return "worker_process" in Path(f"/proc/{child}/cmdline").read_text()
     except OSError:
         return False

@@ -1,17 +1,15 @@
-"""An archive of predictions: a folder of Parquet parts that each run adds to.
+"""An archive of predictions: a folder of Parquet parts to which each run adds.
 
-The next run goes on where the one before was stopped.
-
-A part is whole or absent, whenever the process is killed. The rows are themselves the list of what
-is done: every image has at least one, with the size and time of its file, and all rows of an image
-or film are in one part. Each shard writes parts of its own.
+A run goes on where the one before was stopped. Whenever a process is killed, each part is whole or
+absent. The rows are themselves the list of what is done: every image has at least one, with the
+size and time of its file, and all rows of an image or film are in one part. Each shard writes parts
+of its own.
 """
 
-import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ from typing import Any
 from qcs.config.errors import UserError, missing_extra, reason
 from qcs.config.escape import terminal, utf8
 from qcs.inference import parquet
+from qcs.inference.done import Done
 from qcs.inference.faces import Result
-from qcs.inference.inputs import stamp
 from qcs.inference.parquet import Identity, Part
 from qcs.inference.pictures import Written
 from qcs.inference.shards import Shard
@@ -29,14 +27,17 @@ from qcs.inference.sources import Source
 log = logging.getLogger(__name__)
 
 SUFFIX = ".parquet"
-ROWS, SECONDS = 100_000, 120.0  # a part is finished after either, so no more work is ever lost
+ROWS, SECONDS = 100_000, 120.0  # a part is finished after either; no more work is ever lost
 PATIENCE = 600  # seconds that shards wait while another one takes rows out of parts
 PART = re.compile(r"part-(\d+-of-\d+-)?\d+\.parquet")
 
 
 @contextmanager
 def _locked(path: Path, patience: float) -> Iterator[None]:
-    """Hold a lock, which the system takes back when the process ends in whatever way.
+    """Hold a lock, which the system takes back however the process ends.
+
+    Args:
+        patience: seconds to wait for it.
 
     Raises:
         UserError: another process holds it, or the package filelock is not installed.
@@ -61,41 +62,6 @@ def _locked(path: Path, patience: float) -> Iterator[None]:
         lock.release()
 
 
-class Done:
-    """Tells of which images and films the rows are there, or were asked for before in this run.
-
-    Args:
-        rows: those that have rows, and whether one of these has an error.
-
-    Attributes:
-        skipped: the number of images and films that had rows when they were asked for.
-        failed: the number of those that have an error.
-    """
-
-    def __init__(self, rows: Mapping[Identity, bool] | None = None) -> None:
-        self.rows = dict(rows or {})
-        self.skipped = self.failed = 0
-        self._given: set[Identity] = set()
-
-    def __call__(self, source: Source) -> bool:
-        """Whether an image or film is to be left out."""
-        identity = (utf8(source.file), source.member and utf8(source.member))
-        if identity in self._given:
-            log.warning("left out, as it is listed twice: %s", terminal(identity[1] or identity[0]))
-            return True
-        self._given.add(identity)
-        self.skipped += identity in self.rows
-        self.failed += self.rows.get(identity, False)
-        return identity in self.rows
-
-    def of(self, tars: Iterable[Source]) -> list["Done"]:
-        """What is known of each of some tars, so that other processes can go through them."""
-        members: dict[str, dict[Identity, bool]] = {}
-        for identity, failed in self.rows.items():
-            members.setdefault(identity[0], {})[identity] = failed
-        return [Done(members.get(utf8(tar.file))) for tar in tars]
-
-
 class Archive:
     """Writes the rows of predictions, and knows which are there already.
 
@@ -105,11 +71,11 @@ class Archive:
         made: the settings on which the rows depend; those of the parts that are there must be the
             same.
         shard: of this process, where there are several.
-        restart: delete all parts first.
+        restart: whether to delete all parts first.
         run_dir: the folder from which the names of pictures start.
 
     Attributes:
-        done: tells what is there already.
+        done: says what is there already.
 
     Raises:
         UserError: pyarrow is missing. On entering: another process is at work, the folder holds
@@ -133,14 +99,13 @@ class Archive:
                 f"restart=true would let each shard delete what the others write: delete {folder} "
                 "first, and leave restart out"
             )
-        self.folder, self.files, self.restart = folder, files, restart
-        self.run_dir = run_dir
+        self.folder, self.files, self.restart, self.run_dir = folder, files, restart, run_dir
         self.made = {"class_names": list(class_names), **made}
         self.columns = parquet.schema(class_names, features, self.made)
         self.shard = f"-{shard.name}" if shard else ""
         self.done = Done()
         self._part: Part | None = None
-        self._current: Identity | None = None  # of which rows may follow, unless of a webcam
+        self._current: Identity | None = None  # has more rows perhaps; None for a webcam
         self._webcams = {file.file for file in files if file.kind == "webcam"}
         self._number, self._began = 0, 0.0
 
@@ -176,34 +141,11 @@ class Archive:
         return paths
 
     def _survey(self) -> None:
-        """Find out what is done, and take out the rows of files that have changed since.
-
-        So are those that are there twice, as where files were added while shards were started.
-        """
-        named, stamps = {utf8(file.file): file for file in self.files}, {}
-        stale: dict[Path, set[Identity]] = {}
-        for path in self._parts():
-            own = re.fullmatch(rf"part{self.shard}-(\d+)", path.stem)
-            self._number = max(self._number, int(own[1]) + 1 if own else 0)
-            try:
-                made, found = parquet.seen(path)
-            except FileNotFoundError:  # another shard has taken out all its rows
-                continue
-            self._require_same(made)
-            for identity, before, _ in found:
-                if identity[0] in self._webcams:
-                    raise UserError(
-                        f"out={self.folder} holds a recording of {identity[0]} already: name "
-                        "another folder, or begin anew with restart=true"
-                    )
-                file = named.get(identity[0])
-                if file and file.file not in stamps:
-                    stamps[file.file] = None if file.error else stamp(file.file)
-                if identity in self.done.rows or (file and stamps[file.file] != before):
-                    stale.setdefault(path, set()).add(identity)
-            for identity, _, failed in found:
-                if identity not in stale.get(path, ()):
-                    self.done.rows[identity] = failed or self.done.rows.get(identity, False)
+        """Find out what is done, and take out the rows of what is to be done anew."""
+        parts = self._parts()
+        own = (re.fullmatch(rf"part{self.shard}-(\d+)", path.stem) for path in parts)
+        self._number = max((int(name[1]) + 1 for name in own if name), default=0)
+        stale = self.done.read(parts, self.files, self.made)
         if stale:
             log.info(
                 "images or films that have changed or could not be read, and are done anew: %d",
@@ -216,20 +158,11 @@ class Archive:
                     if path.exists():  # no other shard has emptied it
                         parquet.remove(path, gone)
 
-    def _require_same(self, made: dict[str, Any]) -> None:
-        for key in (*self.made, *made):
-            before, now = (json.dumps(settings.get(key)) for settings in (made, self.made))
-            if before != now:
-                raise UserError(
-                    f"out={self.folder} was made with {key}={before}, and now it is {now}: begin "
-                    "anew with restart=true, or name another folder"
-                )
-
     def frames(self) -> Iterator[Result]:
-        """The frames that are there already of this run's films, as `parquet.frames` gives them."""
+        """The frames of this run's films that are there already, as `parquet.frames` gives them."""
         films = {utf8(file.file): file for file in self.files if file.kind == "film"}
         for path in self._parts() if films else ():
-            with suppress(FileNotFoundError):  # as in `_survey`
+            with suppress(FileNotFoundError):  # another shard has taken out all its rows
                 yield from parquet.frames(path, films)
 
     @property
@@ -239,7 +172,7 @@ class Archive:
 
     @property
     def failed(self) -> int:
-        """The number of those that could not be read then."""
+        """The number of those that could not be read."""
         return self.done.failed
 
     def write(self, result: Result, pictures: Written) -> None:
@@ -268,9 +201,10 @@ class Archive:
                 raise
 
     def __exit__(self, kind: Any, *error: Any) -> None:
-        """Finish the part; after an error or Ctrl-C without the image or film that was read last.
+        """Finish the part.
 
-        Of a film, some frames may be missing. A webcam is kept, as it ends in no other way.
+        After an error or Ctrl-C the image or film that was read last is left out, as frames of it
+        may be missing. A webcam is kept, as its recording ends in no other way.
         """
         try:
             with self._writable():

@@ -1,9 +1,8 @@
 """Photos shared out to the processors of a Ray cluster, or of this machine, by Ray Data.
 
-Actors read photos or tars, find the faces and cut them out; others classify what was cut. Their
-answers come back in the order of arrival to this process, which alone writes the archive: so there
-is one lock, and one list of what is done, with or without Ray. A row is small beside the work of
-its photo. https://docs.ray.io/en/latest/data/data.html
+Actors read photos or tars, find the faces and cut them out; others classify what was cut. This
+process receives the answers as they arrive, and it alone writes the archive, so that there is one
+lock and one list of what is done, with or without Ray. https://docs.ray.io/en/latest/data/data.html
 """
 
 import functools
@@ -21,9 +20,10 @@ from qcs.config import threads
 from qcs.config.bounds import Count
 from qcs.config.errors import UserError, missing_extra, reason
 from qcs.evaluation.device import pick_device
-from qcs.inference.archive import Archive, Done
+from qcs.inference.archive import Archive
 from qcs.inference.backends import open_network
 from qcs.inference.crops import Crop
+from qcs.inference.done import Done
 from qcs.inference.face_extraction import Look
 from qcs.inference.faces import Result
 from qcs.inference.inputs import to_read
@@ -34,9 +34,10 @@ from qcs.inference.workers import looks
 
 log = logging.getLogger(__name__)
 
-CPUS = 8  # that a classifier on a CPU keeps up with, as it takes a sixth of a small photo's time
-COLUMN, ROWS = "pickled", 16  # of a table, which is handed on at once
-# Work for each CPU: the more, the less one waits for another at the end; a task has its own cost.
+CPUS = 8  # for each classifier on a CPU, as classifying is a sixth of the work of a small photo
+COLUMN, ROWS = "pickled", 16  # of the tables that actors hand on; a table has no more rows
+# Tasks for each CPU, and photos in a task at most: with small tasks all CPUs end at about the same
+# time, but each task takes some time of its own.
 PARTS, MOST_PHOTOS = 64, 128
 Work = tuple[Sequence[Source], Done]  # photos or a tar, and what is known of them
 
@@ -67,9 +68,9 @@ def predict(
 ) -> Iterator[Result]:
     """Find and classify the faces of the photos that an archive lacks, in the order of arrival.
 
-    A photo that cannot be read, takes too long, or over which processes die, is a result with an
-    error. Ray repeats the work of a task or actor that dies. The cluster is joined, or started,
-    when the first result is asked for, and left or ended with the iterator.
+    A photo that cannot be read, takes too long or kills processes is a result with an error. Ray
+    repeats the work of a task or actor that dies. The cluster is joined or started when the first
+    result is asked for, and left or ended with the iterator.
 
     Args:
         archive: has the files, and knows which are done.
@@ -109,30 +110,15 @@ def _predict(
         each = settings["photos"] or min(max(len(photos) // (PARTS * finders), 1), MOST_PHOTOS)
         shares = (photos[i : i + each] for i in range(0, len(photos), each))
         work: list[Work] = [*((share, Done()) for share in shares), *tars]
-        options = {"batch_size": None, "batch_format": "pyarrow"}
-        found = (
-            ray.data.from_items(list(map(pickle.dumps, work)), override_num_blocks=len(work))
-            .map_batches(
-                _Finder,
-                fn_constructor_args=(job,),
-                compute=ray.data.ActorPoolStrategy(size=min(finders, len(work))),
-                num_cpus=1,
-                **options,
-            )
-            .map_batches(
-                _Classifier,
-                fn_constructor_args=(job,),
-                compute=ray.data.ActorPoolStrategy(size=number),
-                num_cpus=0,
-                num_gpus=gpus,
-                **options,
-            )
-        )
-        for batch in found.iter_batches(**options):
-            for answer in map(pickle.loads, batch[COLUMN].to_pylist()):
-                if isinstance(answer, UserError):
-                    raise answer
-                yield answer
+        tables = {"batch_size": None, "batch_format": "pyarrow"}
+        told, pool = tables | {"fn_constructor_args": (job,)}, ray.data.ActorPoolStrategy
+        tasks = ray.data.from_items(list(map(pickle.dumps, work)), override_num_blocks=len(work))
+        finding = {"compute": pool(size=min(finders, len(work))), "num_cpus": 1}
+        classifying = {"compute": pool(size=number), "num_cpus": 0, "num_gpus": gpus}
+        found = tasks.map_batches(_Finder, **finding, **told)
+        classified = found.map_batches(_Classifier, **classifying, **told)
+        for batch in classified.iter_batches(**tables):
+            yield from _answers(batch)
     finally:
         ray.shutdown()
 
@@ -186,7 +172,7 @@ def _missing(archive: Archive) -> tuple[list[Source], list[Work]]:
 
 
 def _rows(answers: Iterable[Any]) -> Iterator[Any]:
-    """Tables for Ray; an error of the user goes the same way, as Ray would wrap it."""
+    """Tables for Ray; a mistake of the user is an answer as well, as Ray would wrap an error."""
     answers = iter(answers)
     try:
         while some := list(itertools.islice(answers, ROWS)):
@@ -201,11 +187,18 @@ def _table(answers: Sequence[Any]) -> Any:
     return pa.table({COLUMN: column})
 
 
+def _answers(table: Any) -> Iterator[Any]:
+    for answer in map(pickle.loads, table[COLUMN].to_pylist()):
+        if isinstance(answer, UserError):
+            raise answer
+        yield answer
+
+
 def _enter(folder: str) -> None:
-    """Go to the folder of the command, on whatever machine this is.
+    """Go to the folder in which the command was started.
 
     Raises:
-        UserError: it has none.
+        UserError: this machine has no such folder.
     """
     try:
         os.chdir(folder)
@@ -217,7 +210,7 @@ def _enter(folder: str) -> None:
 
 
 class _Finder:
-    """An actor, with a process beside it that the photos may kill."""
+    """An actor, with a worker process that reads the photos, so that none can kill the actor."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -236,34 +229,24 @@ class _Finder:
 
 
 class _Classifier:
-    """An actor, with a network that is opened for the first photos."""
+    """An actor, with a network that is opened when the first photos come."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
 
     def __call__(self, batch: Any) -> Iterator[Any]:
         """Classify what a task has found."""
-        return _rows(self._classified(map(pickle.loads, batch[COLUMN].to_pylist())))
+        return _rows(self._classified(_answers(batch)))
 
-    def _classified(self, found: Iterable[Look | UserError]) -> Iterator[Result]:
-        for result in self.predictor.answer(map(_raised, found), embeddings=self.job.embeddings):
+    def _classified(self, found: Iterable[Look]) -> Iterator[Result]:
+        for result in self.predictor.answer(found, embeddings=self.job.embeddings):
             yield result._replace(crops=[])  # of which the archive has none
 
     @functools.cached_property
     def predictor(self) -> Predictor:
         """The predictor of the job."""
         _enter(self.job.folder)
-        device = pick_device(self.job.network["device"])
-        checkpoint = open_network(**self.job.network | {"device": device})
-        return Predictor(
-            checkpoint,
-            batch_size=self.job.batch_size,
-            device=device,
-            form=self.job.network["form"],
-        )
-
-
-def _raised(found: Look | UserError) -> Look:
-    if isinstance(found, UserError):
-        raise found
-    return found
+        size, network = self.job.batch_size, self.job.network
+        device = pick_device(network["device"])
+        checkpoint = open_network(**network | {"device": device})
+        return Predictor(checkpoint, batch_size=size, device=device, form=network["form"])

@@ -173,6 +173,13 @@ def _frames(file: Source, every: int, max_frames: int | None) -> Iterator[Item]:
         yield Item(_blamed(key, error), error=f"cannot read {file.file} as a video{where} ({why})")
 
 
+def as_item(image: Input) -> Item | Source:
+    """Return a path as a source, which a worker can read, and anything else as an image."""
+    if isinstance(image, (str, PathLike)):
+        return Source(os.fspath(image), os.fspath(image), "image")
+    return Item(None, as_image(image))
+
+
 def as_image(image: Input) -> Image.Image:
     """Return a path, a PIL image or an array as an upright RGB image.
 

@@ -6,7 +6,6 @@
 F faces of an image, K classes, C features.
 """
 
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -23,7 +22,7 @@ from qcs.inference.crops import LOOSE, Crop
 from qcs.inference.detector import Detector, Face
 from qcs.inference.face_extraction import Look, look
 from qcs.inference.faces import Faces, Prediction, Result
-from qcs.inference.inputs import Input, Item, as_image, read
+from qcs.inference.inputs import Input, Item, as_item, read
 from qcs.inference.processors import workers_for
 from qcs.inference.sources import Source
 from qcs.inference.workers import TIMEOUT, looks
@@ -132,8 +131,7 @@ class Predictor:
             images = [images]
         features = self.features if embeddings else None
         found = []
-        items = (_item(image) for image in images)
-        number = workers_for(workers, len(images))
+        items, number = map(as_item, images), workers_for(workers, len(images))
         for result in self.stream(items, detect, number, keep=False, embeddings=embeddings):
             if result.error is not None:
                 raise UserError(result.error)
@@ -171,7 +169,7 @@ class Predictor:
     def answer(
         self, found: Iterable[Look], keep: bool = False, embeddings: bool = False
     ) -> Iterator[Result]:
-        """Classify what was found in images, in order and in batches; as for `stream`."""
+        """Classify what was found in images, with arguments and results as of `stream`."""
         waiting: list[Look] = []
         number = pixels = 0
         for one in found:
@@ -184,17 +182,14 @@ class Predictor:
         yield from self._finish(waiting, keep, embeddings)
 
     def _finish(self, waiting: list[Look], keep: bool, embeddings: bool) -> Iterator[Result]:
-        every = [crop for one in waiting for crop in one.crops]
-        features: Any = [None] * len(every)
+        cropped = [crop for one in waiting for crop in one.crops]
+        answers: Iterator[Any]
         if embeddings:
-            probabilities, features = self.embed(every)
+            answers = zip(*self.embed(cropped), strict=True)
         else:
-            probabilities = self.classify(every)
-        start = 0
+            answers = ((row, None) for row in self.classify(cropped))
         for item, _, faces, crops, source in waiting:
-            end = start + len(faces)
-            rows = zip(faces, probabilities[start:end], features[start:end], strict=True)
-            found, start = [self._prediction(*row) for row in rows], end
+            found = [self._prediction(face, *next(answers)) for face in faces]
             if keep and isinstance(source, Source) and not item.error:
                 item = read(source)
             yield Result(item.key, item.image if keep else None, item.error, found, crops)
@@ -249,10 +244,3 @@ class Predictor:
             return Prediction(*answer, embedding=embedding)
         landmarks = tuple(map(tuple, face.landmarks.tolist()))
         return Prediction(*answer, tuple(face.box.tolist()), landmarks, face.score, embedding)
-
-
-def _item(image: Input) -> Item | Source:
-    """A path as a source, which a worker can read, and anything else as an image."""
-    if isinstance(image, (str, PathLike)):
-        return Source(os.fspath(image), os.fspath(image), "image")
-    return Item(None, as_image(image))

@@ -21,7 +21,6 @@ from qcs.inference.inputs import Key
 from qcs.inference.video import FRAME_RATE
 
 TICK = 1e-3  # seconds, to which containers round times
-EXTRA = ("track", "track=true needs")
 
 
 class Following(NamedTuple):
@@ -190,7 +189,7 @@ def tracker() -> Any:
     try:
         from trackers import CBIoUTracker
     except ImportError as error:
-        raise missing_extra(*EXTRA) from error
+        raise missing_extra("track", "track=true needs") from error
     return CBIoUTracker(
         frame_rate=FRAME_RATE,
         minimum_consecutive_frames=2,

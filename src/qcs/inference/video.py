@@ -10,6 +10,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,22 +24,10 @@ if TYPE_CHECKING:
     import av
 
 FILMS = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv")
-EXTRA = ("faces", "videos and webcams need")
 # The readers of FFmpeg for these files; those of playlists, which name other files, are left out.
-# The option belongs to the container: PyAV before 18 crashes if the streams get it as well.
 READERS = "asf,avi,matroska,webm,mov,mp4,mpeg,mpegts,mpegvideo"
 CLOCK = Fraction(1, 90_000)  # of written films
 FRAME_RATE = 25  # of films that do not say when their frames are shown
-# By whether rows become columns, then whether left and right and whether top and bottom change.
-TURNS = {
-    (False, True, False): Image.Transpose.FLIP_LEFT_RIGHT,
-    (False, False, True): Image.Transpose.FLIP_TOP_BOTTOM,
-    (False, True, True): Image.Transpose.ROTATE_180,
-    (True, False, False): Image.Transpose.TRANSPOSE,
-    (True, True, False): Image.Transpose.ROTATE_270,
-    (True, False, True): Image.Transpose.ROTATE_90,
-    (True, True, True): Image.Transpose.TRANSVERSE,
-}
 BACK = 0.1  # seconds by which times may go back within a film, as FFmpeg allows
 PATIENCE = 10.0  # seconds that a webcam may take for a frame
 MARGIN = 1.0  # seconds by which a whole film may end before the length in its header
@@ -61,7 +50,7 @@ def library() -> Any:
     try:
         import av
     except ImportError as error:
-        raise missing_extra(*EXTRA) from error
+        raise missing_extra("faces", "videos and webcams need") from error
     return av
 
 
@@ -76,9 +65,10 @@ def film(path: str | Path, every: int = 1, limit: int | None = None) -> Iterator
         UserError: the file is not a film, or is damaged; raised after the frames that can be read.
     """
     av = library()
+    # An option of the container alone: PyAV before 18 crashes if the streams get it as well.
     options: dict[str, Any] = {"container_options": {"format_whitelist": READERS}}
-    if int(av.__version__.partition(".")[0]) < 19:  # later ones read a title that is no UTF-8
-        options["metadata_errors"] = "replace"
+    if int(av.__version__.partition(".")[0]) < 19:  # later versions need no such option
+        options["metadata_errors"] = "replace"  # in titles that are not UTF-8
     try:
         with open_file(path) as file:
             if not os.fstat(file.fileno()).st_size:
@@ -148,7 +138,7 @@ def _frames(
             continue
         damaged += sum(frame.is_corrupt for frame in frames)
         for frame in frames:
-            if number % every == 0 and not frame.is_corrupt:  # else its picture is partly made up
+            if number % every == 0 and not frame.is_corrupt:  # a corrupt one is partly made up
                 seconds = None if frame.time is None else max(frame.time - start, 0.0)
                 yield Frame(number, seconds, _upright(frame))
                 given += 1
@@ -165,7 +155,7 @@ def _frames(
 
 
 def _packets(container: "av.container.InputContainer") -> Iterator["av.Packet"]:
-    """The packets of a film or webcam; those of macOS fail where they would have to wait."""
+    """The packets of a film or webcam; a webcam of macOS is asked again until it has a frame."""
     last = time.monotonic()
     while True:
         try:
@@ -185,12 +175,13 @@ def _upright(frame: "av.VideoFrame") -> Image.Image:
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
-    # Column x of row y is shown at (a x + c y, b x + d y).
+    # The pixel in column x of row y is shown in column a x + c y of row b x + d y.
     a, b, _, c, d = struct.unpack("9i", bytes(matrix))[:5]
-    swapped = abs(b) > abs(a)
-    right, down = (c, b) if swapped else (a, d)
-    turn = TURNS.get((swapped, right < 0, down < 0))
-    return image if turn is None else image.transpose(turn)
+    if abs(b) > abs(a):  # rows become columns
+        image, a, d = image.transpose(Image.Transpose.TRANSPOSE), c, b
+    if a < 0:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if d < 0 else image
 
 
 class FilmWriter:
@@ -209,10 +200,8 @@ class FilmWriter:
         self.path, self.last = path, -1
         width, height = (max(n + n % 2, 2) for n in size)  # the codec takes even sides only
         self.size = (width, height)
-        try:
+        with _writing(path):
             self.file = open(path, "wb")  # noqa: SIM115
-        except OSError as error:
-            raise UserError(f"cannot write {path} ({reason(error)})") from error
         self.container = av.open(self.file, "w", format="mp4")
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         self.stream = self.container.add_stream(codec, rate=30)
@@ -226,34 +215,30 @@ class FilmWriter:
         Args:
             seconds: after the film's start, later than the frame before.
         """
-        av = library()
-        frame = av.VideoFrame.from_image(
-            image if image.size == self.size else _padded(image, self.size)
-        )
+        frame = library().VideoFrame.from_image(_padded(image, self.size))
         self.last = frame.pts = max(round(seconds / CLOCK), self.last + 1)
         frame.time_base = CLOCK
-        self._mux(frame)
+        with _writing(self.path):
+            self.container.mux(self.stream.encode(frame))
 
     def close(self) -> None:
         """Finish the film and close its file."""
-        av = library()
-        try:
-            with self.file, self.container:
-                self._mux(None)
-        except (av.FFmpegError, OSError) as error:
-            raise UserError(f"cannot write {self.path} ({reason(error)})") from error
+        with _writing(self.path), self.file, self.container:
+            self.container.mux(self.stream.encode())
 
-    def _mux(self, frame: "av.VideoFrame | None") -> None:
-        av = library()
-        try:
-            for packet in self.stream.encode(frame):
-                self.container.mux(packet)
-        except (av.FFmpegError, OSError) as error:
-            raise UserError(f"cannot write {self.path} ({reason(error)})") from error
+
+@contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (library().FFmpegError, OSError) as error:
+        raise UserError(f"cannot write {path} ({reason(error)})") from error
 
 
 def _padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """An image of the given size; the edge is repeated where one row or column is missing."""
+    if image.size == size:
+        return image
     if any(not 0 <= b - a <= 1 for a, b in zip(image.size, size, strict=True)):
         return image.resize(size)
     padded = Image.new("RGB", size)

@@ -1,47 +1,35 @@
 """Photos read, searched for faces and cut by worker processes, in order.
 
 A worker is a Python of its own that imports neither torch nor the caller's program, see
-`qcs.inference.face_extraction.work`. It is sent a few photos ahead and answers with cut faces,
-which are small, so no photo travels back. Each worker has a socket pair of its own: when it is
-killed, the photo on which it worked is known.
+`qcs.inference.worker_process`. It is sent a few photos ahead and answers with cut faces, which are
+small; no photo travels back. Each worker has a socket pair of its own, so that the photo on which
+it was killed is known.
 """
 
 import itertools
 import logging
 import math
-import os
-import subprocess
-import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from multiprocessing import Pipe
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
-from qcs.config.errors import UserError, reason
+from qcs.config.errors import UserError
 from qcs.config.escape import terminal
 from qcs.inference.crops import Crop
-from qcs.inference.face_extraction import ASKS, READY, Look
+from qcs.inference.face_extraction import Look
 from qcs.inference.inputs import Item, Key, read
 from qcs.inference.sources import Source
+from qcs.inference.worker_process import ASKS, READY, Job, Worker
 
 log = logging.getLogger(__name__)
 
 AHEAD = 4  # photos that a worker is sent before it has answered
 MAX_WAITING = 50_000_000  # pixels of frames and cut faces that are held here
 TIMEOUT = 120.0  # seconds for a photo
-STARTING = 60.0  # seconds more for a process that starts
-ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-
-
-class _Job(NamedTuple):
-    number: int
-    source: Source | Item
-    ended: bool = False  # whether a worker was killed over it
 
 
 def looks(
@@ -50,21 +38,22 @@ def looks(
     settings: dict[str, Any] | None,
     crop: Crop,
     timeout: float = TIMEOUT,
-    kept: "list[_Worker] | None" = None,
+    kept: list[Worker] | None = None,
 ) -> Iterator[Look]:
     """Look at images in worker processes, and yield what was found in the order of the images.
 
-    A photo over which a worker is killed twice, or which takes a worker too long, is an item with
-    an error. The workers end with the iterator, or are kept.
+    A photo that takes a worker too long, or over which two workers were killed, is an item with an
+    error. The workers end with the iterator, or are kept.
 
     Args:
         sources: the images; those that are not read yet are read by the workers.
         number: of workers.
-        settings: of the workers' detectors, each of one thread; None takes images as cut faces.
+        settings: of the detector, which has one thread in each worker; None takes images as cut
+            faces.
         crop: how faces are cut.
         timeout: seconds for a photo.
         kept: a list, empty at first, that holds the workers for the next call with the same
-            settings. They end where an iterator is not run to its end, and with this process.
+            settings. They end with this process, or if an iterator is not run to its end.
 
     Raises:
         UserError: a worker cannot be started, or is killed while it starts.
@@ -78,7 +67,7 @@ def looks(
     idle = False
     try:
         while len(workers) < number:
-            workers.append(_Worker((settings, crop)))
+            workers.append(Worker((settings, crop)))
         yield from _Pool(sources, timeout, workers)
         idle = kept is not None
     finally:
@@ -86,71 +75,14 @@ def looks(
             workers.pop().end()
 
 
-class _Worker:
-    """A process, and the photos that it was sent, on the first of which it works."""
-
-    def __init__(self, setup: Any) -> None:
-        self.setup = setup
-        self.jobs: deque[_Job] = deque()
-        self.start()
-
-    def start(self) -> None:
-        """Start the process and send it the photos."""
-        self.connection, theirs = Pipe()
-        code = (
-            f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}\n"
-            f"from qcs.inference.face_extraction import work; work({theirs.fileno()})"
-        )
-        try:
-            with theirs:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-c", code],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    env=os.environ | ONE_THREAD,
-                    start_new_session=True,  # Ctrl-C is for its parent alone, which ends it
-                )
-        except OSError as error:
-            raise UserError(
-                f"a worker process cannot be started ({reason(error)}): write a smaller workers=..."
-            ) from error
-        self.ready, self.since = False, time.monotonic() + STARTING
-        self.send(self.setup)
-        for job in self.jobs:
-            self.send_photo(job.source)
-
-    def add(self, job: _Job) -> None:
-        """Take on a photo."""
-        if not self.jobs and self.ready:
-            self.since = time.monotonic()
-        self.jobs.append(job)
-        self.send_photo(job.source)
-
-    def send_photo(self, source: Source | Item) -> None:
-        """Send a photo, without a key of the caller's, which may be anything."""
-        self.send(source if isinstance(source, Source) else source._replace(key=None))
-
-    def send(self, message: Any) -> None:
-        """Send something; a process that is gone is noticed when nothing comes back."""
-        with suppress(OSError):
-            self.connection.send(message)
-
-    def end(self) -> int:
-        """Kill the process, and return its exit status."""
-        self.process.kill()
-        self.connection.close()
-        return self.process.wait()
-
-
 class _Pool:
     def __init__(
-        self, sources: Iterator[Source | Item], timeout: float, workers: list[_Worker]
+        self, sources: Iterator[Source | Item], timeout: float, workers: list[Worker]
     ) -> None:
         self.sources, self.timeout, self.workers = sources, timeout, workers
         self.done: dict[int, Look] = {}
         self.head = self.next = self.held = 0
-        self.large: _Worker | None = None  # decodes a large photo
-        self.asking: deque[_Worker] = deque()  # would like to
+        self.large: deque[Worker] = deque()  # the first decodes a large photo, the others wait
 
     def __iter__(self) -> Iterator[Look]:
         while True:
@@ -158,7 +90,7 @@ class _Pool:
             if self.head in self.done:
                 found = self.done.pop(self.head)
                 self.head += 1
-                self.held -= _pixels(found.crops) + _pixels([_frame(found.source)])
+                self.held -= _pixels(found.source, found.crops)
                 yield found
             elif self.head == self.next:
                 return
@@ -172,8 +104,8 @@ class _Pool:
             worker = min(self.workers, key=lambda worker: len(worker.jobs))
             if len(worker.jobs) >= AHEAD or (source := next(self.sources, None)) is None:
                 return
-            job, self.next = _Job(self.next, source), self.next + 1
-            self.held += _pixels([_frame(source)])
+            job, self.next = Job(self.next, source), self.next + 1
+            self.held += _pixels(source)
             if source.error:
                 item = read(source) if isinstance(source, Source) else source
                 self._finish(job, Look(item, 0, [], []))
@@ -181,7 +113,7 @@ class _Pool:
                 worker.add(job)
 
     def _receive(self) -> None:
-        """Take the answers that are there; wait for the first, and for none of them too long."""
+        """Wait for answers, take those that are there, and restart workers that take too long."""
         busy = [worker for worker in self.workers if worker.jobs]
         limit = min(worker.since for worker in busy) + self.timeout - time.monotonic()
         ready = wait(
@@ -194,7 +126,7 @@ class _Pool:
                 why = f"a worker process was at it for {self.timeout:g} seconds"
                 self._restart(worker, why, give_up=True)
 
-    def _take(self, worker: _Worker) -> None:
+    def _take(self, worker: Worker) -> None:
         try:
             message = worker.connection.recv()
         except (EOFError, OSError):
@@ -207,7 +139,7 @@ class _Pool:
             worker.ready = True
         elif message == ASKS:
             worker.since = math.inf
-            self.asking.append(worker)
+            self.large.append(worker)
             self._permit()
         elif isinstance(message, str):
             raise RuntimeError(f"in a worker process:\n{message}")
@@ -218,12 +150,12 @@ class _Pool:
             self._finish(job, message)
             self._release(worker)
 
-    def _finish(self, job: _Job, found: Look) -> None:
+    def _finish(self, job: Job, found: Look) -> None:
         self.done[job.number] = found = found._replace(source=job.source)
-        self.held += _pixels(found.crops)
+        self.held += _pixels(None, found.crops)
 
-    def _restart(self, worker: _Worker, why: str, give_up: bool) -> None:
-        """Start a process anew that ended or hangs; its first photo is to blame."""
+    def _restart(self, worker: Worker, why: str, give_up: bool) -> None:
+        """Start a process again that ended or hangs; its first photo is to blame."""
         worker.end()
         if not worker.ready:
             raise UserError(f"a worker process did not start ({why}): write a smaller workers=...")
@@ -233,29 +165,24 @@ class _Pool:
         else:
             log.warning("a worker process ended at %s, which is tried again", _name(job.source))
             worker.jobs.appendleft(job._replace(ended=True))
-        self.asking = deque(other for other in self.asking if other is not worker)
         self._release(worker)
         worker.start()
 
-    def _release(self, worker: _Worker) -> None:
-        if self.large is worker:
-            self.large = None
+    def _release(self, worker: Worker) -> None:
+        if worker in self.large:
+            self.large.remove(worker)
             self._permit()
 
     def _permit(self) -> None:
-        """Let the next worker decode a large photo, unless one does so."""
-        if self.large is None and self.asking:
-            self.large = self.asking.popleft()
-            self.large.since = time.monotonic()
-            self.large.send(None)
+        """Let the first worker of the queue decode its large photo, if it does not do so yet."""
+        if self.large and self.large[0].since == math.inf:
+            self.large[0].since = time.monotonic()
+            self.large[0].send(None)
 
 
-def _frame(source: Source | Item | None) -> Image.Image | None:
-    """The image of an item, which is held here until it is answered."""
-    return source.image if isinstance(source, Item) else None
-
-
-def _pixels(images: Iterable[Image.Image | None]) -> int:
+def _pixels(source: Source | Item | None, crops: Sequence[Image.Image] = ()) -> int:
+    """The pixels of an item's image and of cut faces, as they are held here."""
+    images = [source.image, *crops] if isinstance(source, Item) else crops
     return sum(image.width * image.height for image in images if image)
 
 
@@ -265,7 +192,7 @@ def _name(source: Source | Item) -> str:
 
 
 def _failed(source: Source | Item, why: str) -> Item:
-    """The item of a photo or frame that failed here; without a stamp, so that it is tried again."""
+    """The item of a photo or frame that failed; it has no stamp, so an archive tries it again."""
     if isinstance(source, Source):
         return read(source._replace(error=why, stamp=None))
     key = source.key._replace(stamp=None) if isinstance(source.key, Key) else source.key
