@@ -146,6 +146,7 @@ def test_a_group_without_a_choice_may_be_named_so(override, written):
          "you mean trainer.max_epochs? What conf/ does not list is added with a plus: "
          "+trainer.max_epoch=..."),
         ("train", "backbone=own backbone.channels=[8]", "backbone.channels is not an option of"),
+        ("train", "trainer.accumulate_grad_batches=2", "did you mean accumulate_grad_batches?"),
         ("train", "trainer.max_steps=5", "trainer.max_steps is not set in conf/: write "
          "+trainer.max_steps=5 to add it"),
         ("train", "lr=3", "did you mean optimizer.lr?"),

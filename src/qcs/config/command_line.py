@@ -221,7 +221,7 @@ def _no_key(key: str, command: str, overrides: Sequence[str], adds: bool) -> str
     """The sentence on a key that the config does not have; `adds` where a plus would add it."""
     key = key.split("@")[0]
     config = _composed(command, overrides)
-    if adds and key in _arguments(config):
+    if adds and key in _arguments(config) and key.rpartition(".")[2] not in config:
         values = [o.partition("=")[2] for o in overrides if o.startswith(f"{key}=")]
         return (
             f"{key} is not set in conf/: write +{key}={values[-1] if values else '...'} to add it"
