@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,17 @@ from qcs.config.options import BackboneOptions, resolve
 from qcs.data import workers
 from qcs.data.datamodule import FaceDataModule
 from qcs.models.cpu_kernels import SpeedOptions
-from qcs.training import build, distributed, identity, loggers, multirun, run_folder, wandb_login
+from qcs.training import (
+    build,
+    distributed,
+    identity,
+    loggers,
+    multirun,
+    resumable,
+    run_folder,
+    schedules,
+    wandb_login,
+)
 from qcs.training.final_test import test_selected
 from qcs.training.last_checkpoint import exit_on_interrupt
 from qcs.training.module import QCSModule
@@ -62,8 +73,8 @@ class Settings(TypedDict):
     scheduler: SchedulerOptions
     loader: dict
     trainer: dict
-    callbacks: dict | None
-    logger: dict | None
+    callbacks: dict[str, dict | None] | None
+    logger: dict[str, dict | None] | None
 
 
 def train(config: dict[str, Any]) -> dict[str, float]:
@@ -92,6 +103,10 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         module = build.module(config, data, resumes=ckpt is not None)
         module.run = run
         trainer = _trainer(config, folder, state)
+        schedules.require_makeable(module.scheduler, module.make_optimizer, trainer)
+        if ckpt and state:
+            resumable.require_fitting(state.content, trainer, module, ckpt)
+            state = state._replace(content={})  # it is large
         data.require_images_for(trainer.world_size)
         wandb_login.start(trainer.loggers)
         if trainer.is_global_zero and not is_dry_run(trainer):
@@ -106,7 +121,10 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         with distributed.ended_together(trainer):
             try:
                 return _fit(config, trainer, module, data, ckpt, state)
-            except MisconfigurationException as error:  # such as a share of less than one batch
+            except (MisconfigurationException, ValueError) as error:
+                *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+                if not frame.f_globals["__name__"].startswith("lightning."):
+                    raise
                 raise UserError(f"this cannot be trained as configured: {error}") from error
 
 
@@ -148,8 +166,12 @@ def _fit(
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     best = [c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)]
     missing = trainer.global_step and best and not any(map(best_model_path, best))
-    if missing and trainer.is_global_zero and not is_dry_run(trainer):
-        log.warning("no epoch was validated to its end, so there is no best.ckpt")
+    if missing and not is_dry_run(trainer):
+        if trainer.is_global_zero:
+            log.warning("no epoch was validated to its end, so there is no best.ckpt")
+        with workers.translated_errors("loader."):
+            trainer.validate(module, data, verbose=False)  # what a sweep optimises
+        metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     if state and trainer.global_step == state.optimizer_steps:
         log.info("the run was finished at step %d: nothing is left to train", trainer.global_step)
         for callback in trainer.checkpoint_callbacks:

@@ -82,9 +82,9 @@ def test_what_is_no_regular_file_is_one_sentence(load, tmp_path):
     assert "is a folder" in one_sentence(tmp_path, load)
     assert "cannot be opened: File name too long" in one_sentence(tmp_path / ("x" * 300), load)
     (tmp_path / "file").write_text("x")
-    for missing in ("nowhere.ckpt", "file/model.ckpt"):
+    for missing in ("nowhere.ckpt", "file/model.ckpt", ""):
         with pytest.raises(UserError, match=f"^no .* (at|ckpt=).*{missing}"):
-            load(tmp_path / missing)
+            load(missing and tmp_path / missing)
 
 
 def test_a_zip_bomb_is_not_unpacked(tmp_path):

@@ -34,7 +34,9 @@ from qcs.config.keys import CONF
         ("--foo", "unrecognized arguments: --foo"),
         ("hydra.run.dir=", "hydra.run.dir= is empty: write hydra.run.dir=FOLDER, or leave it out"),
         ("store=", "store= is empty"),
+        ("hydra.sweep.dir=''", "hydra.sweep.dir= is empty"),
         ("a b=3", "a b cannot be a key"),
+        ("optimizer=[adam,sgd]", "has several choices, and optimizer is one: optimizer=adam"),
     ],
 )
 def test_what_cannot_be_parsed_says_how_to_write_it(argument, sentence):
@@ -44,7 +46,15 @@ def test_what_cannot_be_parsed_says_how_to_write_it(argument, sentence):
 
 
 def test_what_can_be_parsed_passes():
-    overrides = ["seed=1,2", "input=a b.jpg", "~callbacks.last", "x='ü=(1)'", "input=[a,b]"]
+    overrides = [
+        "seed=1,2",
+        "logger=[csv,wandb]",
+        "ablation=[sam,dot]",
+        "input=a b.jpg",
+        "~callbacks.last",
+        "x='ü=(1)'",
+        "input=[a,b]",
+    ]
     assert overrides_of(["-m", *overrides, "--cfg", "job"]) == overrides
     assert overrides_of([*overrides[:2], "-m", *overrides[2:], "--resolve"]) == overrides
 
@@ -135,6 +145,8 @@ def test_a_group_without_a_choice_may_be_named_so(override, written):
         ("train", "trainer.max_epoch=3", "trainer.max_epoch is not an option of qcs.train, did "
          "you mean trainer.max_epochs? What conf/ does not list is added with a plus: "
          "+trainer.max_epoch=..."),
+        ("train", "backbone=own backbone.channels=[8]", "backbone.channels is not an option of"),
+        ("train", "trainer.accumulate_grad_batches=2", "did you mean accumulate_grad_batches?"),
         ("train", "trainer.max_steps=5", "trainer.max_steps is not set in conf/: write "
          "+trainer.max_steps=5 to add it"),
         ("train", "lr=3", "did you mean optimizer.lr?"),
@@ -146,6 +158,10 @@ def test_a_group_without_a_choice_may_be_named_so(override, written):
         ("predict", "anotate=true", "anotate is not an option of qcs.predict, did you mean "
          "annotate?"),
         ("predict", "dataset=rafdb", "dataset is not an option of qcs.predict; there are annotate"),
+        ("predict", "dataset=null", "dataset is not an option of qcs.predict; there are annotate"),
+        ("check", "+model=qcss", "model is not an option of qcs.check; there are dataset"),
+        ("train", "model/size=tiny", "model/size=tiny is not a choice; there are paper, small"),
+        ("predict", "hydra/launcher=nope", "hydra/launcher=nope is not a choice; there are basic"),
         ("train", "model=qcss", "model=qcss is not a choice, did you mean model=qcs?"),
         ("train", "loss=foo", "loss=foo is not a choice; there are base_heavy"),
         ("train", "experiment=nope", "experiment=nope is not a choice; there are dcs_affectnet7"),
@@ -160,8 +176,8 @@ def test_a_group_without_a_choice_may_be_named_so(override, written):
 )  # fmt: skip
 def test_what_hydra_cannot_compose_names_the_key_and_the_nearest(command, override, sentence):
     with pytest.raises(Exception) as error, initialize_config_dir(str(CONF), version_base="1.3"):
-        compose(command, [override], return_hydra_config=True)
-    text = explain(error.value, command, [override])
+        compose(command, override.split(), return_hydra_config=True)
+    text = explain(error.value, command, override.split())
     assert sentence in text and "\n" not in text
 
 

@@ -215,6 +215,10 @@ def test_what_makes_sense_passes(override, tmp_path):
     [
         ("eval", "compare=[]", "compare=[] should be of length 1 or more"),
         ("figures", "compare=[]", "compare=[] should be of length 1 or more"),
+        ("train", "backbone.weights=", "backbone.weights= is empty: write a value"),
+        ("train", "+trainer.check_val_every_n_epoch=0", "should be greater than or equal to 1"),
+        ("train", "+callbacks.x=5", "callbacks.x=5 should be a group of keys"),
+        ("eval", "ckpt=''", "ckpt= is empty"),
         ("export", "out=null", "out=null should be a valid string"),
         ("predict", "threshold=2", "threshold=2 should be less than or equal to 1"),
         ("eval", "batch_size=0", "batch_size=0 should be greater than or equal to 1"),

@@ -136,6 +136,8 @@ def test_a_file_that_was_cut_short_or_damaged_is_a_sentence(kind):
     for cut in (len(whole) // 2, len(whole) // 8):
         with pytest.raises(UserError, match=r"\w"):
             decode(io.BytesIO(whole[:cut]))
+    with pytest.raises(UserError, match="^it is empty$"):
+        decode(io.BytesIO())
     rng = np.random.default_rng(1)
     for _ in range(60):  # right or one sentence, whatever was flipped
         damaged = bytearray(whole)

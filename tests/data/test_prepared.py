@@ -76,6 +76,8 @@ def test_a_changed_source_is_noticed_and_prepared_anew(faces, tmp_path, caplog):
 def test_a_whole_store_is_not_made_again(faces, tmp_path):
     folder = make_store(faces, tmp_path).folder
     before = (folder / "images.u8").stat().st_mtime_ns
+    (tmp_path / "stores" / f"{folder.name}.lock").unlink()
+    (tmp_path / "stores" / f"{folder.name}.lock").mkdir()  # as of another user
     make_store(faces, tmp_path)
     assert (folder / "images.u8").stat().st_mtime_ns == before
 
@@ -204,6 +206,9 @@ DAMAGE = {
     "gone": ("images.u8", lambda path: path.unlink()),
     "rows": ("rows.i8", lambda path: flip(path, 16)),
     "rows cut": ("rows.i8", lambda path: path.write_bytes(path.read_bytes()[:-24])),
+    "a byte more": ("images.u8", lambda path: path.write_bytes(path.read_bytes() + b"x")),
+    "rows and a byte": ("rows.i8", lambda path: path.write_bytes(path.read_bytes() + b"x")),
+    "index and a byte": ("index.json", lambda path: path.write_bytes(path.read_bytes() + b"\n")),
     "rows odd": ("rows.i8", lambda path: path.write_bytes(b"x")),
     "no rows": ("rows.i8", lambda path: path.unlink()),
     "index": ("index.json", lambda path: path.write_text("{")),

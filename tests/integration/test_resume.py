@@ -134,6 +134,18 @@ def test_a_file_that_holds_no_run_cannot_be_gone_on_with(content, tmp_path):
         files.state_of(tmp_path / "other.ckpt")
 
 
+@pytest.mark.parametrize("key,value", [("run", "x"), ("wandb_id", 5), ("global_step", -1)])
+def test_what_a_file_says_of_its_run_is_checked(key, value, small, tmp_path):
+    content = torch.load(small[0] / "run/checkpoints/last.ckpt", weights_only=True)
+    torch.save(content | {key: value}, tmp_path / "odd.ckpt")
+    with pytest.raises(UserError, match="cannot be gone on from: "):
+        files.state_of(tmp_path / "odd.ckpt")
+
+
+def test_a_run_that_ends_within_its_first_epoch_is_validated(small, tmp_path):
+    assert "val/acc" in trained(tmp_path, *small[1], "+trainer.max_steps=2", "test=false")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
 def test_a_damaged_newest_checkpoint_is_passed_over(damage, tmp_path, caplog):
     file = tmp_path / "checkpoints/last.ckpt"
@@ -293,6 +305,21 @@ def test_a_run_that_takes_no_step_is_not_tested(nothing, small, tmp_path, caplog
             trained(tmp_path / "b", *small[1], f"+trainer.limit_test_batches={limit}")
     with pytest.raises(UserError, match="as configured: You requested to check 0.001 of"):
         trained(tmp_path / "c", *small[1], "+trainer.limit_train_batches=0.001")
+    with pytest.raises(UserError, match=r"as configured:.*val_check_interval. \(99\) must be"):
+        trained(tmp_path / "d", *small[1], "+trainer.val_check_interval=99")
+
+
+@pytest.mark.parametrize(
+    "override,sentence",
+    [
+        ("callbacks.best.monitor=val/acc5", "monitor=val/acc5 is not measured; there are val/acc"),
+        ("+scheduler.schedule.last_epoch=5", "ExponentialLR cannot be built"),
+    ],
+)
+def test_what_would_end_the_first_epoch_is_refused_before(override, sentence, small, tmp_path):
+    with pytest.raises(UserError, match=sentence):
+        trained(tmp_path / "run", *small[1], override)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_accelerator_that_is_not_there_is_one_sentence(small, tmp_path, monkeypatch):

@@ -94,9 +94,11 @@ def test_a_schedule_of_steps_keeps_its_length(faces):
         require_same(*runs, CKPT)
 
 
-def test_other_data_of_the_same_name_is_another_run(faces):
+def test_other_data_of_the_same_name_is_another_run(faces, monkeypatch):
     run = identity(CONFIG, faces)
     require_same(run, identity(CONFIG, replace(faces, root=Path("moved") / faces.root.name)), CKPT)
+    monkeypatch.chdir(faces.root)
+    require_same(run, identity(CONFIG, replace(faces, root=Path())), CKPT)
     names = ("red", "green", "violet")
     for other in (
         replace(faces, class_names=names),

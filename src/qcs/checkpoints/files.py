@@ -3,17 +3,21 @@
 `last.ckpt` is renamed into place; the one it replaces stays as `last.previous.ckpt`.
 """
 
+import json
 import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from typing_extensions import TypedDict
 
 from qcs.checkpoints import reading
+from qcs.config.bounds import Count, Natural
 from qcs.config.errors import UserError, reason
+from qcs.config.validation import problem
 from qcs.data.folders import sync
 
 log = logging.getLogger(__name__)
@@ -121,14 +125,32 @@ def newest_beside(run_dir: Path) -> Path:
     )
 
 
+class Data(TypedDict):
+    """The identity of a run's data."""
+
+    name: str
+    images: Natural
+    class_names: list[str]
+    fingerprint: str
+
+
+class Run(TypedDict):
+    """The identity of a run, see `qcs.training.identity`."""
+
+    data: Data
+    settings: dict[str, Any]
+    processes: Count
+
+
 class State(NamedTuple):
     """What a checkpoint records of its run."""
 
-    step: int  # batches that were trained on, as loggers count them
-    optimizer_steps: int
+    step: Natural  # batches that were trained on, as loggers count them
+    optimizer_steps: Natural
     within_epoch: bool
     wandb_id: str | None
-    run: dict[str, Any] | None  # the identity of the run; None in older files
+    run: Run | None  # the identity of the run; None in older files
+    content: dict[str, Any]  # all of the file
 
 
 def state_of(path: Path) -> State:
@@ -142,20 +164,26 @@ def state_of(path: Path) -> State:
         loop = content["loops"]["fit_loop"]
         batches = loop["epoch_loop.batch_progress"]["current"]
         step = loop["epoch_loop.state_dict"]["_batches_that_stepped"]
-        content["optimizer_states"], content["callbacks"]
+        content["optimizer_states"], content["lr_schedulers"], content["callbacks"]
+        loop["epoch_progress"]
+        within = batches["ready"] - batches["completed"]  # 1 in a checkpoint within an epoch
+        found = {
+            "step": step + within,
+            "optimizer_steps": content["global_step"],
+            "within_epoch": content.get("FaceDataModule", {"done": 0})["done"] > 0,
+            "wandb_id": content.get("wandb_id"),
+            "run": content.get("run"),
+        }
+        found = json.loads(json.dumps(found))  # no objects, and texts for keys
     except UserError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} holds no training run to go on with: name a last.ckpt or best.ckpt of "
             "`qcs.train`, or start from its weights with backbone.weights=..."
         ) from error
-    within = batches["ready"] - batches["completed"]  # 1 in a checkpoint within an epoch
-    data = content.get("FaceDataModule", {})
-    return State(
-        step=step + within,
-        optimizer_steps=content["global_step"],
-        within_epoch=data.get("done", 0) > 0,
-        wandb_id=content.get("wandb_id"),
-        run=content.get("run"),
-    )
+    hints = get_type_hints(State, include_extras=True)
+    for key, value in found.items():
+        if wrong := problem(value, hints[key], key):
+            raise UserError(f"{path} cannot be gone on from: {wrong}")
+    return State(**found, content=content)

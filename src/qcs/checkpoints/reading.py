@@ -44,6 +44,8 @@ def located(path: str | os.PathLike, missing: str) -> Path:
         UserError: it is missing, a folder, a pipe or a device, or may not be read.
     """
     try:
+        if not os.fspath(path):  # which would be this folder
+            raise FileNotFoundError
         found = Path(path).expanduser()
         mode = found.stat().st_mode
         if stat.S_ISDIR(mode):

@@ -28,6 +28,8 @@ _HOME = re.compile(r"^([^=\s]+=[\"']?)~(?=/|[\"']?$)")
 # A folder that is empty text would be the one where the command is started.
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "run_dir", "store", "dataset.path")
 PATHS = (*FOLDERS, "input", "out", "ckpt")
+# Groups of which several choices go together; of any other, the keys of two would mix.
+SEVERAL = ("callbacks", "logger", "experiment", "ablation", "hparams_search", "debug")
 
 
 def expand_home(argument: str) -> str:
@@ -98,18 +100,21 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
     """The overrides among the arguments of a command, before or after its flags; all can be parsed.
 
     Raises:
-        UserError: there is an unknown flag, or an override that Hydra cannot parse; the message
-            says how to quote it.
+        UserError: there is an unknown flag, several choices of a group that takes one, or an
+            override that Hydra cannot parse; the message says how to quote it.
     """
     overrides, parser = _beside_flags(arguments), OverridesParser.create()
     for override in overrides:
-        key, sign, value = override.partition("=")
-        if key in FOLDERS and sign and not value.strip():  # an unset variable of the shell
-            raise UserError(f"{key}= is empty: write {key}=FOLDER, or leave it out")
+        key, sign, _ = override.partition("=")
         try:
-            parser.parse_override(override)
+            chosen = parser.parse_override(override).value()
         except HydraException as error:
             raise UserError(_how_to_write(override)) from error
+        if key in FOLDERS and sign and not str(chosen).strip():  # an unset variable of the shell
+            raise UserError(f"{key}= is empty: write {key}=FOLDER, or leave it out")
+        one = (CONF / key).is_dir() and key not in SEVERAL
+        if one and isinstance(chosen, list) and len(chosen) > 1:
+            raise UserError(f"{override} has several choices, and {key} is one: {key}={chosen[0]}")
     return overrides
 
 
@@ -152,12 +157,12 @@ def explain(error: Exception, command: str, overrides: Sequence[str]) -> str | N
         return f"{error.full_key} is not set: write {error.full_key}=..."
     if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return _no_choice(group, choice, error.options)
+        return _no_choice(group, choice, command, overrides, error.options)
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key or 'the configuration'}: {_first_line(error)}"
     text = str(error)
     if isinstance(error, ValueError) and text.startswith("Config group override must be"):
-        return _of_group(overrides)
+        return _of_group(command, overrides)
     if not isinstance(error, HydraException):
         return None
     if found := re.search(r"The value of '([^']+)'.* is (.*) and not (.*)\.", text):
@@ -180,13 +185,13 @@ def explain(error: Exception, command: str, overrides: Sequence[str]) -> str | N
     return _first_line(error)
 
 
-def _of_group(overrides: Sequence[str]) -> str | None:
+def _of_group(command: str, overrides: Sequence[str]) -> str | None:
     """The sentence on a choice that is no text, of which Hydra does not say whose it is."""
     for key, sign, value in (override.partition("=") for override in overrides):
         if sign and not key:
             return f"={value} has no key: options are written KEY=VALUE"
         if (CONF / key).is_dir() and re.fullmatch(r"null|true|false|[-+.\d]+", value, re.I):
-            return _no_choice(key, value)
+            return _no_choice(key, value, command, overrides)
     return None
 
 
@@ -195,8 +200,17 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 
-def _no_choice(group: str, choice: str, listed: Sequence[str] | None = None) -> str:
-    """The sentence on a choice that its group does not have."""
+def _no_choice(
+    group: str,
+    choice: str,
+    command: str,
+    overrides: Sequence[str],
+    listed: Sequence[str] | None = None,
+) -> str:
+    """The sentence on a choice that its group does not have, or on a group of other commands."""
+    own = ("hydra", *(found.name for found in groups(_yaml(command))))
+    if not f"{group}/".startswith(tuple(f"{name}/" for name in own)):
+        return _no_key(group, command, overrides, adds=False)
     known = sorted(listed or choices(group))
     if meant := nearest(choice, known):
         return f"{group}={choice} is not a choice, did you mean {group}={meant}?"
@@ -207,7 +221,7 @@ def _no_key(key: str, command: str, overrides: Sequence[str], adds: bool) -> str
     """The sentence on a key that the config does not have; `adds` where a plus would add it."""
     key = key.split("@")[0]
     config = _composed(command, overrides)
-    if adds and key in _arguments(config):
+    if adds and key in _arguments(config) and key.rpartition(".")[2] not in config:
         values = [o.partition("=")[2] for o in overrides if o.startswith(f"{key}=")]
         return (
             f"{key} is not set in conf/: write +{key}={values[-1] if values else '...'} to add it"
@@ -245,7 +259,7 @@ def _composed(command: str, overrides: Sequence[str]) -> dict[str, Any]:
     for attempt in (chosen, []):
         try:
             return as_dict(compose(command, attempt))
-        except (HydraException, OmegaConfBaseException):
+        except (HydraException, OmegaConfBaseException, ValueError):
             continue
     return {}
 
@@ -263,6 +277,6 @@ def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def _arguments(config: Mapping[str, Any]) -> set[str]:
     """The keys, with dots, of everything that the `_target_`s of a config take."""
     targets = {key: node["_target_"] for key, node in _flat(config).items()
-               if isinstance(node, dict) and "_target_" in node}  # fmt: skip
+               if isinstance(node, dict) and node.get("_target_", "???") != "???"}  # fmt: skip
     return {f"{key}.{name}" for key, target in targets.items()
             for name in signature(get_object(target)).parameters}  # fmt: skip

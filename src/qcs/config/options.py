@@ -17,7 +17,8 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import TypedDict, is_typeddict
 
-from qcs.config.bounds import MOST, Dropout, Natural, Positive, Probability, Weight
+from qcs.config.bounds import MOST, Count, Dropout, Natural, Positive, Weight
+from qcs.config.compose import flat
 from qcs.config.errors import UserError
 from qcs.config.validation import problem, unknown
 
@@ -30,11 +31,12 @@ BOUNDS: dict[str, Any] = {
     "optimizer.weight_decay": Weight,
     "optimizer.momentum": Dropout,
     "scheduler.schedule.max_lr": Positive,
-    "scheduler.schedule.pct_start": Probability,
+    "scheduler.schedule.pct_start": Dropout,
     "scheduler.schedule.gamma": Annotated[float, Interval(gt=0, le=1)],
     # -1 means until something else stops it.
     "trainer.max_epochs": Annotated[int, Interval(ge=-1, le=MOST)] | None,
     "trainer.max_steps": Annotated[int, Interval(ge=-1, le=MOST)],
+    "trainer.check_val_every_n_epoch": Count | None,
     "trainer.devices": Annotated[int, Interval(ge=-1, le=4096)] | str | list[Natural],
     "trainer.num_nodes": Annotated[int, Interval(ge=1, le=4096)],
     "trainer.log_every_n_steps": Natural | None,
@@ -115,9 +117,12 @@ def resolve(cfg: DictConfig, settings: type) -> dict[str, Any]:
             stand beside the arguments of its target.
 
     Raises:
-        UserError: as `check`; also the settings of the command.
+        UserError: as `check`; also the settings of the command, and an empty text, as of an unset
+            variable of the shell.
     """
     config = _expand_home(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    if empty := [key for key, value in flat(config).items() if value == ""]:
+        raise UserError(f"{empty[0]}= is empty: write a value, {empty[0]}=null or leave it out")
     hints = get_type_hints(settings, include_extras=True)
     for key, value in config.items():
         if key not in hints:

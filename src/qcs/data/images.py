@@ -83,6 +83,9 @@ def decode(file: BinaryIO, opened: Callable[[Image.Image], None] | None = None) 
     Raises:
         UserError: the file is not a whole image of `FORMATS`, or `upright_rgb` refuses it.
     """
+    if not file.read(1):
+        raise UserError("it is empty")
+    file.seek(0)
     with _pillow_errors(), Image.open(file, formats=FORMATS) as image:
         if opened:
             opened(image)

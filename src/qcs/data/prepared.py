@@ -120,15 +120,16 @@ def prepare(
         raise UserError(f"size must be 1 or more, num_workers 0 or more: {size}, {num_workers}")
     folder, found = folder_of(manifest, size, base), signatures(manifest)
     title = "preparing" if progress else None
+    if _is_current(folder, manifest, size, found, on_error):  # it may be another user's
+        return folder
     try:
         base.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_name(folder.name + ".lock")):
-            if not _is_current(folder, manifest, size, found, on_error):
-                writer = StoreWriter(folder, found, size)
-                work = partial(_prepared, size=size)
-                decoded = decode_all(manifest, work, writer.missing(), num_workers, title)
-                with closing(decoded) as images:
-                    writer.finish(_write(writer, images, manifest, on_error))
+            writer = StoreWriter(folder, found, size)
+            work = partial(_prepared, size=size)
+            decoded = decode_all(manifest, work, writer.missing(), num_workers, title)
+            with closing(decoded) as images:
+                writer.finish(_write(writer, images, manifest, on_error))
     except OSError as error:
         raise UserError(
             f"cannot write prepared images into {base} ({error.strerror or error}); what is done "
@@ -145,7 +146,7 @@ def _is_current(
     folder: Path, manifest: Manifest, size: int, signatures: np.ndarray, on_error: OnError
 ) -> bool:
     """Whether there is nothing to do."""
-    if not (folder / "index.json").is_file():
+    if not os.path.isfile(folder / "index.json"):
         return False
     try:
         store = open_store(folder, manifest.paths, size, signatures)

@@ -74,11 +74,13 @@ def open_store(folder: Path, paths: np.ndarray, size: int, signatures: np.ndarra
     """
     shape = (len(paths), 3, size, size)
     try:
-        index = json.loads((folder / "index.json").read_bytes())
+        written = (folder / "index.json").read_text(encoding="utf-8")
+        index = json.loads(written)
         if "checksum" not in index or index["version"] != VERSION:
             raise UserError(f"{folder} was made by another version of qcs")
-        rows = np.fromfile(folder / "rows.i8", "<i8").reshape(-1, 3)
-        if _index_checksum(index, rows) != index["checksum"] or len(rows) != len(paths):
+        rows = np.frombuffer((folder / "rows.i8").read_bytes(), "<i8").reshape(-1, 3)
+        right = written == _text(index) and _index_checksum(index, rows) == index["checksum"]
+        if not right or len(rows) != len(paths):
             raise UserError(f"index.json or rows.i8 of {folder} is damaged")
         if (folder / "images.u8").stat().st_size != math.prod(shape):
             raise UserError(f"images.u8 of {folder} has not the size that {shape} images have")
@@ -105,6 +107,11 @@ def checksums(images: np.ndarray) -> np.ndarray:
     with ThreadPoolExecutor() as pool:  # threads pay, as zlib releases Python's global lock
         sums = pool.map(lambda part: [zlib.crc32(image) for image in part], parts)
         return np.array([crc for part in sums for crc in part], dtype=np.int64)
+
+
+def _text(index: dict[str, Any]) -> str:
+    """What index.json holds."""
+    return json.dumps(index, indent=1) + "\n"
 
 
 def _index_checksum(index: dict[str, Any], rows: np.ndarray) -> int:
@@ -186,8 +193,8 @@ class StoreWriter:
         """Write the index, with the images that were left out, and put the store into its place."""
         made = {"version": VERSION, "size": self.size, "images": len(self.rows)}
         index = {**made, "skipped": skipped}
-        content = json.dumps(index | {"checksum": _index_checksum(index, self.rows)}, indent=1)
-        (self.part / "index.json").write_text(content + "\n", encoding="utf-8")
+        content = _text(index | {"checksum": _index_checksum(index, self.rows)})
+        (self.part / "index.json").write_text(content, encoding="utf-8")
         for path in self.part.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())

@@ -5,6 +5,7 @@ films of phones need that, as their frame rate varies. It reads from an open fil
 cannot make it open another file or a network connection.
 """
 
+import os
 import struct
 import sys
 import time
@@ -69,8 +70,11 @@ def film(path: str | Path, every: int = 1, limit: int | None = None) -> Iterator
     if int(av.__version__.partition(".")[0]) < 19:  # later versions need no such option
         options["metadata_errors"] = "replace"  # in titles that are not UTF-8
     try:
-        with open_file(path) as file, av.open(file, **options) as container:
-            yield from _going_on(_frames(container, every, limit))
+        with open_file(path) as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise UserError("it is empty")
+            with av.open(file, **options) as container:
+                yield from _going_on(_frames(container, every, limit))
     except (av.FFmpegError, OSError) as error:
         raise UserError(reason(error)) from error
 

@@ -211,9 +211,29 @@ def _callbacks(config: dict[str, Any]) -> list[Callback]:
         if (config["callbacks"] or {}).get("early_stopping"):
             raise UserError("early_stopping watches validation: write select_on=val, not last")
         nodes = [node for node in nodes if "monitor" not in node]
+    for node in nodes:
+        require_measured("monitor", node.get("monitor"), config)
     callbacks: list[Callback] = [instantiate(node) for node in nodes]
     if config["trial"] and isinstance(config["optimized_metric"], str):
         from qcs.search.pruning import Pruning  # needs an extra
 
         callbacks.append(Pruning(config["trial"], config["optimized_metric"]))
     return callbacks
+
+
+def require_measured(key: str, metric: str | None, config: dict[str, Any]) -> None:
+    """Check that a run measures a metric that one of its options names.
+
+    The losses have names of their own, and a callback of the user's may measure anything.
+
+    Raises:
+        UserError: it is not measured.
+    """
+    targets = [str(node["_target_"]) for node in (config["callbacks"] or {}).values() if node]
+    ours = all(target.startswith(("qcs.", "lightning.")) for target in targets)
+    splits = ("val", "test") if config["test"] else ("val",)
+    known = [f"{split}/{score}" for split in splits for score in ("acc", "mean_acc", "f1")]
+    if metric is None or metric.startswith(("train/", "lr-")):
+        return
+    if ours and metric not in ("epoch", "step", *known):
+        raise UserError(f"{key}={metric} is not measured; there are {', '.join(known)}, train/...")

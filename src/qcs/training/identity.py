@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from qcs.checkpoints.files import Data, Run
 from qcs.config.compose import flat
 from qcs.config.errors import UserError
 from qcs.data.manifest import Manifest
@@ -33,7 +34,7 @@ LENGTH = (
 def identity(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
     """Return the identity of a run, of its config and all of its data, for its checkpoints."""
     data = {
-        "name": manifest.root.name,
+        "name": manifest.root.absolute().name,
         "images": len(manifest),
         "class_names": list(manifest.class_names),
         "fingerprint": manifest.fingerprint(),
@@ -50,7 +51,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in found.items() if any(k == d or k.startswith(f"{d}.") for d in keys)}
 
 
-def require_same(saved: dict[str, Any] | None, now: dict[str, Any], ckpt: Path) -> None:
+def require_same(saved: Run | None, now: dict[str, Any], ckpt: Path) -> None:
     """Check that a run is resumed as the same run, by its identity in the checkpoint and now.
 
     Checkpoints of older versions have none.
@@ -66,7 +67,8 @@ def require_same(saved: dict[str, Any] | None, now: dict[str, Any], ckpt: Path) 
         )
         return
     _same_settings(saved["settings"], now["settings"], ckpt)
-    if saved["data"] != now["data"]:
+    name = saved["data"]["name"] or now["data"]["name"]  # once of a relative path without one
+    if {**saved["data"], "name": name} != now["data"]:
         raise UserError(
             f"{ckpt} was trained on other data: {_describe(saved['data'])}; and now it is "
             f"{_describe(now['data'])}: name the run's own data set, or start a new run in another "
@@ -75,7 +77,7 @@ def require_same(saved: dict[str, Any] | None, now: dict[str, Any], ckpt: Path) 
 
 
 def require_same_processes(
-    saved: dict[str, Any] | None, processes: int, by_step: bool, within_epoch: bool
+    saved: Run | None, processes: int, by_step: bool, within_epoch: bool
 ) -> None:
     """Check that a run is resumed with as many processes as before, where that matters.
 
@@ -102,7 +104,8 @@ def _same_settings(saved: dict[str, Any], now: dict[str, Any], ckpt: Path) -> No
         changed = [key for key in changed if not key.startswith(stops)]
     if changed:
         listed = changed[:6]
-        shown = ", ".join(f"{k}={now.get(k)} (the run has {saved.get(k)})" for k in listed)
+        had = {key: str(saved.get(key))[:200] for key in listed}
+        shown = ", ".join(f"{k}={now.get(k)} (the run has {had[k]})" for k in listed)
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
         raise UserError(
             f"a run cannot go on with other settings than it began with: {shown}{more}; "
@@ -110,7 +113,7 @@ def _same_settings(saved: dict[str, Any], now: dict[str, Any], ckpt: Path) -> No
         )
 
 
-def _describe(data: dict[str, Any]) -> str:
+def _describe(data: Data) -> str:
     names = data["class_names"]
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return (

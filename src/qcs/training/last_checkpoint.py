@@ -97,19 +97,19 @@ class LastCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what a checkpoint has of this callback."""
-        self.metrics, self.stopped_early = state_dict["metrics"], state_dict["stopped_early"]
-        self.row = state_dict.get("row", {})
+        self.metrics = state_dict.get("metrics", {})
+        self.stopped_early = state_dict.get("stopped_early", False)
+        row = state_dict.get("row", {})
+        self.row = {key: value for key, value in row.items() if isinstance(value, (int, float))}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Correct the paths of the best checkpoints where the run's folder has been moved.
+        """Look for the best checkpoints beside the file, wherever its author had them.
 
-        Lightning would otherwise forget the best checkpoint.
+        Lightning would otherwise forget the best checkpoint of a folder that has been moved.
         """
-        here = self.folder.resolve()
-        if Path(trainer.ckpt_path or "").resolve().parent != here:
-            return
+        here = Path(trainer.ckpt_path or "").resolve().parent
 
         def moved(path: str) -> str:
             return str(here / Path(path).name) if path else path

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from qcs.config.errors import UserError
+from qcs.training.build import require_measured
 
 
 def prepare_job(config: dict[str, Any], multirun_name: str) -> None:
@@ -40,6 +41,8 @@ def _require_one_process(options: dict[str, Any]) -> None:
 
 
 def _require_measured(config: dict[str, Any]) -> None:
+    for name in _metric_names(config):
+        require_measured("optimized_metric", name, config)
     unmeasured = {
         "select_on=last": config["select_on"] == "last",
         "trainer.limit_val_batches=0": config["trainer"].get("limit_val_batches") == 0,

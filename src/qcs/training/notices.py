@@ -17,6 +17,9 @@ LOGGED = re.compile(
     r"|Running in `fast_dev_run` mode"
     r"|Loading `train_dataloader` to estimate number of stepping batches"
     r"|`Trainer\.fit` stopped: `max_(epochs|steps)=\d+` reached"
+    r"|Using (bfloat16|16bit) Automatic Mixed Precision"
+    r"|`Trainer\((overfit_batches|limit_\w+_batches|val_check_interval)=.*was configured"
+    r"|Found current_model_state in the checkpoint"
     r"|(Restoring states|Restored all states|Loaded model weights) from the checkpoint"
 )
 LOGGERS = (
@@ -33,6 +36,8 @@ WARNED = (
     r"Checkpoint directory .* exists and is not empty",  # the run is resumed
     r"Experiment logs directory .* exists and is not empty",  # our logger keeps its content
     r"`ModelCheckpoint\(monitor=.*could not find the monitored key",  # we say that nothing is best
+    r"You requested to overfit but enabled val dataloader shuffling",  # it is not shuffled
+    r"The dirpath has changed from",  # a run that goes on in a new folder
     r".*your dataloader is not resumable",  # our loader is resumable
 )
 

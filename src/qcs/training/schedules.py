@@ -5,13 +5,16 @@ from collections.abc import Callable
 from inspect import signature
 from typing import Any, Literal
 
+import torch
 from lightning import Trainer
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from typing_extensions import TypedDict
 
 from qcs.config.errors import UserError
 
+MANY = 100_000  # steps, in the place of their number, which is known when the run has begun
 SHORTEST_WARM_UP = 1e-6  # in steps; stands for no warm-up, because torch divides by its length
 
 
@@ -96,6 +99,22 @@ def require_long_enough(schedule: object, steps: int | float) -> None:
             "keep trainer.max_epochs and the batch size, or start anew from its "
             "backbone.weights"
         )
+
+
+def require_makeable(
+    scheduler: Schedule, make_optimizer: Callable[..., Optimizer], trainer: Trainer
+) -> None:
+    """Make the schedule for an optimiser of one number, before the run has written anything.
+
+    Raises:
+        UserError: as for `make_schedule`.
+    """
+    if (schedule := scheduler.get("schedule")) is None:
+        return
+    by_step = scheduler.get("interval", "epoch") == "step"
+    endless = trainer.max_epochs in (None, -1) and trainer.max_steps == -1
+    optimizer = make_optimizer([nn.Parameter(torch.zeros(1))])
+    make_schedule(schedule, optimizer, (math.inf if endless else MANY) if by_step else None)
 
 
 def make_schedule(

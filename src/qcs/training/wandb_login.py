@@ -29,7 +29,8 @@ def require_login(node: dict[str, Any]) -> None:
     kind = pkgutil.resolve_name(node["_target_"])
     if not (isinstance(kind, type) and issubclass(kind, WandbLogger)):
         return
-    if find_spec("wandb") is None:
+    spec = find_spec("wandb")
+    if spec is None or spec.origin is None:  # the folder ./wandb that an offline run made
         raise missing_extra("wandb", "logger=wandb needs")
     import wandb  # here, because it is slow to import and few runs need it
 
