@@ -12,6 +12,7 @@ from qcs.config.command_line import (
     explain,
     no_choice_as_list,
     overrides_of,
+    own_folder,
     quote_path,
     with_key,
 )
@@ -179,6 +180,15 @@ def test_what_hydra_cannot_compose_names_the_key_and_the_nearest(command, overri
         compose(command, override.split(), return_hydra_config=True)
     text = explain(error.value, command, override.split())
     assert sentence in text and "\n" not in text
+
+
+def test_a_key_of_the_users_own_folder_is_known(tmp_path):
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss/focal.yaml").write_text("_target_: mine.Focal\ngamma: 2.0\n")
+    overrides = [*own_folder(["--config-dir", str(tmp_path)]), "loss=focal", "loss.gama=1"]
+    with pytest.raises(Exception) as error, initialize_config_dir(str(CONF), version_base="1.3"):
+        compose("train", overrides)
+    assert "did you mean loss.gamma?" in explain(error.value, "train", overrides)
 
 
 def test_other_errors_are_not_hydras():

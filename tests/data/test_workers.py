@@ -1,9 +1,11 @@
 """Loader processes: who may end them, and what is said when they are gone."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +35,9 @@ class Numbers(Dataset):
             raise RuntimeError("received 0 items of ancdata")
         if row == 20 and self.how == "slow":
             time.sleep(30)
+        if row == 20 and self.how == "stopped":
+            time.sleep(0.2)  # the batch before is on its way
+            os.kill(os.getpid(), signal.SIGSTOP)
         if row == 20 and self.how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         return (lambda: row) if row >= 20 and self.how == "unsendable" else torch.tensor(row)
@@ -113,6 +118,25 @@ def test_a_process_that_hangs_while_it_is_forked_is_forked_again(hangs, monkeypa
     else:
         with pytest.raises(UserError, match="hung 3 times .* loader.num_workers=0"):
             next(iter(loader()))
+
+
+@pytest.mark.parametrize("late", [True, False])  # to ask for the batches that it had loaded
+def test_a_process_that_was_stopped_neither_holds_the_run_nor_its_end(late, monkeypatch):
+    monkeypatch.setattr(workers, "GRACE", 0.3)
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
+    stopped = loader("stopped", timeout=1)
+    batches = iter(stopped)
+    next(batches), next(batches)
+    processes = [p for p in multiprocessing.active_children() if "Loader" in type(p).__name__]
+    if late:
+        states = [Path(f"/proc/{process.pid}/stat") for process in processes]
+        assert wait_for(lambda: any(") T " in state.read_text() for state in states))
+    with (
+        pytest.raises(UserError, match="no batch came .* within loader.timeout"),
+        workers.translated_errors("loader."),
+    ):
+        list(batches)
+    assert wait_for(lambda: not any(process.is_alive() for process in processes))
 
 
 def test_a_bug_stays_a_bug():

@@ -55,7 +55,8 @@ def command(
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def translate(error: Exception) -> str | None:
             overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-            return command_line.explain(error, name, overrides)
+            own = command_line.own_folder(sys.argv[1:])
+            return command_line.explain(error, name, [*own, *overrides])
 
         @functools.wraps(main)  # Hydra names the job after it
         def job(cfg: DictConfig) -> Any:

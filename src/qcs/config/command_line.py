@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from inspect import signature
 from typing import Any, NoReturn
 
@@ -116,6 +117,14 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
         if one and isinstance(chosen, list) and len(chosen) > 1:
             raise UserError(f"{override} has several choices, and {key} is one: {key}={chosen[0]}")
     return overrides
+
+
+def own_folder(arguments: Sequence[str]) -> list[str]:
+    """The flag --config-dir as the override that composes with the user's own folder."""
+    folder = get_args_parser().parse_known_args(list(arguments))[0].config_dir
+    if folder is None:
+        return []
+    return [f"hydra.searchpath={override_text([f'file://{os.path.abspath(folder)}'])}"]
 
 
 def no_choice_as_list(override: str, command: str) -> str:
@@ -255,7 +264,12 @@ def _meant(key: str, known: Sequence[str], siblings: Sequence[str]) -> str | Non
 
 def _composed(command: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The config of the choices among the overrides, or of none where they do not compose."""
-    chosen = [o for o in overrides if (CONF / o.partition("=")[0].lstrip("+~")).is_dir()]
+    keys = [o.partition("=")[0].lstrip("+~") for o in overrides]
+    chosen = [
+        override
+        for key, override in zip(keys, overrides, strict=True)
+        if key == "hydra.searchpath" or (CONF / key).is_dir()
+    ]
     for attempt in (chosen, []):
         try:
             return as_dict(compose(command, attempt))
@@ -276,7 +290,10 @@ def _flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 def _arguments(config: Mapping[str, Any]) -> set[str]:
     """The keys, with dots, of everything that the `_target_`s of a config take."""
-    targets = {key: node["_target_"] for key, node in _flat(config).items()
-               if isinstance(node, dict) and node.get("_target_", "???") != "???"}  # fmt: skip
-    return {f"{key}.{name}" for key, target in targets.items()
-            for name in signature(get_object(target)).parameters}  # fmt: skip
+    found: set[str] = set()
+    for key, node in _flat(config).items():
+        target = node.get("_target_", "???") if isinstance(node, dict) else "???"
+        if target != "???":
+            with suppress(Exception):  # code of the user's own, which cannot be imported
+                found |= {f"{key}.{name}" for name in signature(get_object(target)).parameters}
+    return found

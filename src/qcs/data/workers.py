@@ -13,9 +13,10 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
@@ -32,7 +33,18 @@ PREFETCHED = 2  # the batches of each loader process that wait there; torch's de
 LINUX = sys.platform == "linux"
 BEGIN = 20.0  # seconds that a forked process has to begin
 FORKS = 3  # how often it is forked until it does
+GRACE = 1.0  # seconds after which a process that was told to end, or that sent no batch, is killed
 _FULL = re.compile(r"unable to \w+ .*shared memory")  # as torch words it
+
+
+class _Started(Popen):
+    """A process that ends where it is told to, also if it hangs or was stopped by SIGSTOP."""
+
+    def terminate(self) -> None:
+        super().terminate()
+        if self.wait(GRACE) is None:
+            self.kill()
+            self.wait()
 
 
 class _LoaderProcess(ForkProcess):
@@ -49,7 +61,7 @@ class _LoaderProcess(ForkProcess):
     def _Popen(process: Any) -> Popen:
         for _ in range(FORKS):
             begun, process._begun = os.pipe()
-            started = Popen(process)
+            started = _Started(process)
             os.close(process._begun)
             ready = wait([begun], BEGIN)
             os.close(begun)
@@ -82,9 +94,41 @@ class Loader(DataLoader):
             return super().__iter__()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
-            return super().__iter__()
+            batches: Iterator[Any] = super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return self._in_time(batches) if self.timeout else batches
+
+    def _in_time(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """End the processes where a batch does not come, as torch's timeout alone is not enough.
+
+        It ends before a batch is taken from the shared memory of its process, and torch asks the
+        process for that and waits for ever where all of it hangs.
+        """
+        while True:
+            began = time.monotonic()
+            watch = threading.Timer(self.timeout + GRACE, _end_processes)
+            watch.start()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                if time.monotonic() - began < self.timeout:
+                    raise
+                with suppress(RuntimeError):  # torch's handler of SIGCHLD
+                    _end_processes()
+                raise RuntimeError(f"DataLoader timed out after {self.timeout} seconds") from error
+            finally:
+                watch.cancel()
+                watch.join()  # so that no lock of its is copied by a fork
+            yield batch
+
+
+def _end_processes() -> None:
+    for process in multiprocessing.active_children():
+        if isinstance(process, _LoaderProcess):
+            process.terminate()
 
 
 def loader_options(num_workers: int, timeout: int, seed: int) -> dict[str, Any]:

@@ -123,8 +123,7 @@ class _Pool:
             if worker.connection in ready:
                 self._take(worker)
             elif not ready and time.monotonic() - worker.since >= self.timeout:
-                why = f"a worker process was at it for {self.timeout:g} seconds"
-                self._restart(worker, why, give_up=True)
+                self._restart(worker, f"took longer than {self.timeout:g} seconds", give_up=True)
 
     def _take(self, worker: Worker) -> None:
         try:
@@ -132,8 +131,8 @@ class _Pool:
         except (EOFError, OSError):
             status = worker.process.wait()
             by = f"signal {-status}" if status < 0 else f"status {status}"
-            why = f"two worker processes ended over it, with {by}; often memory is too small"
-            return self._restart(worker, why, give_up=worker.jobs[0].ended)
+            how = f"ended with {by} (often memory is too small)"
+            return self._restart(worker, how, give_up=worker.jobs[0].ended)
         worker.since = time.monotonic()
         if message == READY:
             worker.ready = True
@@ -154,16 +153,18 @@ class _Pool:
         self.done[job.number] = found = found._replace(source=job.source)
         self.held += _pixels(None, found.crops)
 
-    def _restart(self, worker: Worker, why: str, give_up: bool) -> None:
+    def _restart(self, worker: Worker, how: str, give_up: bool) -> None:
         """Start a process again that ended or hangs; its first photo is to blame."""
         worker.end()
         if not worker.ready:
-            raise UserError(f"a worker process did not start ({why}): write a smaller workers=...")
+            raise UserError(f"a worker process {how} while it started: write a smaller workers=...")
         job = worker.jobs.popleft()
+        name = _name(job.source)
         if give_up:
+            why = f"gave up {name}: a {'second ' * job.ended}worker process {how}"
             self._finish(job, Look(_failed(job.source, why), 0, [], []))
         else:
-            log.warning("a worker process ended at %s, which is tried again", _name(job.source))
+            log.warning("a worker process ended at %s, which is tried again", terminal(name))
             worker.jobs.appendleft(job._replace(ended=True))
         self._release(worker)
         worker.start()
@@ -187,8 +188,13 @@ def _pixels(source: Source | Item | None, crops: Sequence[Image.Image] = ()) -> 
 
 
 def _name(source: Source | Item) -> str:
-    key = source.key if isinstance(source, Item) else source
-    return terminal(getattr(key, "member", None) or getattr(key, "file", key))
+    """How a sentence names a photo or frame; one that Python was given has no name."""
+    place = source.key if isinstance(source, Item) else source
+    if not isinstance(place, (Key, Source)):
+        return "an image"
+    if isinstance(place, Key) and place.frame is not None:
+        return f"frame {place.frame} of {place.file}"
+    return place.file if place.member is None else f"{place.member} in {place.file}"
 
 
 def _failed(source: Source | Item, why: str) -> Item:
