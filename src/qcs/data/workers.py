@@ -31,8 +31,7 @@ from qcs.config.errors import UserError
 SHARED = Path("/dev/shm")  # where loader processes put their batches
 PREFETCHED = 2  # the batches of each loader process that wait there; torch's default
 LINUX = sys.platform == "linux"
-BEGIN = 20.0  # seconds that a forked process has to begin
-FORKS = 3  # how often it is forked until it does
+BEGIN = (2.0, 8.0, 20.0)  # seconds that a process has to begin, each time that it is forked
 GRACE = 1.0  # seconds after which a process that was told to end, or that sent no batch, is killed
 _FULL = re.compile(r"unable to \w+ .*shared memory")  # as torch words it
 
@@ -59,18 +58,19 @@ class _LoaderProcess(ForkProcess):
 
     @staticmethod
     def _Popen(process: Any) -> Popen:
-        for _ in range(FORKS):
+        for patience in BEGIN:
             begun, process._begun = os.pipe()
             started = _Started(process)
             os.close(process._begun)
-            ready = wait([begun], BEGIN)
+            ready = wait([begun], patience)
             os.close(begun)
             if ready:
                 return started
             started.kill()
             started.wait()
         raise UserError(
-            f"a loader process hung {FORKS} times while it was started: write loader.num_workers=0"
+            f"a loader process hung {len(BEGIN)} times while it was started: "
+            "write loader.num_workers=0"
         )
 
     def run(self) -> None:
