@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,7 +54,7 @@ def main(command: str, arguments: tuple[str, ...], cwd: Path, *output: str) -> N
     for descriptor, file in enumerate(output, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), descriptor)
     faulthandler.enable()
-    faulthandler.dump_traceback_later(LIMIT - 10)  # tells where a process hangs
+    faulthandler.register(signal.SIGUSR1)
     sys.argv = [command, *arguments]
     try:
         if command.endswith(".py"):
@@ -71,6 +72,8 @@ def python(command: str, *arguments: str, cwd: Path) -> subprocess.CompletedProc
         process.start()
         process.join(LIMIT)
         if process.is_alive():
+            os.kill(process.pid, signal.SIGUSR1)  # tells where it hangs
+            process.join(2)
             process.kill()
             process.join()
         called = [command, *arguments]
