@@ -312,7 +312,8 @@ def test_a_run_that_takes_no_step_is_not_tested(nothing, small, tmp_path, caplog
 @pytest.mark.parametrize(
     "override,sentence",
     [
-        ("callbacks.best.monitor=val/acc5", "monitor=val/acc5 is not measured; there are val/acc"),
+        ("callbacks.best.monitor=val/acc5", "callbacks.best.monitor=val/acc5 is not measured; "),
+        ("callbacks.best.monitor=test/acc", "there are val/acc, val/mean_acc, val/f1, train/..."),
         ("+scheduler.schedule.last_epoch=5", "ExponentialLR cannot be built"),
     ],
 )

@@ -206,14 +206,14 @@ def trainer(config: dict[str, Any], folder: Path) -> Trainer:
 
 
 def _callbacks(config: dict[str, Any]) -> list[Callback]:
-    nodes = [node for node in (config["callbacks"] or {}).values() if node]
+    named = {name: node for name, node in (config["callbacks"] or {}).items() if node}
     if config["select_on"] == "last":  # there is no validation, so no metric to monitor
         if (config["callbacks"] or {}).get("early_stopping"):
             raise UserError("early_stopping watches validation: write select_on=val, not last")
-        nodes = [node for node in nodes if "monitor" not in node]
-    for node in nodes:
-        require_measured("monitor", node.get("monitor"), config)
-    callbacks: list[Callback] = [instantiate(node) for node in nodes]
+        named = {name: node for name, node in named.items() if "monitor" not in node}
+    for name, node in named.items():  # the test comes when they have done their work
+        require_measured(f"callbacks.{name}.monitor", node.get("monitor"), config, ["val"])
+    callbacks: list[Callback] = [instantiate(node) for node in named.values()]
     if config["trial"] and isinstance(config["optimized_metric"], str):
         from qcs.search.pruning import Pruning  # needs an extra
 
@@ -221,7 +221,9 @@ def _callbacks(config: dict[str, Any]) -> list[Callback]:
     return callbacks
 
 
-def require_measured(key: str, metric: str | None, config: dict[str, Any]) -> None:
+def require_measured(
+    key: str, metric: str | None, config: dict[str, Any], splits: Sequence[str]
+) -> None:
     """Check that a run measures a metric that one of its options names.
 
     The losses have names of their own, and a callback of the user's may measure anything.
@@ -231,7 +233,6 @@ def require_measured(key: str, metric: str | None, config: dict[str, Any]) -> No
     """
     targets = [str(node["_target_"]) for node in (config["callbacks"] or {}).values() if node]
     ours = all(target.startswith(("qcs.", "lightning.")) for target in targets)
-    splits = ("val", "test") if config["test"] else ("val",)
     known = [f"{split}/{score}" for split in splits for score in ("acc", "mean_acc", "f1")]
     if metric is None or metric.startswith(("train/", "lr-")):
         return

@@ -42,7 +42,8 @@ def _require_one_process(options: dict[str, Any]) -> None:
 
 def _require_measured(config: dict[str, Any]) -> None:
     for name in _metric_names(config):
-        require_measured("optimized_metric", name, config)
+        splits = ["val", "test"] if config["test"] else ["val"]
+        require_measured("optimized_metric", name, config, splits)
     unmeasured = {
         "select_on=last": config["select_on"] == "last",
         "trainer.limit_val_batches=0": config["trainer"].get("limit_val_batches") == 0,
