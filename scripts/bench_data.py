@@ -27,7 +27,7 @@ from qcs.config.errors import UserError
 from qcs.data import prepared, transforms
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.manifest import Manifest
-from qcs.data.sampling import AnchorSampler, QuadrupletDraw, draw_generator
+from qcs.data.quadruplets import AnchorSampler, QuadrupletDraw, draw_generator
 from qcs.data.workers import start
 
 RAFDB, AFFECTNET = 12_271, 283_901

@@ -32,7 +32,7 @@ from rich.table import Table
 import qcs
 from qcs.config.threads import processors
 from qcs.data.images import read_image
-from qcs.inference.crops import cut
+from qcs.inference.crop import cut
 from qcs.inference.detector import Detector
 
 # Sizes in pixels, and how many of a hundred photos have them.

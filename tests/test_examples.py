@@ -14,7 +14,7 @@ MODULES = [
     "qcs.checkpoints.load",
     "qcs.data.datamodule",
     "qcs.data.manifest",
-    "qcs.data.sampling",
+    "qcs.data.quadruplets",
     "qcs.evaluation.intervals",
     "qcs.evaluation.metrics",
     "qcs.inference.faces",

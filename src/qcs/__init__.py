@@ -39,7 +39,7 @@ def load(
             where there is none. See `qcs.inference.backends.open_network` for what is computed
             with onnxruntime.
         device: the network's.
-        crop: how faces are cut, see `qcs.inference.crops.crop_of`.
+        crop: how faces are cut, see `qcs.inference.crop.crop_of`.
         form: see `qcs.inference.predictor.Predictor`.
         trust: import paths of the user's own code that may be built, as ["mine.TinyBackbone"].
 
@@ -56,7 +56,7 @@ def load(
     from qcs.config.errors import UserError
     from qcs.evaluation.device import pick_device
     from qcs.inference.backends import open_network
-    from qcs.inference.crops import crop_of
+    from qcs.inference.crop import crop_of
     from qcs.inference.predictor import Predictor
 
     if found := qcs_fer.beside_ours():

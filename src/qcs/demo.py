@@ -21,7 +21,7 @@ from qcs.config.command import command
 from qcs.config.errors import missing_extra
 from qcs.config.options import resolve
 from qcs.evaluation.device import pick_device
-from qcs.inference.crops import crop_of
+from qcs.inference.crop import crop_of
 from qcs.inference.demo_page import page
 from qcs.inference.detector import Detector
 from qcs.inference.predictor import Predictor

@@ -27,10 +27,11 @@ from qcs.config.errors import UserError, exit_status
 from qcs.config.escape import terminal
 from qcs.config.options import resolve
 from qcs.evaluation.device import pick_device
-from qcs.inference import cluster, shards
+from qcs.inference import ray as cluster
+from qcs.inference import shards
 from qcs.inference.archive import SUFFIX, Archive
 from qcs.inference.backends import Form, open_network
-from qcs.inference.crops import crop_of
+from qcs.inference.crop import crop_of
 from qcs.inference.detector import Detector
 from qcs.inference.faces import Result
 from qcs.inference.inputs import open_items

@@ -27,10 +27,9 @@ from qcs.models.cpu_kernels import SpeedOptions
 from qcs.training import (
     build,
     distributed,
-    identity,
     loggers,
     multirun,
-    resumable,
+    resume,
     run_folder,
     schedules,
     wandb_login,
@@ -97,15 +96,15 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         _prepare_folder(config, folder, state if resumes_here else None)
         lightning.seed_everything(config["seed"], verbose=False)
         data = build.datamodule(config)
-        run = identity.identity(config, data.manifest)
+        run = resume.identity(config, data.manifest)
         if ckpt and state:
-            identity.require_same(state.run, run, ckpt)
+            resume.require_same(state.run, run, ckpt)
         module = build.module(config, data, resumes=ckpt is not None)
         module.run = run
         trainer = _trainer(config, folder, state)
         schedules.require_makeable(module.scheduler, module.make_optimizer, trainer)
         if ckpt and state:
-            resumable.require_fitting(state.content, trainer, module, ckpt)
+            resume.require_fitting(state.content, trainer, module, ckpt)
             state = state._replace(content={})  # it is large
         data.require_images_for(trainer.world_size)
         wandb_login.start(trainer.loggers)
@@ -208,7 +207,7 @@ def _trainer(config: dict[str, Any], folder: Path, state: files.State | None) ->
         raise UserError(f"the trainer cannot be made as configured: {error}") from error
     if state:
         by_step = (config["scheduler"] or {}).get("interval") == "step"
-        identity.require_same_processes(
+        resume.require_same_processes(
             state.run, trainer.world_size, by_step=by_step, within_epoch=state.within_epoch
         )
     return trainer

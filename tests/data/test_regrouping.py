@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from qcs.data.quadruplets import QuadrupletDraw, draw_generator
 from qcs.data.regrouping import in_batch_groups
-from qcs.data.sampling import QuadrupletDraw, draw_generator
 
 LABELS = np.array([0] * 6 + [1] * 3 + [2] * 11)[np.random.default_rng(0).permutation(20)]
 

@@ -15,7 +15,7 @@ from PIL import Image
 import qcs
 from qcs.config.errors import UserError
 from qcs.inference import workers
-from qcs.inference.crops import LOOSE
+from qcs.inference.crop import LOOSE
 from qcs.inference.inputs import Item, Key, open_items
 from qcs.inference.sources import Source, files_of
 from qcs.inference.workers import looks

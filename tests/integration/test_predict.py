@@ -19,7 +19,7 @@ import qcs as package
 from conftest import tiny_checkpoint
 from qcs.config.errors import UserError
 from qcs.inference import video
-from qcs.inference.crops import CROPS, LOOSE, Crop, crop_of, cut, fit, measure
+from qcs.inference.crop import CROPS, LOOSE, Crop, crop_of, cut, fit, measure
 from qcs.inference.detector import Detector, decode
 from qcs.inference.inputs import Item
 from qcs.inference.sources import files_of

@@ -17,7 +17,7 @@ from torch import distributed
 
 import two_processes
 from qcs.config.errors import UserError
-from qcs.data.sampling import AnchorBatchSampler, AnchorSampler
+from qcs.data.quadruplets import AnchorBatchSampler, AnchorSampler
 from qcs.data.sources import synthetic
 from qcs.training import build
 from qcs.training.distributed import ended_together, release_others

@@ -135,7 +135,7 @@ class Data(TypedDict):
 
 
 class Run(TypedDict):
-    """The identity of a run, see `qcs.training.identity`."""
+    """The identity of a run, see `qcs.training.resume`."""
 
     data: Data
     settings: dict[str, Any]

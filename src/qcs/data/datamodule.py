@@ -13,10 +13,16 @@ from torch.utils.data import DataLoader
 from qcs.config.bounds import Count, Fraction, Natural, Pixels, Seed, Workers
 from qcs.config.errors import UserError
 from qcs.data import workers
-from qcs.data.batch_transforms import BatchAugmentation
+from qcs.data.augment import BatchAugmentation
 from qcs.data.datasets import Collate, Faces, GroupBatches, GroupLoader, Groups, Transform
 from qcs.data.manifest import SPLITS, Manifest
-from qcs.data.sampling import AnchorBatchSampler, Anchors, AnchorSampler, Negatives, QuadrupletDraw
+from qcs.data.quadruplets import (
+    AnchorBatchSampler,
+    Anchors,
+    AnchorSampler,
+    Negatives,
+    QuadrupletDraw,
+)
 from qcs.data.workers import Loader
 
 log = logging.getLogger(__name__)
@@ -51,7 +57,7 @@ class FaceDataModule(LightningDataModule):
         eval_batch_size: images in an evaluation batch.
         num_workers: loader processes; the batches are the same for any number.
         timeout: seconds to wait for a batch of theirs; 0 waits for ever.
-        negatives: "by_sample" or "by_class", see `qcs.data.sampling`.
+        negatives: "by_sample" or "by_class", see `qcs.data.quadruplets`.
         anchors: "shuffle" or "balanced", see `AnchorSampler`.
         samples_per_epoch: anchors in an epoch; None for all.
         train_images: number of training images to use, stratified by class, after those of

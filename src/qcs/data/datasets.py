@@ -12,10 +12,10 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from qcs.data.batch_transforms import BatchAugmentation
+from qcs.data.augment import BatchAugmentation
 from qcs.data.manifest import Manifest
+from qcs.data.quadruplets import Anchor, AnchorBatchSampler, QuadrupletDraw, draw_generator
 from qcs.data.regrouping import in_batch_groups
-from qcs.data.sampling import Anchor, AnchorBatchSampler, QuadrupletDraw, draw_generator
 from qcs.data.transforms import pixels, sub_sampled
 from qcs.data.workers import Loader
 

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from qcs.config.bounds import Dropout, Pixels, Positive, Probability, Weight
 from qcs.config.errors import UserError
-from qcs.data.batch_transforms import BatchAugmentation
+from qcs.data.augment import BatchAugmentation
 from qcs.data.manifest import Manifest
 from qcs.data.numpy_transforms import IMAGENET_MEAN, IMAGENET_STD, checked
 

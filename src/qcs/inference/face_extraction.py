@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from qcs.inference.crops import Crop, as_trained, cut
+from qcs.inference.crop import Crop, as_trained, cut
 from qcs.inference.detector import Detector, Face
 from qcs.inference.inputs import Item, read
 from qcs.inference.sources import Source

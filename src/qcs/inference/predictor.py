@@ -18,7 +18,7 @@ from PIL import Image
 from qcs.checkpoints.onnx import Export
 from qcs.config.errors import UserError
 from qcs.inference import backends
-from qcs.inference.crops import LOOSE, Crop
+from qcs.inference.crop import LOOSE, Crop
 from qcs.inference.detector import Detector, Face
 from qcs.inference.face_extraction import Look, look
 from qcs.inference.faces import Faces, Prediction, Result
@@ -44,7 +44,7 @@ class Predictor:
         checkpoint: of `qcs.inference.backends.open_network`, or of
             `qcs.checkpoints.load.load_classifier`.
         detector: finds faces; None means the default one, which is made when it is first needed.
-        crop: how faces are cut out of a photo; see `qcs.inference.crops.crop_of`.
+        crop: how faces are cut out of a photo; see `qcs.inference.crop.crop_of`.
         batch_size: the number of faces that are classified at once.
         device: of the network.
         form: see `qcs.inference.compiled`; a form other than "eager" is worth it for many faces.

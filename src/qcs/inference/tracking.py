@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qcs.config.errors import missing_extra
-from qcs.inference.cuts import Shot
 from qcs.inference.faces import Prediction, Result
 from qcs.inference.inputs import Key
+from qcs.inference.shots import Shot
 from qcs.inference.video import FRAME_RATE
 
 TICK = 1e-3  # seconds, to which containers round times

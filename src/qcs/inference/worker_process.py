@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from qcs.config.errors import UserError, reason
-from qcs.inference.crops import Crop
+from qcs.inference.crop import Crop
 from qcs.inference.detector import Detector
 from qcs.inference.face_extraction import Look, look
 from qcs.inference.inputs import Item

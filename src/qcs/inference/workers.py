@@ -19,7 +19,7 @@ from PIL import Image
 
 from qcs.config.errors import UserError
 from qcs.config.escape import terminal
-from qcs.inference.crops import Crop
+from qcs.inference.crop import Crop
 from qcs.inference.face_extraction import Look
 from qcs.inference.inputs import Item, Key, read
 from qcs.inference.sources import Source

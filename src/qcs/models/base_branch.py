@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qcs.models.backbones.feature_maps import map_channels, map_sizes
+from qcs.models.batchnorm import set_roles
 from qcs.models.landmarks import LandmarkBranch, LandmarkBranchOptions, LandmarkOptions
-from qcs.models.role_batchnorm import set_roles
 from qcs.models.tokens import EncoderOptions, PyramidTokens, TokenEncoder
 
 # How the roles of a group pass through the backbone: one after the other, at once with BatchNorm
@@ -111,7 +111,7 @@ class BaseBranch(nn.Module):
         In training, BatchNorm takes its statistics of each role separately, because the paper has
         four branches, one for each role. There are two ways to do so: with `role_batching`
         "apart" the roles pass through the backbone one after the other, with "together" they pass
-        at once through `qcs.models.role_batchnorm`. "joint" is other mathematics: its statistics
+        at once through `qcs.models.batchnorm`. "joint" is other mathematics: its statistics
         are taken over all roles. The token encoder has no BatchNorm and always takes all roles at
         once.
         """

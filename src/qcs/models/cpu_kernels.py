@@ -18,8 +18,8 @@ from typing_extensions import TypedDict
 
 from qcs.config.errors import UserError
 from qcs.models.base_branch import RoleBatching
+from qcs.models.batchnorm import use_role_batchnorm
 from qcs.models.network import QCSNetwork
-from qcs.models.role_batchnorm import use_role_batchnorm
 
 
 class SpeedOptions(TypedDict, total=False):

@@ -1,7 +1,8 @@
 """All pictures that qcs draws, with matplotlib."""
 
-from qcs.plots.confusion_matrix import confusion
-from qcs.plots.faces import attention_sheet, class_token_maps, face_sheet, pair_grid, to_pixels
+from qcs.plots.attention import attention_sheet, class_token_maps, pair_grid
+from qcs.plots.confusion import confusion
+from qcs.plots.faces import face_sheet, to_pixels
 from qcs.plots.figure import Format
 from qcs.plots.scores import (
     accuracy_curve,

@@ -78,7 +78,7 @@ class QCSModule(LightningModule):
         self.make_optimizer = optimizer
         self.scheduler: Schedule = scheduler or {}
         self.class_names, self.recipe, self.seed = tuple(class_names), recipe, seed
-        self.run: dict[str, Any] | None = None  # see `qcs.training.identity`
+        self.run: dict[str, Any] | None = None  # see `qcs.training.resume`
         self.grad_checkpointing = grad_checkpointing
         sam = sam or {}
         self.rho, self.adaptive = sam.get("rho", 0.05), sam.get("adaptive", False)

@@ -18,7 +18,7 @@ from qcs.data.tables import as_index
 
 # Labels 0 to 6.
 CLASS_NAMES = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
-# Measured on FERPlus, which has the same images, by `inference.crops.measure`: medians over 367 of
+# Measured on FERPlus, which has the same images, by `inference.crop.measure`: medians over 367 of
 # 400 training images, those in which the detector finds the face. As 16 % of them are tilted by
 # more than ten degrees, they were not turned upright.
 CROP = Crop(

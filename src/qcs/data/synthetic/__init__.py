@@ -16,11 +16,11 @@ from PIL import Image, ImageFilter
 
 from qcs.config.errors import UserError
 from qcs.data.synthetic import skin
+from qcs.data.synthetic.accessories import draw_cloth, draw_glasses, draw_hand, draw_hat
 from qcs.data.synthetic.features import draw_brows, draw_eyes, draw_mouth, draw_nose
 from qcs.data.synthetic.hair import draw_beard, draw_hair, draw_hair_behind, draw_moustache
 from qcs.data.synthetic.people import EXPRESSIONS, make_actions, make_person, make_shot
 from qcs.data.synthetic.scene import Scene
-from qcs.data.synthetic.wear import draw_cloth, draw_glasses, draw_hand, draw_hat
 
 __all__ = ["EXPRESSIONS", "draw_face"]
 

@@ -22,7 +22,7 @@ from qcs.config.errors import UserError, missing_extra, reason
 from qcs.evaluation.device import pick_device
 from qcs.inference.archive import Archive
 from qcs.inference.backends import open_network
-from qcs.inference.crops import Crop
+from qcs.inference.crop import Crop
 from qcs.inference.done import Done
 from qcs.inference.face_extraction import Look
 from qcs.inference.faces import Result

@@ -15,8 +15,8 @@ from test_predict import settings
 
 from conftest import tiny_checkpoint
 from qcs.config.errors import UserError
-from qcs.inference import cluster
-from qcs.inference.crops import LOOSE
+from qcs.inference import ray as cluster
+from qcs.inference.crop import LOOSE
 from qcs.predict import predict
 
 RUN = """

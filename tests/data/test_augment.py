@@ -6,7 +6,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from qcs.config.errors import UserError
-from qcs.data import batch_transforms, colours, transforms
+from qcs.data import augment, colours, transforms
 from qcs.data.datamodule import FaceDataModule
 
 STILL = {"flip": 0.0, "jitter": (0, 0, 0, 0), "erase": 0.0, "by": "batch"}
@@ -43,7 +43,7 @@ def test_other_colour_changes_are_torchvisions(name, factor):
     torch.testing.assert_close(levels, expected, atol=1e-3, rtol=0)
 
 
-def _reference(x: torch.Tensor, p: batch_transforms.Parameters, i: int, size: int) -> torch.Tensor:
+def _reference(x: torch.Tensor, p: augment.Parameters, i: int, size: int) -> torch.Tensor:
     """One image, step by step with torchvision's functions on uint8."""
     x = F.horizontal_flip(x) if p.flip[i] else x
     x = F.rotate(x, float(p.angle[i]), InterpolationMode.BILINEAR, fill=0)
@@ -170,7 +170,7 @@ def test_sub_sampling_in_the_workers_is_the_networks(size):
     """Of 32 pixels, erased rectangles among them, and of 40 before a random crop."""
     options = (40, 32, 0.5, 10.0, (0.2, 0.2, 0.2, 0.1), 1.0, (0.1, 0.4), (0.5,) * 3, (0.2,) * 3)
     faces = torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8)
-    whole, less = (batch_transforms.BatchAugmentation(*options) for _ in range(2))
+    whole, less = (augment.BatchAugmentation(*options) for _ in range(2))
     less.sub_sample(size)
     expected = torch.nn.functional.interpolate(whole.finish(*whole(faces, 3)), size=size)
     found, edges = less(faces, 3)

@@ -10,8 +10,8 @@ from torch import nn
 
 from conftest import tiny_network
 from qcs.models import QCSNetwork
+from qcs.models.batchnorm import RoleBatchNorm2d, set_roles
 from qcs.models.cpu_kernels import speed_up
-from qcs.models.role_batchnorm import RoleBatchNorm2d, set_roles
 from qcs.training.losses import QCSLoss
 from qcs.training.sam import frozen_statistics
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qcs.config.errors import UserError
-from qcs.data.sampling import AnchorSampler, QuadrupletDraw, draw_generator
+from qcs.data.quadruplets import AnchorSampler, QuadrupletDraw, draw_generator
 
 LABELS = np.array([0] * 6 + [1] * 3 + [2] * 11)[np.random.default_rng(0).permutation(20)]
 
