@@ -1,0 +1,116 @@
+"""A callback by which trained networks teach the one that is trained: knowledge distillation.
+
+Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531. The
+teachers see each image as the student does, augmented (Beyer et al., arXiv 2106.05237), and their
+mean answer becomes a part of its target, so that any loss that takes probabilities learns from it.
+
+B batch, R roles, N images, K classes, H and W pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from lightning import Callback, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from qcs.checkpoints.load import load_checkpoint
+from qcs.config.bounds import Positive, Probability
+from qcs.config.errors import UserError
+from qcs.data.transforms import unnormalised
+from qcs.training.mixup import soft_targets
+from qcs.training.module import Batch, QCSModule
+
+
+class Teacher(NamedTuple):
+    """A trained network and the input that it expects."""
+
+    network: nn.Module
+    side: int  # pixels
+    normalize: v2.Normalize
+    columns: list[int]  # where its logits have each class of the student
+
+
+class Teachers(Callback):
+    """Puts the mean answer of trained networks into the targets (B, R, K) of every training batch.
+
+    Args:
+        checkpoints: their files, or names of `qcs zoo`. They may be of other backbones, sizes and
+            normalisations than the student's, but need its classes.
+        weight: share of their answer in the target; the rest is the label's.
+        temperature: their logits are divided by it, so a higher one makes the answer softer.
+
+    Raises:
+        UserError: no file is named, or one cannot be loaded or does not say how its input is made.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Sequence[str],
+        weight: Probability = 0.5,
+        temperature: Positive = 1.0,
+    ) -> None:
+        if not checkpoints:
+            raise UserError("callbacks.teachers.checkpoints names none: write [a.ckpt,b.ckpt]")
+        self.weight, self.temperature = weight, temperature
+        self.loaded = {path: load_checkpoint(path) for path in checkpoints}
+        for path, checkpoint in self.loaded.items():
+            if checkpoint.recipe["transform"]["name"] != "evaluation":
+                raise UserError(f"{path} cannot teach: its transform is code of its own")
+        self.teachers: list[Teacher] = []
+
+    def setup(  # type: ignore[override] # it is our module
+        self, trainer: Trainer, pl_module: QCSModule, stage: str
+    ) -> None:
+        """Find the student's classes among those of each teacher.
+
+        Raises:
+            UserError: a teacher lacks one of them.
+        """
+        self.teachers = []
+        for path, (network, names, transform, recipe) in self.loaded.items():
+            if missing := [name for name in pl_module.class_names if name not in names]:
+                raise UserError(f"{path} cannot teach: it does not know the class {missing[0]}")
+            steps: Any = transform
+            (normalize,) = (step for step in steps.transforms if isinstance(step, v2.Normalize))
+            side = recipe["model"].get("input_size") or recipe["transform"]["size"]
+            columns = [names.index(name) for name in pl_module.class_names]
+            self.teachers.append(Teacher(network.requires_grad_(False), side, normalize, columns))
+
+    def on_train_start(  # type: ignore[override] # it is our module
+        self, trainer: Trainer, pl_module: QCSModule
+    ) -> None:
+        """Move the teachers to the device of the student."""
+        for teacher in self.teachers:
+            teacher.network.to(memory_format=torch.channels_last).to(pl_module.device)
+
+    def on_train_batch_start(  # type: ignore[override] # it is our module
+        self, trainer: Trainer, pl_module: QCSModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Ask the teachers, and change the targets of the batch."""
+        transform = trainer.datamodule.eval_transform  # type: ignore[attr-defined] # ours
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            answer = self.answer(batch["images"].flatten(0, 1), transform)
+        answer = answer.view(*batch["images"].shape[:2], -1)
+        if "groups" in batch:
+            answer = answer.flatten(0, 1)[batch["groups"]]
+        targets = soft_targets(batch, len(pl_module.class_names))
+        batch["targets"] = targets.lerp(answer.to(targets.dtype), self.weight)
+
+    def answer(self, images: Tensor, transform: Any) -> Tensor:
+        """The mean probabilities (N, K) of the teachers for images (N, 3, H, W).
+
+        Args:
+            images: as the student sees them.
+            transform: by which its normalisation is known.
+        """
+        images, answers = unnormalised(images.float(), transform), []
+        for network, side, normalize, columns in self.teachers:
+            seen = images
+            if images.shape[-1] != side:
+                seen = F.interpolate(seen, (side, side), mode="bilinear", antialias=True)
+            logits = network(normalize(seen))[:, columns].float()
+            answers.append((logits / self.temperature).softmax(1))
+        return torch.stack(answers).mean(0)

@@ -1,0 +1,115 @@
+"""Trained networks answer for each augmented image, and this becomes a part of its target."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning import Trainer
+
+from conftest import RecordedLoss, three_colours, tiny_checkpoint, tiny_network, tiny_recipe
+from qcs.checkpoints import recipe
+from qcs.checkpoints.load import load_checkpoint
+from qcs.config.errors import UserError
+from qcs.data import transforms
+from qcs.data.datamodule import FaceDataModule
+from qcs.training.module import QCSModule
+from qcs.training.teachers import Teachers
+
+NAMES = ("red", "green", "blue")
+STUDENT = transforms.evaluation(16, mean=[0.2, 0.3, 0.4], std=[0.5, 0.6, 0.7])
+
+
+def checkpoint(path: Path, names: tuple[str, ...] = NAMES, **transform) -> str:
+    """A network of random weights with other input than the student's."""
+    parts = tiny_recipe(roles=1) | {"class_names": list(names)}
+    parts["transform"] |= transform
+    torch.manual_seed(len(path.name))
+    state = {f"network.{k}": v for k, v in recipe.network(parts).state_dict().items()}
+    torch.save({"qcs": parts, "state_dict": state}, path)
+    return str(path)
+
+
+def ready(teachers: Teachers, names: tuple[str, ...] = NAMES) -> Teachers:
+    teachers.setup(None, SimpleNamespace(class_names=names), "fit")
+    return teachers
+
+
+def test_their_answer_is_the_mean_over_the_classes_of_the_student(tmp_path):
+    orders = {"a": ("blue", "red", "green"), "bb": (*NAMES, "none"), "ccc": NAMES}
+    files = [
+        checkpoint(tmp_path / f"{n}.ckpt", o, mean=[0.1 * len(n)] * 3) for n, o in orders.items()
+    ]
+    pixels = torch.rand(5, 3, 16, 16)
+    seen = (pixels - torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)) / torch.tensor(
+        [0.5, 0.6, 0.7]
+    ).view(3, 1, 1)
+    found = ready(Teachers(files, temperature=2.0)).answer(seen, STUDENT)
+    expected = torch.zeros(5, 3)
+    for file, order in zip(files, orders.values(), strict=True):
+        loaded = load_checkpoint(file)
+        normalised = (pixels - loaded.recipe["transform"]["mean"][0]) / torch.tensor(
+            loaded.recipe["transform"].get("std", transforms.IMAGENET_STD)
+        ).view(3, 1, 1)
+        logits = loaded.network(normalised)
+        columns = [order.index(name) for name in NAMES]
+        expected += (logits[:, columns] / 2).softmax(1) / 3
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(found.sum(1), torch.ones(5))
+
+
+def test_a_teacher_gets_images_of_its_size(tmp_path):
+    file = tiny_checkpoint(tmp_path / "a.ckpt", roles=1)
+    (teacher,) = ready(Teachers([file])).teachers
+    assert teacher.side == 16
+    images = torch.rand(2, 3, 40, 40)
+    assert Teachers.answer(ready(Teachers([file])), images, STUDENT).shape == (2, 3)
+
+
+def test_what_cannot_teach_is_refused(tmp_path):
+    file = checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="does not know the class yellow"):
+        ready(Teachers([file]), ("red", "yellow"))
+    with pytest.raises(UserError, match="names none"):
+        Teachers([])
+    with pytest.raises(UserError, match="no checkpoint at"):
+        Teachers([str(tmp_path / "none.ckpt")])
+
+
+@pytest.mark.parametrize("roles,groups", [(1, 1), (4, 1), (4, 2)])
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_a_run_learns_from_both(roles, groups, weight, tmp_path, one_thread):
+    """The loss of the first step is the cross-entropy to labels and answers, as weighed."""
+    (tmp_path / "faces").mkdir()
+    manifest = three_colours(tmp_path / "faces")
+    views = transforms.training(16, 16, flip=0, jitter=(0, 0, 0, 0), erase=0), STUDENT
+    data = FaceDataModule(
+        manifest, views[0], STUDENT, roles=roles, batch_size=6, groups_per_image=groups,
+        num_workers=0, select_on="last",
+    )  # fmt: skip
+    file = checkpoint(tmp_path / "teacher.ckpt")
+    loss, seen = RecordedLoss(), []
+    module = QCSModule(
+        tiny_network(roles), loss, lambda p: torch.optim.SGD(p, lr=1e-3), NAMES, sam={"rho": 0.0}
+    )
+    compare = module.network.compare
+    module.network.compare = lambda images, g=None: seen.append(compare(images, g)) or seen[-1]
+    teachers, batches = Teachers([file], weight=weight), []
+    teachers.on_train_batch_end = lambda *a, **k: batches.append(a[3] if len(a) > 3 else k["batch"])
+    options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    trainer = Trainer(
+        max_steps=1, callbacks=[teachers], enable_model_summary=False, accelerator="cpu",
+        default_root_dir=tmp_path, **options,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    (batch,), out = batches, seen[0]
+    answer = teachers.answer(batch["images"].flatten(0, 1), STUDENT)
+    answer = answer.view(*batch["images"].shape[:2], 3)
+    if groups > 1:
+        answer = answer.flatten(0, 1)[batch["groups"]]
+    own = torch.eye(3)[batch["labels"]]
+    targets = (1 - weight) * own + weight * answer
+    assert torch.allclose(batch["targets"], targets, atol=1e-5)
+    logits = [out.base_logits] + ([out.cross_logits] if roles > 1 else [])
+    entropies = [-(targets * x.log_softmax(-1)).sum(-1).mean() for x in logits]
+    assert loss.values[0] == pytest.approx(torch.stack(entropies).mean().item(), abs=1e-4)
