@@ -72,7 +72,7 @@ def test_what_cannot_teach_is_refused(tmp_path):
         ready(Teachers([file]), ("red", "yellow"))
     with pytest.raises(UserError, match="names none"):
         Teachers([])
-    with pytest.raises(UserError, match="no checkpoint at"):
+    with pytest.raises(UserError, match="callbacks.teachers.checkpoints: no checkpoint at"):
         Teachers([str(tmp_path / "none.ckpt")])
 
 

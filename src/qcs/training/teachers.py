@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from qcs.checkpoints import reading
 from qcs.checkpoints.load import load_checkpoint
+from qcs.checkpoints.names import Trust
 from qcs.config.bounds import Positive, Probability
 from qcs.config.errors import UserError
 from qcs.data.transforms import unnormalised
@@ -41,6 +43,7 @@ class Teachers(Callback):
             normalisations than the student's, but need its classes.
         weight: share of their answer in the target; the rest is the label's.
         temperature: their logits are divided by it, so a higher one makes the answer softer.
+        trust: import paths of the user's own code that their files may name.
 
     Raises:
         UserError: no file is named, or one cannot be loaded or does not say how its input is made.
@@ -51,11 +54,14 @@ class Teachers(Callback):
         checkpoints: Sequence[str],
         weight: Probability = 0.5,
         temperature: Positive = 1.0,
+        trust: Trust = None,
     ) -> None:
         if not checkpoints:
             raise UserError("callbacks.teachers.checkpoints names none: write [a.ckpt,b.ckpt]")
         self.weight, self.temperature = weight, temperature
-        self.loaded = {path: load_checkpoint(path) for path in checkpoints}
+        missing = "callbacks.teachers.checkpoints: no checkpoint at {}"
+        files = [reading.network_file(path, missing.format(path)) for path in checkpoints]
+        self.loaded = {path: load_checkpoint(path, trust) for path in files}
         for path, checkpoint in self.loaded.items():
             if checkpoint.recipe["transform"]["name"] != "evaluation":
                 raise UserError(f"{path} cannot teach: its transform is code of its own")
