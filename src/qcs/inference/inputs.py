@@ -168,9 +168,11 @@ def _frames(file: Source, every: int, max_frames: int | None) -> Iterator[Item]:
             last = frame.number
             yield Item(key._replace(frame=frame.number, seconds=frame.seconds), frame.image)
     except (UserError, MemoryError) as error:
-        where = "" if last is None else f" in full, but to frame {last}"
+        what = f"cannot read {file.file} as a video"
+        if last is not None:
+            what = f"the video {file.file} could be read only as far as frame {last}"
         why = "too little memory" if isinstance(error, MemoryError) else error
-        yield Item(_blamed(key, error), error=f"cannot read {file.file} as a video{where} ({why})")
+        yield Item(_blamed(key, error), error=f"{what} ({why})")
 
 
 def as_item(image: Input) -> Item | Source:
