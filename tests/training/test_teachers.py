@@ -74,6 +74,8 @@ def test_what_cannot_teach_is_refused(tmp_path):
         Teachers([])
     with pytest.raises(UserError, match="callbacks.teachers.checkpoints: no checkpoint at"):
         Teachers([str(tmp_path / "none.ckpt")])
+    with pytest.raises(UserError, match="how the student's images are normalised"):
+        ready(Teachers([file])).answer(torch.zeros(1, 3, 16, 16), lambda image: image)
 
 
 @pytest.mark.parametrize("roles,groups", [(1, 1), (4, 1), (4, 2)])

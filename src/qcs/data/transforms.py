@@ -135,6 +135,6 @@ def unnormalised(images: Tensor, transform: Callable) -> Tensor:
     """Images (..., 3, H, W) to look at, in [0, 1]: the normalisation of a transform is undone."""
     for step in reversed(getattr(transform, "transforms", [])):
         if isinstance(step, v2.Normalize):
-            mean, std = (torch.tensor(x).view(3, 1, 1) for x in (step.mean, step.std))
+            mean, std = (images.new_tensor(x).view(3, 1, 1) for x in (step.mean, step.std))
             images = images * std + mean
     return images.clamp(0, 1)

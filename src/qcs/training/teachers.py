@@ -111,7 +111,15 @@ class Teachers(Callback):
         Args:
             images: as the student sees them.
             transform: by which its normalisation is known.
+
+        Raises:
+            UserError: the transform does not normalise by torchvision's Normalize.
         """
+        if not any(isinstance(step, v2.Normalize) for step in getattr(transform, "transforms", [])):
+            raise UserError(
+                "callbacks.teachers has to know how the student's images are normalised: end "
+                "augment.eval with torchvision's v2.Normalize"
+            )
         images, answers = unnormalised(images.float(), transform), []
         for network, side, normalize, columns in self.teachers:
             seen = images
