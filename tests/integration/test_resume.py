@@ -46,6 +46,7 @@ RUN = [
     "augment.train.by=batch",
     "augment.train.jitter=[0.2,0.2,0.2,0.1]",
     "augment.train.erase=0.5",
+    "callbacks=[default,dashboard,mixup]",
     "callbacks.last.every_n_steps=2",
     "test=false",
 ]
@@ -70,7 +71,7 @@ def interrupted(folder: Path, saves: int, how: signal.Signals, *overrides: str) 
 
 
 def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(tmp_path):
-    """Within epochs and between them, with workers, dropout, SAM and a schedule of steps."""
+    """Within epochs and between them, with workers, dropout, mixup, SAM, a schedule of steps."""
     synthetic.make(tmp_path / "faces", size=32, train=8, val=2, test=2, workers=1)
     data = f"dataset.path={tmp_path / 'faces'}"
     qcs("train", *RUN, data, "hydra.run.dir=whole", cwd=tmp_path)
