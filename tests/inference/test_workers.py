@@ -221,10 +221,10 @@ def test_no_worker_outlives_its_caller(how, tmp_path, odd):
     code = (
         f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}\n"
         "import odd_sources\n"
-        "from qcs.inference import crops, workers\n"
+        "from qcs.inference import crop, workers\n"
         f"hanging = [odd_sources.Hangs(*file) for file in {[tuple(file) for file in files]!r}]\n"
         "print('ready', flush=True)\n"
-        "list(workers.looks(hanging, 2, None, crops.LOOSE))"
+        "list(workers.looks(hanging, 2, None, crop.LOOSE))"
     )
     caller = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
