@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_options import config
 from test_train import SMALL, qcs
 
-from qcs.config.command_line import with_key
+from qcs.config.overrides import with_key
 from qcs.data.sources import synthetic
 
 ROOT = Path(__file__).parents[1]

@@ -23,11 +23,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import qcs_fer
-from qcs.config import command_line
 from qcs.config.console import let_readers_go, prepare_output
 from qcs.config.errors import Failed, Terminated, UserError, exit_status, out_of_memory
 from qcs.config.escape import terminal
+from qcs.config.hydra_errors import explain
 from qcs.config.keys import CONF
+from qcs.config.overrides import (
+    expand_home,
+    no_choice_as_list,
+    overrides_of,
+    own_folder,
+    quote_path,
+    with_key,
+)
 
 MISTAKE, BUG = 2, 70  # exit statuses; 70 is EX_SOFTWARE of sysexits.h
 # What the system may refuse, and what to do about it.
@@ -55,8 +63,8 @@ def command(
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def translate(error: Exception) -> str | None:
             overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-            own = command_line.own_folder(sys.argv[1:])
-            return command_line.explain(error, name, [*own, *overrides])
+            own = own_folder(sys.argv[1:])
+            return explain(error, name, [*own, *overrides])
 
         @functools.wraps(main)  # Hydra names the job after it
         def job(cfg: DictConfig) -> Any:
@@ -75,8 +83,8 @@ def command(
         def start() -> None:
             let_readers_go()
             prepare_output()
-            expanded = map(command_line.expand_home, sys.argv[1:])
-            sys.argv[1:] = map(command_line.quote_path, expanded)
+            expanded = map(expand_home, sys.argv[1:])
+            sys.argv[1:] = map(quote_path, expanded)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets exceptions through to here
             code: CodeType = job.__code__  # type: ignore[attr-defined]  # of a function
             run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
@@ -84,11 +92,11 @@ def command(
                 if found := qcs_fer.beside_ours():
                     raise UserError(found)
                 if words:
-                    sys.argv[1:] = command_line.with_key(sys.argv[1:], name, words)
-                overrides = command_line.overrides_of(sys.argv[1:])
+                    sys.argv[1:] = with_key(sys.argv[1:], name, words)
+                overrides = overrides_of(sys.argv[1:])
                 # Hydra finds no override behind a flag, as in `seed=0,1 -m model=qcs`.
                 flags = [a for a in sys.argv[1:] if a not in overrides]
-                sys.argv[1:] = flags + [command_line.no_choice_as_list(o, name) for o in overrides]
+                sys.argv[1:] = flags + [no_choice_as_list(o, name) for o in overrides]
                 run()
 
         return start
