@@ -35,7 +35,7 @@ from qcs.checkpoints.load import Checkpoint, OnnxNetwork, load_checkpoint
 from qcs.checkpoints.onnx import open_export
 from qcs.checkpoints.onnx_export import Exported, metadata, to_onnx
 from qcs.config.errors import UserError
-from qcs.data.class_names import match_classes
+from qcs.data.classes import match_classes
 from qcs.data.datasets import Faces
 from qcs.data.manifest import Manifest
 from qcs.eval import evaluate

@@ -1,7 +1,7 @@
 """Registers the sweeper `qcs_optuna` and a resolver with Hydra at every start.
 
 Therefore it imports nothing heavy. hydra-optuna-sweeper 1.3 requires an Optuna older than 3;
-`qcs.search.sweep` works with today's.
+`qcs.search.sweeper` works with today's.
 """
 
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ OmegaConf.register_new_resolver("qcs.job_folder", _job_folder, replace=True)
 
 
 class OptunaSweeper(Sweeper):
-    """Searches with Optuna, see `qcs.search.sweep`."""
+    """Searches with Optuna, see `qcs.search.sweeper`."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -61,6 +61,6 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Search, with the overrides of the command line."""
-        from qcs.search import sweep
+        from qcs.search import sweeper
 
-        return sweep.run(self.launcher, self.loader, self.config, arguments, **self.options)
+        return sweeper.run(self.launcher, self.loader, self.config, arguments, **self.options)

@@ -11,7 +11,7 @@ from qcs.config import threads
 from qcs.config.version import __version__
 
 if TYPE_CHECKING:
-    from qcs.checkpoints.names import Trust
+    from qcs.checkpoints.registry import Trust
     from qcs.inference.backends import Form
     from qcs.inference.predictor import Predictor
 

@@ -14,7 +14,7 @@ from qcs.checkpoints.paths import checkpoint_groups
 from qcs.config.bounds import Count, Workers
 from qcs.config.command import command
 from qcs.config.options import resolve
-from qcs.data.class_names import ClassMatch
+from qcs.data.classes import ClassMatch
 from qcs.evaluation import compare, report
 from qcs.evaluation.apply import apply
 from qcs.evaluation.data import EvaluationData, rule_out_lacking, warn_of_class_differences

@@ -20,7 +20,7 @@ from qcs.config.bounds import Count, Workers
 from qcs.config.command import command
 from qcs.config.errors import UserError, reason
 from qcs.config.options import resolve
-from qcs.data.class_names import match_classes
+from qcs.data.classes import match_classes
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import pixels
 from qcs.models import QCSNetwork

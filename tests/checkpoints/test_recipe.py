@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from conftest import tiny_checkpoint, tiny_recipe
-from qcs.checkpoints import datasets, names, recipe
+from qcs.checkpoints import datasets, recipe, registry
 from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
 from qcs.data.sources import synthetic
@@ -46,7 +46,7 @@ def content(file) -> dict:
     return torch.load(file, weights_only=True)
 
 
-# -- names --------------------------------------------------------------------------------------
+# -- registry -----------------------------------------------------------------------------------
 
 HOSTILE_NAMES = [
     "os.system",
@@ -81,7 +81,7 @@ def test_a_name_that_is_not_in_the_table_is_refused(kind, name):
         hostile = copy.deepcopy(parts) | {"format": 2 if key == "name" else 1, kind: {key: name}}
         for other in {"backbone", "model", "transform", "dataset"} - {kind}:
             node = hostile[other]
-            targets = {v: k for k, v in names.NAMES.items()}
+            targets = {v: k for k, v in registry.NAMES.items()}
             hostile[other] = {key: node["name"] if key == "name" else targets[node["name"]]}
             hostile[other] |= {k: v for k, v in node.items() if k != "name"}
         with pytest.raises(UserError, match=f"{kind} .*(not part of qcs|is not known)"):
@@ -89,11 +89,11 @@ def test_a_name_that_is_not_in_the_table_is_refused(kind, name):
 
 
 def test_each_name_is_of_its_own_kind():
-    for kind, table in names.TABLE.items():
-        for other in names.TABLE.keys() - {kind}:
+    for kind, table in registry.TABLE.items():
+        for other in registry.TABLE.keys() - {kind}:
             for name in table:
                 with pytest.raises(UserError, match="is not known"):
-                    names.maker(other, name)
+                    registry.maker(other, name)
 
 
 # -- arguments ----------------------------------------------------------------------------------
@@ -281,10 +281,10 @@ def test_a_checkpoint_of_format_1_loads_as_it_did(content, tmp_path):
     assert "there are 3 class_names" in one_sentence(tmp_path / "number.ckpt")
 
 
-@pytest.mark.parametrize("target,name", names.NAMES.items())
+@pytest.mark.parametrize("target,name", registry.NAMES.items())
 def test_every_path_that_format_1_wrote_is_known(target, name):
-    (kind,) = (kind for kind, table in names.TABLE.items() if name in table)
-    assert callable(names.maker(kind, name))
+    (kind,) = (kind for kind, table in registry.TABLE.items() if name in table)
+    assert callable(registry.maker(kind, name))
     if kind == "dataset":
         former = FORMER | {"dataset": {"_target_": target, "path": "/somewhere"}}
         expected = "synthetic_folder" if name == "synthetic" else name  # it had a path
@@ -378,7 +378,7 @@ def test_own_code_is_built_only_where_it_is_trusted_by_name(own):
         network = load_checkpoint(own, trust).network
         assert type(network.base.backbone).__name__ == "OwnBackbone"
     with pytest.raises(UserError, match="cannot be imported"):
-        names.maker("backbone", "nowhere.Backbone", "nowhere.Backbone")
+        registry.maker("backbone", "nowhere.Backbone", "nowhere.Backbone")
 
 
 def test_a_run_that_could_not_be_loaded_is_refused_before_it_starts():

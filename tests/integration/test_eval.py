@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from conftest import tiny_checkpoint, tiny_network
 from qcs import eval as entry
 from qcs.config.errors import UserError
-from qcs.data.class_names import canonical, match_classes
+from qcs.data.classes import canonical, match_classes
 from qcs.data.manifest import Manifest
 from qcs.data.transforms import evaluation
 from qcs.evaluation import report

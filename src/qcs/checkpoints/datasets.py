@@ -5,7 +5,7 @@ from inspect import signature
 from itertools import starmap
 from typing import Any
 
-from qcs.checkpoints.names import PATH_OF, Trust, maker
+from qcs.checkpoints.registry import PATH_OF, Trust, maker
 from qcs.config.errors import UserError
 from qcs.config.hints import command_line, dataset_options, option
 from qcs.config.options import check, instantiate

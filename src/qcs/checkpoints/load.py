@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from qcs.checkpoints import reading, recipe, safetensors
-from qcs.checkpoints.names import TABLE, Trust
 from qcs.checkpoints.onnx import Export, open_export, pixels_of
 from qcs.checkpoints.plain_data import short_repr
 from qcs.checkpoints.reading import PREFIX
+from qcs.checkpoints.registry import TABLE, Trust
 from qcs.config.errors import UserError
 from qcs.data.datasets import Transform
 from qcs.data.transforms import evaluation
@@ -38,7 +38,7 @@ def load_checkpoint(path: str | os.PathLike, trust: Trust = None) -> Checkpoint:
     """Rebuild the network of a checkpoint from its file alone, on the CPU.
 
     The checksums of the file are verified. Only tensors and plain values are read from it, and
-    only networks, transforms and data sets of the closed table in `qcs.checkpoints.names` are
+    only networks, transforms and data sets of the closed table in `qcs.checkpoints.registry` are
     built.
 
     Args:

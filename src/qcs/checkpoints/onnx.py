@@ -17,7 +17,7 @@ import numpy as np
 from PIL.Image import Image
 
 from qcs.checkpoints import checksum, reading, recipe
-from qcs.checkpoints.names import Trust
+from qcs.checkpoints.registry import Trust
 from qcs.config.errors import UserError, missing_extra
 from qcs.config.threads import threads
 from qcs.data.numpy_transforms import resized

@@ -5,8 +5,8 @@ its arguments are checked against the signature of the class or function that is
 numbers have limits. It holds no path, so that a file's author cannot choose what is read or
 written here. Code from outside of this package runs only where the user trusts it by its name.
 
-Recipes of format 1 hold import paths in the place of names; `qcs.checkpoints.names` lists all that
-were ever written.
+Recipes of format 1 hold import paths in the place of names; `qcs.checkpoints.registry` lists all
+that were ever written.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from qcs.checkpoints.names import NAMES, TABLE, Trust, maker
 from qcs.checkpoints.plain_data import require_limits, require_plain, short_repr
+from qcs.checkpoints.registry import NAMES, TABLE, Trust, maker
 from qcs.config.errors import UserError
 from qcs.config.version import __version__
 

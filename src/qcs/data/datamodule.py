@@ -23,6 +23,7 @@ from qcs.data.quadruplets import (
     Negatives,
     QuadrupletDraw,
 )
+from qcs.data.splits import hold_out, keep_training
 from qcs.data.workers import Loader
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class FaceDataModule(LightningDataModule):
             )
         manifest = _with_selection(manifest, select_on, val_fraction, seed)
         if train_images is not None:
-            manifest = manifest.keep_training(train_images, seed)
+            manifest = keep_training(manifest, train_images, seed)
         self.manifest = manifest
         self.select_on, self.seed, self.input_size = select_on, seed, input_size
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -224,7 +225,7 @@ def _with_selection(
         )
     if select_on != "val" or manifest.has("val"):
         return manifest
-    manifest = manifest.hold_out(fraction, seed)
+    manifest = hold_out(manifest, fraction, seed)
     if not manifest.has("val"):
         raise UserError(
             f"data set {manifest.root} has no validation images, and no class has the two training "

@@ -101,48 +101,6 @@ class Manifest:
         """Images of each class, (K,) int64."""
         return np.bincount(self.labels, minlength=len(self.class_names))
 
-    def hold_out(self, fraction: float, seed: int, key: str = "loader.val_fraction") -> "Manifest":
-        """Move a random share of each class's training images to val.
-
-        A class with two images or more gives one at least. `key` is the configuration key that an
-        error names.
-
-        Raises:
-            UserError: a fraction outside (0, 1).
-        """
-        if not 0 < fraction < 1:
-            raise UserError(f"{key} must be above 0 and below 1, got {fraction}")
-        rng, splits = np.random.default_rng(seed), self.splits.astype("<U5")
-        for label in range(len(self.class_names)):
-            rows = np.flatnonzero((self.labels == label) & (self.splits == "train"))
-            number = max(round(fraction * len(rows)), 1) if len(rows) > 1 else 0
-            splits[rng.permutation(rows)[:number]] = "val"
-        return replace(self, splits=splits)
-
-    def keep_training(self, number: int, seed: int) -> "Manifest":
-        """Keep a number of training images, stratified by class, and all others.
-
-        Each class keeps one image, where the number allows it, and its share of the others
-        (Webster's rounding). The images of a smaller number are among those of a larger one.
-
-        Raises:
-            UserError: there are fewer training images, or the number is below 1.
-        """
-        train = np.flatnonzero(self.splits == "train")
-        if not 1 <= number <= len(train):
-            raise UserError(
-                f"loader.train_images={number} must be from 1 to the {len(train)} training images "
-                f"of data set {self.root}, or null for all of them"
-            )
-        rng, rank = np.random.default_rng(seed), np.zeros(len(self))
-        for label in range(len(self.class_names)):
-            rows = rng.permutation(train[self.labels[train] == label])
-            rank[rows[1:]] = (np.arange(1, len(rows)) + 0.5) / len(rows)
-        first = np.lexsort((self.labels[train], rank[train]))[:number]
-        kept = self.splits != "train"
-        kept[train[first]] = True
-        return self.select(kept)
-
     def fingerprint(self) -> str:
         """Return a hex digest that differs between data sets; no pixel is read for it.
 

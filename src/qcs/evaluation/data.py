@@ -9,9 +9,9 @@ from torch import Tensor
 
 from qcs.checkpoints.datasets import dataset_config, read_manifest
 from qcs.checkpoints.load import Checkpoint
-from qcs.checkpoints.names import Trust
+from qcs.checkpoints.registry import Trust
 from qcs.config.errors import UserError
-from qcs.data.class_names import ClassMatch, canonical, match_classes
+from qcs.data.classes import ClassMatch, canonical, match_classes
 from qcs.data.manifest import Manifest
 
 log = logging.getLogger(__name__)

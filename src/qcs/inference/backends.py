@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from qcs.checkpoints import zoo
-from qcs.checkpoints.names import Trust
 from qcs.checkpoints.onnx import Export, open_export
+from qcs.checkpoints.registry import Trust
 from qcs.config.errors import UserError, out_of_memory
 
 if TYPE_CHECKING:

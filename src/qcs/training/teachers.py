@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from qcs.checkpoints import reading
 from qcs.checkpoints.load import load_checkpoint
-from qcs.checkpoints.names import Trust
+from qcs.checkpoints.registry import Trust
 from qcs.config.bounds import Positive, Probability
 from qcs.config.errors import UserError
 from qcs.data.transforms import unnormalised

@@ -17,6 +17,7 @@ from qcs.config.errors import UserError
 from qcs.config.escape import terminal
 from qcs.data.folders import images_below, is_junk, require_path, same_name, split_of, warn_left_out
 from qcs.data.manifest import Manifest
+from qcs.data.splits import hold_out
 
 HINT = "a folder with train/<class>/* and test/<class>/*, or with <class>/* alone"
 
@@ -58,7 +59,7 @@ def read(path: str | None = None, test_fraction: Fraction = 0.2, seed: Seed = 0)
     manifest = Manifest.build(root, rows, names)
     if images[0].split:
         return manifest
-    held = manifest.hold_out(test_fraction, seed, key="dataset.test_fraction")
+    held = hold_out(manifest, test_fraction, seed, key="dataset.test_fraction")
     return replace(held, splits=np.where(held.splits == "val", "test", "train"))
 
 

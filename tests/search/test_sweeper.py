@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from qcs.config.errors import Failed, UserError
 from qcs.config.hints import override_text
 from qcs.config.keys import CONF
-from qcs.search import sweep
+from qcs.search import sweeper
 from qcs.search.space import distribution, space
 
 
@@ -34,7 +34,7 @@ class Launcher:
 @pytest.fixture
 def search(tmp_path, monkeypatch):
     """Run a search in a folder of its own: the study, and the jobs' overrides."""
-    monkeypatch.setattr(sweep, "_report", lambda *_: None)  # pictures take their time
+    monkeypatch.setattr(sweeper, "_report", lambda *_: None)  # pictures take their time
 
     def run(answer, *arguments: str, n_trials: int = 1, **changed):
         launcher = Launcher(answer)
@@ -48,7 +48,7 @@ def search(tmp_path, monkeypatch):
             config = hydra.compose_config("train", given, run_mode=RunMode.MULTIRUN)
             kept = HydraConfig.instance().cfg
             try:
-                study = sweep.run(launcher, hydra.config_loader, config, arguments, **options)
+                study = sweeper.run(launcher, hydra.config_loader, config, arguments, **options)
             finally:
                 HydraConfig.instance().cfg = kept
         return study, launcher.jobs
@@ -189,12 +189,12 @@ def test_a_killed_search_tries_the_same_values_once_more(search):
     space = {"optimizer.lr": optuna.distributions.FloatDistribution(0.1, 0.2)}
     study, _ = search(lambda job: 0.5)
     for _ in range(3):  # killed each time
-        study.ask(space).set_user_attr("owner", f"{sweep.socket.gethostname()}:999999999")
+        study.ask(space).set_user_attr("owner", f"{sweeper.socket.gethostname()}:999999999")
         study, _ = search(lambda job: 0.5, n_trials=len(study.trials) + 5)
     again = study.trials[2]
     assert study.trials[1].state == TrialState.FAIL
     assert again.params == study.trials[1].params and again.state == TrialState.COMPLETE
-    repeated = [t for t in study.trials if sweep.REPEATED in t.user_attrs]
+    repeated = [t for t in study.trials if sweeper.REPEATED in t.user_attrs]
     assert len(repeated) == 3 and all(t.state == TrialState.COMPLETE for t in repeated)
 
 
