@@ -87,6 +87,24 @@ def test_the_example_package_trains_and_loads_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_import_in_an_example_works(page):
+    blocks = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    code = "\n".join(block["text"] for block in blocks if block["language"] == "python")
+    lines = [line for line in code.splitlines() if re.match(r"(from|import) +qcs", line)]
+    exec("\n".join(lines), {})
+
+
+def test_every_file_that_contributing_names_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for row in re.findall(r"^\| `([a-z]+/)` \| (.+) \|$", text, re.M):
+        for file in re.findall(r"`(\w+\.py|\w+/)`", row[1]):
+            assert (ROOT / "src/qcs" / row[0] / file).exists(), f"{row[0]}{file}"
+    for file in re.findall(r"`((?:src|tests|conf|scripts)/[\w/.]+)`", text):
+        if "NAME" not in file:
+            assert (ROOT / file).exists(), file
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_to_a_file(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         generated = target.endswith("reference/configuration.md")

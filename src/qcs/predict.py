@@ -213,7 +213,8 @@ def _predictor(config: dict[str, Any]) -> Predictor:
     if config["detect"] == "auto" or config["crop"]:
         detector = Detector(config["threshold"], config["longest"], config["smallest"])
     crop, why = crop_of(checkpoint.recipe, config["crop"], detector)
-    log.info("faces are cropped %s", terminal(why))
+    if config["detect"] == "auto":
+        log.info("faces are cropped %s", terminal(why))
     predictor = Predictor(checkpoint, detector, crop, config["batch_size"], device, config["form"])
     name = config["ckpt"] or f"{zoo.default()} (see `qcs zoo`; choose another with ckpt=FILE)"
     log.info("network %s, on %s", terminal(name), predictor.backend)

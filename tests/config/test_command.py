@@ -1,6 +1,7 @@
 """A command: what a user got wrong is one sentence and status 2, all else keeps its traceback."""
 
 import errno
+import importlib
 import signal
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ from torch.utils.data import DataLoader
 
 from qcs.config.command import command, one_sentence
 from qcs.config.errors import Failed, UserError
+from qcs.data.datasets import Faces
+from qcs.data.folders import same_name
+from qcs.data.workers import Loader, loader_options
 
 QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null"]
 
@@ -63,7 +67,30 @@ def test_a_users_mistake_is_one_line(start, monkeypatch):
 def test_everything_else_is_a_bug_with_its_traceback(kind, start):
     status, said = start(fails(kind("too many values to unpack")))
     assert status == 70 and "Traceback" in said and "in main" in said
+
+
+def test_a_bug_of_ours_is_to_be_reported(start):
+    status, said = start(lambda cfg: same_name(None))
+    assert status == 70 and "Traceback" in said
     assert said.splitlines()[-1].startswith("This is a bug of qcs: please report it")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bug_of_the_users_own_code_is_not_called_one_of_ours(
+    workers, start, tmp_path, monkeypatch
+):
+    code = "import json\n\ndef broken(index):\n    return json.loads('{')\n"
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = importlib.import_module("mine")
+    monkeypatch.setattr(Faces, "__getitem__", lambda self, index: mine.broken(index))
+    faces = Faces.__new__(Faces)
+    monkeypatch.setattr(Faces, "__len__", lambda self: 2)
+    options = loader_options(workers, timeout=0, seed=0)
+    status, said = start(lambda cfg: next(iter(Loader(faces, **options))))
+    del sys.modules["mine"]
+    assert status == 70 and "Traceback" in said and "JSONDecodeError" in said
+    assert said.splitlines()[-1].startswith(f"This comes from {tmp_path / 'mine.py'}, line 4, ")
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_what_is_missing_is_said_before_training(faces, caplog):
     one_each = bare.select(np.array([0, 12, 24]))
     with pytest.raises(UserError, match="no validation images, and no class has the two training"):
         module(one_each, num_workers=0)
-    with pytest.raises(UserError, match="has no train images"):
+    with pytest.raises(UserError, match="has no train images, only val, test"):
         module(faces.select(faces.splits != "train"), num_workers=0)
     module(faces.select((faces.splits != "train") | (faces.labels != 2)), num_workers=0)
     assert "no training image of blue: the network cannot learn it" in caplog.text

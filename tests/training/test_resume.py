@@ -100,7 +100,7 @@ def test_a_schedule_of_steps_keeps_its_length(faces):
         config = changed("trainer.max_epochs", epochs)
         config["scheduler"] = {"interval": "step"}
         runs.append(identity(config, faces))
-    with pytest.raises(UserError, match=r"trainer.max_epochs=20 \(the run has 9\)"):
+    with pytest.raises(UserError, match=r"trainer.max_epochs=20 \(the run has 9\), on which the"):
         require_same(*runs, CKPT)
 
 

@@ -34,23 +34,11 @@ TABLE: dict[str, dict[str, str]] = {
         "synthetic_folder": "qcs.data.sources.synthetic.read",  # in a folder of the user's
     },
 }
-# Import paths, as they stand in configs and in checkpoints of format 1 -> names.
-NAMES = {
-    "qcs.models.IR": "ir",
-    "qcs.models.MobileFaceNet": "mobilefacenet",
-    "timm.create_model": "timm",
-    "qcs.models.QCSNetwork": "qcs",
-    "qcs.data.transforms.evaluation": "evaluation",
-    "qcs.data.sources.affectnet.read": "affectnet",
-    "qcs.data.manifest.Manifest.from_csv": "csv",
-    "qcs.data.sources.fer2013.read": "fer2013",
-    "qcs.data.sources.ferplus.read": "ferplus",
-    "qcs.data.sources.image_folder.read": "image_folder",
-    "qcs.data.sources.lists.read": "lists",
-    "qcs.data.sources.rafdb.read": "rafdb",
-    "qcs.data.sources.synthetic.read": "synthetic",
-    "qcs.data.synthetic.read": "synthetic",
-}
+# Import paths, as they stand in configs and in checkpoints of format 1 -> names: those of the
+# table, and those that configs have in the place of one of them, or had once.
+NAMES = {"timm.create_model": "timm", "qcs.data.transforms.evaluation": "evaluation"}
+NAMES |= {path: name for names in TABLE.values() for name, path in reversed(names.items())}
+NAMES |= {"qcs.data.synthetic.read": "synthetic"}
 PATH_OF = {name: path for path, name in reversed(NAMES.items())}  # names -> what conf/ has
 PATH_OF["synthetic_folder"] = PATH_OF["synthetic"]
 

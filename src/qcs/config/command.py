@@ -1,19 +1,22 @@
 """The main of a command: Hydra composes its config, and errors become an exit status.
 
 A mistake of the user (`UserError`, or an error of Hydra on the command line) is printed as one
-sentence, with exit status 2. Every other exception is a bug: it is printed with its traceback, with
-exit status 70.
+sentence, with exit status 2. Every other exception is a bug, of this package or of the user's own
+code: it is printed with its traceback, with exit status 70.
 """
 
 import errno
 import functools
 import os
+import re
 import signal
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import CodeType
 from typing import Any
 
@@ -124,11 +127,7 @@ def one_sentence(translate: Callable[[Exception], str | None] = lambda _: None) 
             _print_error(error, text)
             sys.exit(MISTAKE)
         traceback.print_exception(error)
-        print(
-            "This is a bug of qcs: please report it with the lines above, the command and the "
-            "run's versions.json.",
-            file=sys.stderr,
-        )
+        print(_whose(error), file=sys.stderr)
         sys.exit(BUG)
 
 
@@ -156,6 +155,27 @@ def _sentence(error: Exception, translate: Callable[[Exception], str | None]) ->
     if isinstance(error, UserError):  # from a loader process its traceback precedes the sentence
         return str(error).strip().rsplit("UserError: ", 1)[-1]
     return translate(error) or _refusal(error)
+
+
+def _whose(error: Exception) -> str:
+    """A sentence on whose bug an exception is, by the last file that belongs to no library."""
+    lines = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    if str(error).startswith("Caught "):  # in a loader process, whose traceback it holds as text
+        lines += re.findall(r'^  File "(.+)", line (\d+)', str(error), re.M)
+    ours = str(Path(__file__).parents[1])
+    libraries = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
+    for file, line in reversed(lines):
+        if file.startswith(ours):
+            break
+        if Path(file).is_file() and not file.startswith(libraries):
+            return (
+                f"This comes from {terminal(file)}, line {line}, which is not part of qcs. If you "
+                "think that qcs calls it wrongly, please report it with the lines above."
+            )
+    return (
+        "This is a bug of qcs: please report it with the lines above, the command and the run's "
+        "versions.json."
+    )
 
 
 def _print_error(error: Exception, text: str) -> None:

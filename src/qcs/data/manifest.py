@@ -90,7 +90,8 @@ class Manifest:
         """
         rows = np.flatnonzero(self.splits == name)
         if not len(rows):
-            raise UserError(f"data set {self.root} has no {name} images")
+            has = ", ".join(split for split in SPLITS if self.has(split))
+            raise UserError(f"data set {self.root} has no {name} images, only {has}")
         return self.select(rows)
 
     def has(self, split: str) -> bool:

@@ -122,8 +122,10 @@ def _same_settings(saved: dict[str, Any], now: dict[str, Any], ckpt: Path) -> No
         had = {key: str(saved.get(key))[:200] for key in listed}
         shown = ", ".join(f"{k}={now.get(k)} (the run has {had[k]})" for k in listed)
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+        spans = any(key in LENGTH for key in changed)
+        why = ", on which the schedule of the learning rate depends" if spans else ""
         raise UserError(
-            f"a run cannot go on with other settings than it began with: {shown}{more}; "
+            f"a run cannot go on with other settings than it began with: {shown}{more}{why}; "
             f"leave them as they are to go on from {ckpt}, or start a new run without ckpt"
         )
 
