@@ -162,7 +162,8 @@ def _whose(error: Exception) -> str:
     lines = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
     if str(error).startswith("Caught "):  # in a loader process, whose traceback it holds as text
         lines += re.findall(r'^  File "(.+)", line (\d+)', str(error), re.M)
-    ours = str(Path(__file__).parents[1])
+    source = Path(__file__).parents[2]
+    ours = (f"{source / 'qcs'}{os.sep}", str(Path(qcs_fer.__file__)), f"{source / 'hydra_plugins'}")
     libraries = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
     for file, line in reversed(lines):
         if file.startswith(ours):
