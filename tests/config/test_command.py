@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from qcs.config.command import command, one_sentence
+from qcs.config.commands import explanation
 from qcs.config.errors import Failed, UserError
 from qcs.data.datasets import Faces
 from qcs.data.folders import same_name
@@ -173,12 +174,20 @@ def test_a_job_of_a_multirun_fails_alone(start, monkeypatch):
     assert returned[0].return_value.sentence == "one is too few"
 
 
-@pytest.mark.parametrize("flag,shown", [("--help", "Powered by Hydra"), ("--cfg=job", "threshold")])
+@pytest.mark.parametrize(
+    "flag,shown", [("--hydra-help", "== Flags =="), ("--cfg=job", "threshold")]
+)
 def test_hydras_own_flags_work(flag, shown, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["predict", flag])
-    with pytest.raises(SystemExit) if flag == "--help" else one_sentence():
+    with pytest.raises(SystemExit) if flag == "--hydra-help" else one_sentence():
         command("predict")(done)()
     assert shown in capsys.readouterr().out
+
+
+def test_a_module_explains_itself_as_qcs_does(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["predict.py", "seed=0", "--help"])
+    command("predict")(done)()
+    assert capsys.readouterr().out == explanation("predict") + "\n"
 
 
 class Broken(torch.utils.data.Dataset):

@@ -165,7 +165,7 @@ def test_network_reproduces_the_authors_numbers(name, double):
             assert p.grad is None and torch.equal(p, before[k])
 
 
-@pytest.mark.slow  # the loop is held by test_parity.py as well
+@pytest.mark.slow  # the loop is held by test_sam_parity.py as well
 def test_three_sam_steps_reproduce_the_authors_numbers(tmp_path):
     golden = np.load(POSTER / "golden_poster7.npz")
     network, names = filled("poster7")

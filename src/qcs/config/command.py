@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import qcs_fer
+from qcs.config.commands import explanation
 from qcs.config.console import let_readers_go, prepare_output
 from qcs.config.errors import Failed, Terminated, UserError, exit_status, out_of_memory
 from qcs.config.escape import terminal
@@ -85,6 +86,8 @@ def command(
         @functools.wraps(main)
         def start() -> None:
             let_readers_go()
+            if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own help is --hydra-help
+                return print(explanation(name))
             prepare_output()
             expanded = map(expand_home, sys.argv[1:])
             sys.argv[1:] = map(quote_path, expanded)
