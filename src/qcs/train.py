@@ -156,8 +156,8 @@ def _fit(
             "the test accuracy below is biased upwards"
         )
     millions = sum(p.numel() for p in module.parameters()) / 1e6
-    count = threads.threads()
-    log.info("%.2f M parameters, threads: %d, run folder %s", millions, count, folder)
+    where = "nothing is saved" if is_dry_run(trainer) else f"run folder {folder}"
+    log.info("%.2f M parameters, threads: %d, %s", millions, threads.threads(), where)
     if ckpt:
         log.info("going on from %s", ckpt)
     with workers.translated_errors("loader."):

@@ -126,6 +126,12 @@ def test_a_run_leaves_everything_in_its_folder(run):
     assert {"train/loss_epoch", "val/acc", "test/acc"} <= set(header.split(","))
 
 
+def test_one_batch_of_everything_saves_nothing(run, tmp_path):
+    done = qcs("train", *SMALL, f"dataset.path={run / 'faces'}", "debug=fast", cwd=tmp_path)
+    assert "nothing is saved" in done.stderr + done.stdout
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_eval_agrees_with_the_test_of_the_run(run):
     arguments = ["ckpt=run/checkpoints/best.ckpt", "hydra.run.dir=eval", "num_workers=0"]
     done = qcs("eval", *arguments, cwd=run, ok=False)
