@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qcs.evaluation.compare import _student, over_seeds
+from qcs.evaluation.compare import COLUMNS, Member, _student, compare, over_seeds
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,17 @@ def test_one_seed_or_no_difference_has_no_interval():
     assert over_seeds(first, first) == {
         "difference": 0.0, "by_seed": [0.0, 0.0], "sd": 0.0, "interval": None
     }  # fmt: skip
+
+
+def test_a_seed_that_is_missing_shifts_no_difference():
+    """The difference is to the same seeds of the first group, not to the mean of all."""
+    right = torch.arange(100) < torch.tensor([[60], [90], [66]])
+    found = [
+        Member(f"seed {s}", dict.fromkeys(COLUMNS, 0.5) | {"intervals": {"acc": None}}, row)
+        for s, row in enumerate(right)
+    ]
+    other = found[2]._replace(ckpt="a.ckpt")
+    rows = compare({"base": found, "one seed": found[:1], "not paired": [other]}, 100)
+    assert [row["against"] and row["against"]["difference"] for row in rows] == [
+        None, 0, pytest.approx(0.66 - 0.72)
+    ]  # fmt: skip

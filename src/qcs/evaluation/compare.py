@@ -36,8 +36,11 @@ def compare(groups: dict[str, list[Member]], resamples: int = 2000) -> list[dict
         A row for each group: "name", "checkpoints", and for each of `COLUMNS` "values", "mean" and
         "sd" (over members, n - 1; None for one member); "against" the first group: difference of
         top-1, interval and p of `qcs.evaluation.intervals.paired` (None for the first itself).
+        Members that bear the names of some of the first group's, as the seeds of a study do, are
+        compared with those alone, so that a seed that is missing shifts no difference.
     """
-    first = torch.stack([member.correct for member in next(iter(groups.values()))])
+    base = next(iter(groups.values()))
+    by_name = {member.ckpt: member for member in base}
     rows: list[dict[str, Any]] = []
     for name, members in groups.items():
         row: dict[str, Any] = {"name": name, "checkpoints": [m.ckpt for m in members]}
@@ -48,8 +51,10 @@ def compare(groups: dict[str, list[Member]], resamples: int = 2000) -> list[dict
             row[key] = {"values": values.tolist(), "mean": mean, "sd": spread}
         if len(members) == 1:
             row["acc"]["interval"] = members[0].result["intervals"]["acc"]
-        correct = torch.stack([member.correct for member in members])
-        row["against"] = paired(first, correct, resamples) if rows else None
+        named = [by_name[m.ckpt] for m in members if m.ckpt in by_name]
+        first = named if len(named) == len(members) else base
+        before, after = (torch.stack([m.correct for m in side]) for side in (first, members))
+        row["against"] = paired(before, after, resamples) if rows else None
         rows.append(row)
     return rows
 
