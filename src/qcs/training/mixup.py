@@ -1,8 +1,8 @@
-"""A callback that mixes each group of a batch with another one.
+"""Callbacks that mix each group of a batch with another one.
 
-Source: Zhang et al., "mixup", arXiv 1710.09412. There single images are mixed; here whole groups
-are, role by role and with one share, so that what is of one class before is of one mixture of
-classes afterwards.
+Sources: Zhang et al., "mixup", arXiv 1710.09412; Yun et al., "CutMix", arXiv 1905.04899. There
+single images are mixed; here whole groups are, role by role and with one share, so that what is of
+one class before is of one mixture of classes afterwards.
 
 B batch, R roles, K classes, H and W pixels.
 """
@@ -39,15 +39,50 @@ class Mixup(Callback):
             UserError: an image is in several groups, which cannot be mixed apart.
         """
         if "groups" in batch:
-            raise UserError("callbacks.mixup needs loader.groups_per_image=1")
+            name = type(self).__name__.lower()
+            raise UserError(f"callbacks.{name} needs loader.groups_per_image=1")
         seed = pl_module.seed, trainer.current_epoch, batch_idx, trainer.global_rank
         rng = np.random.default_rng(seed)
         share = rng.beta(self.alpha, self.alpha)
         share = max(share, 1 - share)
         others = torch.from_numpy(rng.permutation(len(batch["labels"]))).to(pl_module.device)
         targets = soft_targets(batch, len(pl_module.class_names))
-        for name, values in (("images", batch["images"]), ("targets", targets)):
-            batch[name] = values * share + values[others] * (1 - share)
+        batch["images"], share = self.mix(batch["images"], others, share, rng)
+        batch["targets"] = targets * share + targets[others] * (1 - share)
+
+    def mix(
+        self, images: Tensor, others: Tensor, share: float, rng: np.random.Generator
+    ) -> tuple[Tensor, float]:
+        """The images (B, R, 3, H, W) mixed with those of the other groups (B,), and their share."""
+        return images * share + images[others] * (1 - share), share
+
+
+class CutMix(Mixup):
+    """Pastes a box of another group's images into those of each group, and mixes the targets.
+
+    The box has the images' proportions and may reach over their edge; what lies inside decides
+    about the targets. It never covers more than half, so that the labels stay those of the group.
+
+    Args:
+        alpha: of the Beta distribution of the shares; 1 draws all sizes of a box alike.
+    """
+
+    def __init__(self, alpha: Positive = 1.0) -> None:
+        super().__init__(alpha)
+
+    def mix(
+        self, images: Tensor, others: Tensor, share: float, rng: np.random.Generator
+    ) -> tuple[Tensor, float]:
+        """The images (B, R, 3, H, W) with a box of the others (B,), and the share that is left."""
+        size = np.array(images.shape[-2:])
+        half, centre = size * (1 - share) ** 0.5 / 2, rng.uniform(0, size)
+        (top, left), (bottom, right) = (
+            np.clip(np.rint(corner), 0, size).astype(int).tolist()
+            for corner in (centre - half, centre + half)
+        )
+        mixed = images.clone()
+        mixed[..., top:bottom, left:right] = images[others, ..., top:bottom, left:right]
+        return mixed, 1 - (bottom - top) * (right - left) / size.prod().item()
 
 
 def soft_targets(batch: Batch, classes: int) -> Tensor:
