@@ -77,8 +77,8 @@ def test_attention(folder):
 
 def test_own_photos(folder):
     outputs = run(
-        "own_photos", folder, ckpt="run/checkpoints/best.ckpt", epochs=1,
-        options=[*SMALL, "callbacks.dashboard=null"],
+        "own_photos", folder, epochs=1,
+        options=["experiment=finetune", "loader.num_workers=0", "callbacks.dashboard=null"],
     )  # fmt: skip
     said = text(outputs)
     assert "broken.jpg" in said and "'images': 4" in said and pictures(outputs) == 3

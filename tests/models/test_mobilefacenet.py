@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 from timm import create_model
 
+from qcs.checkpoints.load import load_checkpoint
 from qcs.checkpoints.pretrained import load_backbone
 from qcs.config.errors import UserError
 from qcs.models import MobileFaceNet, QCSNetwork
@@ -47,3 +48,14 @@ def test_a_face_networks_file_fits_whole(tmp_path, caplog):
         load_backbone(here, tmp_path / "face.safetensors")
     assert all(torch.equal(here.state_dict()[k], v) for k, v in state.items())
     assert "left out 1 of other parts" in caplog.text and "not in the file" not in caplog.text
+
+
+def test_a_network_of_the_zoo_fits_whole(caplog):
+    ours = MobileFaceNet([1, 2, 3])
+    with caplog.at_level("INFO"):
+        load_backbone(ours, "ferplus-light")
+    stored = load_checkpoint("ferplus-light").network.base.backbone.state_dict()
+    assert all(torch.equal(ours.state_dict()[k], v) for k, v in stored.items())
+    assert f"took {len(stored)} of {len(stored)} tensors" in caplog.text
+    with pytest.raises(UserError, match="no file at backbone.weights=ferplus-lite.*`qcs zoo`"):
+        load_backbone(ours, "ferplus-lite")

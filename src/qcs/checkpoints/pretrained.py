@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from qcs.checkpoints import zoo
 from qcs.checkpoints.matching import Match, match
 from qcs.checkpoints.reading import damage, is_plain, located, reason
 from qcs.config.errors import UserError
@@ -109,7 +110,8 @@ def load_backbone(backbone: nn.Module, path: str | Path, part: str = "backbone")
     them.
 
     Args:
-        path: safetensors or torch's format, a layout of `qcs.checkpoints.matching`.
+        path: safetensors or torch's format, a layout of `qcs.checkpoints.matching`; or a name of
+            `qcs zoo`.
         part: what the backbone is in the whole network, "backbone" or "landmark network".
 
     Raises:
@@ -117,7 +119,9 @@ def load_backbone(backbone: nn.Module, path: str | Path, part: str = "backbone")
             file.
     """
     where = f"{KEYS[part]}={path}"
-    path = located(path, f"no file at {where}; write the path of yours")
+    path = zoo.find(path) or path
+    path = located(path, f"no file at {where}; write the path of yours, or a name of `qcs zoo`")
+    zoo.verify(path)
     tensors = read_state_dict(path).state_dict
     own = backbone.state_dict()
     found = match(backbone, tensors, part)
