@@ -3,6 +3,7 @@
 import pickle
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -188,6 +189,36 @@ def test_batches_are_the_same_for_any_number_of_workers(faces):
     torch.testing.assert_close(seen[0], seen[2], atol=0, rtol=0)
     torch.testing.assert_close(seen[1], seen[3], atol=0, rtol=0)
     assert not torch.equal(seen[0], seen[1])
+
+
+def told(**options) -> SimpleNamespace:
+    """What of a trainer the data module asks for."""
+    default = {"global_rank": 0, "world_size": 1, "overfit_batches": 0.0}
+    return SimpleNamespace(**{**default, "num_training_batches": 5, **options})
+
+
+def test_an_epoch_of_fewer_batches_is_done_when_they_are(faces):
+    """The next one begins with its own first batch, after a resume as well."""
+    data = module(faces, num_workers=0)
+    data.trainer = told(num_training_batches=3)
+    batches, done = iter(data.train_dataloader()), []
+    for _ in range(3):
+        next(batches)
+        done.append(data.state_dict()["done"])
+    assert done == [1, 2, 0]
+
+
+def test_batches_to_overfit_are_those_of_the_first_epoch(faces):
+    rows = {}
+    for name, number in (("all", 0.0), ("some", 4)):
+        data = module(faces, num_workers=0)
+        data.trainer = told(overfit_batches=number)
+        loader = data.train_dataloader()
+        for epoch in (0, 1):
+            loader.batch_sampler.sampler.set_epoch(epoch)
+            rows[name, epoch] = torch.cat([b["rows"] for b in loader])
+    assert torch.equal(rows["some", 0], rows["some", 1])
+    assert not torch.equal(rows["all", 0], rows["all", 1])
 
 
 def test_batches_are_groups_and_the_last_partial_one_is_kept(faces):

@@ -52,6 +52,12 @@ def test_shares_and_spans_are_times_not_counts_of_frames(tmp_path, capsys):
     assert "red 71 %" in shown.replace("\n", " ") and "0:04.2" in shown
 
 
+def test_frames_of_a_single_time_count_alike(tmp_path):
+    (row,) = write(tmp_path, [result("a.mp4", n, 0.0, p1=label) for n, label in enumerate(NAMES)])
+    shares = [float(row[f"share_{name}"]) for name in NAMES]
+    assert shares == pytest.approx([1 / len(NAMES)] * len(NAMES), abs=1e-4)
+
+
 @pytest.mark.parametrize(("back", "spans"), [(1.5, [(0, 2.0)]), (2.5, [(0, 0.5), (2.5, 3.0)])])
 def test_a_span_lasts_through_a_short_gap(back, spans, tmp_path):
     frames = [result("a.mp4", 0, 0.0, p1="red"), result("a.mp4", 1, 0.5)]

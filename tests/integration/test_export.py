@@ -314,14 +314,24 @@ def test_an_export_with_weights_elsewhere_or_not_finite_is_refused(whole, tmp_pa
         tensor.data_location = onnx.TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value="../secret.bin")
 
+    def sparse_elsewhere(proto):
+        dense = onnx.numpy_helper.from_array(np.ones(1, np.float32), "values")
+        places = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "indices")
+        sparse = onnx.helper.make_sparse_tensor(dense, places, [8])
+        sparse.values.data_location = onnx.TensorProto.EXTERNAL
+        sparse.values.external_data.add(key="location", value="secret.bin")
+        node = onnx.helper.make_node("Constant", [], ["extra"], sparse_value=sparse)
+        proto.graph.node.insert(0, node)
+
     def infinite(proto):
         for tensor in proto.graph.initializer:
             if tensor.data_type == onnx.TensorProto.FLOAT:
                 values = onnx.numpy_helper.to_array(tensor) * np.float32("nan")
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
 
-    resealed(whole, tmp_path / "a.onnx", elsewhere)
-    assert "names other files for its weights" in refused(tmp_path / "a.onnx")
+    for change in (elsewhere, sparse_elsewhere):
+        resealed(whole, tmp_path / "a.onnx", change)
+        assert "names other files for its weights" in refused(tmp_path / "a.onnx")
     resealed(whole, tmp_path / "b.onnx", infinite)
     assert "not finite" in refused(tmp_path / "b.onnx")
 

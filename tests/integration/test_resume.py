@@ -350,6 +350,21 @@ def test_a_run_whose_folder_was_moved_keeps_its_best_checkpoint(faces, tmp_path)
     assert again.checkpoint_callback.best_model_path == str(tmp_path / "b/best.ckpt")
 
 
+def test_a_run_in_a_new_folder_takes_its_best_checkpoint_along(faces, tmp_path):
+    """Or its first epoch there would be the best, however bad it was."""
+
+    def parts(folder: Path) -> dict:
+        best = ModelCheckpoint(folder, "best", "val/acc", mode="max", enable_version_counter=False)
+        return {"best": best, "last": last_in(folder)}
+
+    score = fit(faces, tmp_path, parts(tmp_path / "a"), 1).checkpoint_callback.best_model_score
+    again = fit(faces, tmp_path, parts(tmp_path / "b"), 1, tmp_path / "a/last.ckpt")
+    assert again.checkpoint_callback.best_model_score == score
+    assert again.checkpoint_callback.best_model_path == str(tmp_path / "b/best.ckpt")
+    one, other = ((tmp_path / name / "best.ckpt").read_bytes() for name in "ab")
+    assert one == other
+
+
 class Interrupts(Callback):
     """Sends Ctrl-C so often in a batch."""
 

@@ -55,6 +55,22 @@ def test_the_end_may_be_unknown_or_counted_in_steps(clock, caplog):
     assert steps.startswith("epoch 2, batch 3/100") and "24 min 44 s left" in steps
 
 
+def test_an_epoch_without_validation_shows_none(clock, caplog):
+    """Lightning keeps the values of the last validation."""
+    caplog.set_level(logging.INFO)
+    log = EpochLog()
+    log.on_train_start(trainer(0), None)
+    for epoch, validated in ((0, True), (1, False)):
+        at = trainer(0)
+        at.current_epoch = epoch
+        at.callback_metrics = {"train/loss_epoch": torch.tensor(1.0), "val/acc": torch.tensor(0.5)}
+        if validated:
+            log.on_validation_end(at, None)
+        log.on_train_epoch_end(at, None)
+    first, second = (record.message for record in caplog.records)
+    assert "val/acc 0.5000" in first and "train/loss 1.0000" in second and "val" not in second
+
+
 def test_a_terminal_has_its_bar(clock, caplog, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert lines(caplog, *(trainer(n) for n in range(101, 108))) == []

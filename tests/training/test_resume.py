@@ -66,6 +66,8 @@ def changed(key: str, value: object) -> dict:
         ("callbacks.early_stopping", None),
         ("callbacks.dashboard", {"every_n_epochs": 3}),
         ("loss", {}),
+        ("speed", {"roles": "together"}),
+        ("trainer.sync_batchnorm", False),
     ],
 )
 def test_what_decides_no_weight_may_change(key, value, faces):
@@ -86,12 +88,22 @@ def test_what_decides_no_weight_may_change(key, value, faces):
         ("callbacks.early_stopping.patience", 9),
         ("callbacks.ema", {"_target_": "lightning.pytorch.callbacks.EMAWeightAveraging"}),
         ("loss", {"class_weights": "balanced"}),
+        ("trainer.limit_train_batches", 4),
+        ("trainer.sync_batchnorm", True),
+        ("speed", {"roles": "joint"}),
     ],
 )
 def test_what_decides_the_weights_may_not_and_is_named(key, value, faces):
     with pytest.raises(UserError, match="cannot go on with other settings") as caught:
         require_same(identity(CONFIG, faces), identity(changed(key, value), faces), CKPT)
     assert key in str(caught.value)
+
+
+def test_dropping_the_cross_half_late_keeps_the_length(faces):
+    with_it = changed("callbacks.drop_cross", {"after": 0.7})
+    longer = {**with_it, "trainer": {**with_it["trainer"], "max_epochs": 20}}
+    with pytest.raises(UserError, match="trainer.max_epochs=20"):
+        require_same(identity(with_it, faces), identity(longer, faces), CKPT)
 
 
 def test_a_schedule_of_steps_keeps_its_length(faces):

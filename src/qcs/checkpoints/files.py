@@ -71,6 +71,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return super().load_checkpoint(path, *args, **options)
 
 
+def copy(path: Path, folder: Path) -> None:
+    """Copy a checkpoint into a folder, whole or not at all; where it lies there, it stays."""
+    target = folder / path.name
+    if target.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    shutil.copyfile(path, part)
+    part.replace(target)
+
+
 def last(folder: Path) -> Path | None:
     """Return the newest undamaged checkpoint in a run's folder, and warn of damaged ones."""
     for name in (LAST, PREVIOUS):
@@ -115,7 +126,7 @@ def newest_beside(run_dir: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    found = run_dir.parent.glob(f"*/{FOLDER}/{LAST}")
+    found = [p for name in (LAST, PREVIOUS) for p in run_dir.parent.glob(f"*/{FOLDER}/{name}")]
     for path in sorted(found, key=os.path.getmtime, reverse=True):
         if last(path.parents[1]):
             return path.parents[1]

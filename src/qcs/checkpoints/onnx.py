@@ -216,5 +216,7 @@ def _constants(graph: "GraphProto") -> "Iterator[TensorProto]":
 def _node_constants(nodes: "Iterable[NodeProto]") -> "Iterator[TensorProto]":
     for attribute in (a for node in nodes for a in node.attribute):
         yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
         for inner in (attribute.g, *attribute.graphs):
             yield from _constants(inner)

@@ -4,6 +4,7 @@ B batch, R roles [a, p, n, n2], H and W pixels.
 """
 
 import logging
+import math
 from typing import Any, Literal, TypeVar
 
 from lightning import LightningDataModule
@@ -164,6 +165,7 @@ class FaceDataModule(LightningDataModule):
         """
         batches = AnchorBatchSampler(self.sampler, self.batch_size, *self._process())
         batches.skip, self.done = self.done, 0
+        self.sampler.fixed = bool(getattr(self.trainer, "overfit_batches", 0))  # set by Lightning
         self.loader = self._loader(
             GroupLoader, self.groups, batch_sampler=batches, collate_fn=self.collate
         )
@@ -171,7 +173,10 @@ class FaceDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, int]:
         """For a checkpoint: how many batches of the epoch are done; 0 when all of them are."""
-        return {"done": self.loader.taken % len(self.loader) if self.loader else 0}
+        if not self.loader:
+            return {"done": 0}
+        most = self.trainer.num_training_batches if self.trainer else math.inf  # it may take fewer
+        return {"done": self.loader.taken % int(min(len(self.loader), most))}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next epoch begin behind the batches that are done.

@@ -124,6 +124,9 @@ class AnchorSampler(Sampler[Anchor]):
             ones are taken.
         seed: of the order.
 
+    Attributes:
+        fixed: whether all epochs are the first one, for `trainer.overfit_batches`.
+
     Raises:
         UserError: `samples_per_epoch` is below 1, or above N for shuffled anchors.
     """
@@ -136,6 +139,7 @@ class AnchorSampler(Sampler[Anchor]):
         seed: int = 0,
     ) -> None:
         self.labels, self.anchors, self.seed, self.epoch = labels, anchors, seed, 0
+        self.fixed = False
         self.number = samples_per_epoch or len(labels)
         if self.number < 1 or (anchors == "shuffle" and self.number > len(labels)):
             raise UserError(
@@ -145,7 +149,7 @@ class AnchorSampler(Sampler[Anchor]):
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this at the start of each epoch, after a resume as well."""
-        self.epoch = epoch
+        self.epoch = 0 if self.fixed else epoch
 
     def __len__(self) -> int:
         return self.number

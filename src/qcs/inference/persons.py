@@ -64,7 +64,11 @@ class Person:
         for span in self.spans:
             times[span.label] += span.length
         ordered = sorted(times.items(), key=lambda item: -item[1])
-        return {label: time / self.seconds for label, time in ordered}
+        # Where all frames have one time, as at the end of a damaged film, they count alike.
+        return {
+            label: time / self.seconds if self.seconds else 1 / len(times)
+            for label, time in ordered
+        }
 
     @property
     def seconds(self) -> float:

@@ -164,6 +164,7 @@ def _classifiers(
 def _missing(archive: Archive) -> tuple[list[Source], list[Work]]:
     """The photos that the archive lacks, and the tars with the members that it has."""
     files, tars = ([f for f in archive.files if (f.kind == "tar") is tar] for tar in (False, True))
+    tars = list({tar.file: tar for tar in tars}.values())  # one that is named twice is read once
     known = archive.done.of(tars)
     archive.done.failed += sum(sum(done.rows.values()) for done in known)
     archive.done.skipped += sum(len(done.rows) for done in known)

@@ -53,7 +53,7 @@ def timeline(
     axes.grid(axis="x", alpha=0.4)
     axes.set_axisbelow(True)
     axes.set(xlabel="time, minutes:seconds", title=wrapped(title, WIDTH, 12))
-    axes.set_xlim(0, 1.01 * end)
+    axes.set_xlim(0, 1.01 * end or 1)
     handles = [Patch(color=colours[name], label=label(name, NAME)) for name in class_names
                if name in shown]  # fmt: skip
     axes.legend(handles=handles, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

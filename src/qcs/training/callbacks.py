@@ -38,6 +38,7 @@ class EpochLog(Callback):
         self._epoch_start = self._last_line = self._run_start = time.monotonic()
         self._first_batch = self._batches(trainer)
         self._images = 0
+        self._validated = -1  # the epoch of the last validation
 
     def on_train_batch_end(
         self,
@@ -68,9 +69,15 @@ class EpochLog(Callback):
             values.append(f"{_clock(left)} left")
         log.info(", ".join(values))
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the epoch was validated; Lightning keeps the values of the last that was."""
+        self._validated = trainer.current_epoch
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the loss, the accuracies and the duration of the epoch."""
-        shown = ("train/loss_epoch", "train/acc_epoch", "val/acc", "val/mean_acc")
+        shown = ["train/loss_epoch", "train/acc_epoch"]
+        if self._validated == trainer.current_epoch:
+            shown += ["val/acc", "val/mean_acc"]
         metrics = trainer.callback_metrics
         values = " ".join(
             f"{k.removesuffix('_epoch')} {metrics[k]:.4f}" for k in shown if k in metrics

@@ -53,6 +53,7 @@ class NonFiniteLoss(UserError):
 class PendingFlags(NamedTuple):
     """Flags that are copied from the device to the host while the device works on."""
 
+    rows: Tensor | None  # of the batch
     values: Tensor  # (2,), whether the loss is not finite, and whether a process was asked to stop
     copied: torch.cuda.Event | None  # None on a CPU, where there is nothing to wait for
 
@@ -70,8 +71,12 @@ class StepFlags:
         self.stopping = False
         self._pending: list[PendingFlags] = []
 
-    def reduce(self, loss: Tensor, processes: int) -> None:
-        """Share with all processes whether a loss () is finite, without waiting for the device."""
+    def reduce(self, loss: Tensor, batch: dict[str, Tensor], processes: int) -> None:
+        """Share with all processes whether a loss () is finite, without waiting for the device.
+
+        Args:
+            batch: of the loss; its "rows" are named in the error.
+        """
         stop = torch.full_like(loss, float(self.stop_requested))
         values = torch.stack([(~loss.isfinite()).to(loss.dtype), stop]).detach()
         if processes > 1:
@@ -80,21 +85,18 @@ class StepFlags:
         values = values.to("cpu", non_blocking=True)
         if copied:
             copied.record()
-        self._pending.append(PendingFlags(values, copied))
+        self._pending.append(PendingFlags(batch.get("rows"), values, copied))
 
-    def check(self, batch: dict[str, Tensor], where: str) -> None:
+    def check(self, where: str) -> None:
         """Read the flags of all losses since the last call.
 
         By this time the device is busy with the backward passes, so reading costs little.
-
-        Args:
-            batch: the last batch, whose "rows" are named in the error.
 
         Raises:
             NonFiniteLoss: in all processes alike.
         """
         pending, self._pending = self._pending, []
-        for values, copied in pending:
+        for rows, values, copied in pending:
             if copied:
                 copied.synchronize()
             not_finite, stop = values.tolist()
@@ -103,7 +105,7 @@ class StepFlags:
                 raise NonFiniteLoss(
                     f"the training loss is not finite at {where}; lower optimizer.lr, or look at "
                     "the images of the batch",
-                    batch["rows"].cpu().numpy() if "rows" in batch else np.empty((0, 0), int),
+                    np.empty((0, 0), int) if rows is None else rows.cpu().numpy(),
                 )
 
 

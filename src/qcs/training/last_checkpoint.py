@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from qcs.checkpoints.files import LAST, last
+from qcs.checkpoints.files import LAST, copy, last
 from qcs.config.bounds import Count, Positive
 from qcs.config.errors import exit_status
 from qcs.training.distributed import NonFiniteLoss, StepFlags, is_first_process
@@ -107,19 +107,31 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         """Look for the best checkpoints beside the file, wherever its author had them.
 
-        Lightning would otherwise forget the best checkpoint of a folder that has been moved.
+        A run that goes on in a new folder takes copies of them along. Lightning would otherwise
+        forget which is best, in a new folder and in one that has been moved.
         """
         here = Path(trainer.ckpt_path or "").resolve().parent
+        own = {
+            callback.state_key: callback.dirpath
+            for callback in trainer.checkpoint_callbacks
+            if isinstance(callback, ModelCheckpoint)
+        }
 
-        def moved(path: str) -> str:
-            return str(here / Path(path).name) if path else path
+        def taken(path: str, folder: str) -> str:
+            there = here / Path(path).name
+            if not path or not there.is_file():
+                return path and str(there)
+            if trainer.is_global_zero and not is_dry_run(trainer):
+                copy(there, Path(folder))
+            return str(Path(folder) / there.name)
 
-        for state in checkpoint["callbacks"].values():
+        for key, state in checkpoint["callbacks"].items():
             if "best_model_path" in state:
-                state["dirpath"] = str(here)
-                state["best_k_models"] = {moved(k): v for k, v in state["best_k_models"].items()}
-                for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                    state[key] = moved(state[key])
+                state["dirpath"] = folder = str(own.get(key) or here)
+                kept = state["best_k_models"].items()
+                state["best_k_models"] = {taken(path, folder): score for path, score in kept}
+                for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[name] = taken(state[name], folder)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do not train a run further that was stopped early, unless early stopping is now off."""

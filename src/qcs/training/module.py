@@ -142,16 +142,16 @@ class QCSModule(LightningModule):
         if sam:
             self.window.append(batch)
         if number == size:
-            self._optimizer_step(batch, sam)
+            self._optimizer_step(sam)
 
-    def _optimizer_step(self, batch: Batch, sam: bool) -> None:
-        """Take SAM's second gradient, if wanted, and the step; `batch` is the last batch."""
+    def _optimizer_step(self, sam: bool) -> None:
+        """Take SAM's second gradient, if wanted, and the step."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         if sam and not self._overflow():
             self._second_gradient(optimizer)
         self.window.clear()
-        self.flags.check(batch, f"step {self.global_step} (epoch {self.current_epoch})")
+        self.flags.check(f"step {self.global_step} (epoch {self.current_epoch})")
         optimizer.step()
         optimizer.zero_grad()
         if self.scheduler.get("interval") == "step":
@@ -170,7 +170,7 @@ class QCSModule(LightningModule):
         loss = losses["loss"] / number
         if "share" in batch:  # this process has more or less than an even part of the last batch
             loss = loss * batch["share"].flatten()[0]
-        self.flags.reduce(loss, self.trainer.world_size)
+        self.flags.reduce(loss, batch, self.trainer.world_size)
         with frozen_statistics(self.network) if self.grad_checkpointing else nullcontext():
             self.manual_backward(loss)
         return out, losses

@@ -37,7 +37,6 @@ WARNED = (
     r"Experiment logs directory .* exists and is not empty",  # our logger keeps its content
     r"`ModelCheckpoint\(monitor=.*could not find the monitored key",  # we say that nothing is best
     r"You requested to overfit but enabled val dataloader shuffling",  # it is not shuffled
-    r"The dirpath has changed from",  # a run that goes on in a new folder
     r".*your dataloader is not resumable",  # our loader is resumable
 )
 

@@ -36,14 +36,14 @@ DECISIVE = (
     "accumulate_grad_batches", "gradient_clip_norm", "loader.batch_size",
     "loader.groups_per_image", "loader.negatives", "loader.anchors", "loader.samples_per_epoch",
     "loader.train_images", "loader.val_fraction", "trainer.precision", "callbacks",
+    "trainer.limit_train_batches", "trainer.overfit_batches",
 )  # fmt: skip
 # Callbacks that save, show and log, but have no effect on the weights.
 OBSERVERS = ("last", "dashboard", "learning_rate", "epoch_log")
-# A schedule that counts steps depends on the number of steps, and so on these.
-LENGTH = (
-    "trainer.max_epochs", "trainer.max_steps", "trainer.limit_train_batches",
-    "trainer.overfit_batches",
-)  # fmt: skip
+# A schedule that counts steps, and callbacks.drop_cross, depend on how long the run is.
+LENGTH = ("trainer.max_epochs", "trainer.max_steps")
+# Values that compute something else than all others of their key, between which a run may change.
+OTHERWISE = {"speed.roles": "joint", "trainer.sync_batchnorm": True}
 
 
 def identity(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
@@ -62,8 +62,13 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     kept = {k: v or {} for k, v in (config["callbacks"] or {}).items() if k not in OBSERVERS}
     found = flat(config | {"callbacks": {k: {**v, "dirpath": None} for k, v in kept.items()}})
     found = {key: value for key, value in found.items() if value not in (None, {})}
-    keys = DECISIVE + (LENGTH if (config["scheduler"] or {}).get("interval") == "step" else ())
-    return {k: v for k, v in found.items() if any(k == d or k.startswith(f"{d}.") for d in keys)}
+    keys: tuple[str, ...] = DECISIVE
+    if (config["scheduler"] or {}).get("interval") == "step" or kept.get("drop_cross"):
+        keys += LENGTH
+    decisive = {
+        k: v for k, v in found.items() if any(k == d or k.startswith(f"{d}.") for d in keys)
+    }
+    return decisive | {k: v for k, v in OTHERWISE.items() if found.get(k) == v}
 
 
 def require_same(saved: Run | None, now: dict[str, Any], ckpt: Path) -> None:
@@ -123,7 +128,7 @@ def _same_settings(saved: dict[str, Any], now: dict[str, Any], ckpt: Path) -> No
         shown = ", ".join(f"{k}={now.get(k)} (the run has {had[k]})" for k in listed)
         more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
         spans = any(key in LENGTH for key in changed)
-        why = ", on which the schedule of the learning rate depends" if spans else ""
+        why = ", on which the schedule of the learning rate or the loss depends" if spans else ""
         raise UserError(
             f"a run cannot go on with other settings than it began with: {shown}{more}{why}; "
             f"leave them as they are to go on from {ckpt}, or start a new run without ckpt"
