@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import zip_longest
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,10 +77,14 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         """The run's folder, and its key in study.json."""
-        parts = [re.sub(r"[^a-z0-9]+", "_", self.variant.lower()), self.images, self.seed]
+        parts = [_folded(self.variant), self.images, self.seed]
         parts += [f"of{self.train_images}"] * (self.train_images is not None)
         parts += [self.value] * (self.value is not None)
         return "-".join(map(str, parts))
+
+
+def _folded(variant: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", variant.lower())
 
 
 class Study:
@@ -108,20 +112,31 @@ class Study:
         named |= {v for table in content.get("tables", {}).values() for v in table["variants"]}
         if unknown := sorted(named - set(content["variants"])):
             raise UserError(f"{file}: {', '.join(unknown)} is none of its variants")
+        if len({_folded(name) for name in content["variants"]}) < len(content["variants"]):
+            raise UserError(
+                f"{file}: two variants have the same letters and digits in their names, by which "
+                "their runs are kept: rename one"
+            )
         self.content, self.extra, self.runs, self.report = content, list(extra), runs, report
         report.mkdir(parents=True, exist_ok=True)
         self.path = report / "study.json"
         decisive = ("common", "images", "epochs", "batch", "variants")
         asked = {k: content[k] for k in decisive if k in content}
+        # Of a file the name alone, as it may lie elsewhere now; of the data set nothing is kept.
+        given = {key: value for key, _, value in (o.partition("=") for o in extra)}
+        told = {k: PurePath(v).name for k, v in given.items() if k != "dataset.path"}
+        asked |= {"overrides": told, "chosen": (content.get("choose") or {}).get("key")}
         self.kept = {"study": asked, "seconds_per_image": {}, "tried": {}, "runs": {}}
         if self.path.exists():
             self.kept |= json.loads(self.path.read_text())
-            before, now = self.kept["study"], content["variants"]
+            older = {key: asked[key] for key in ("overrides", "chosen")}  # had not noted these
+            before, now = older | self.kept["study"], content["variants"]
             before.pop("time", None)
             merged = before | asked | {"variants": before["variants"] | now}
             if merged != before | {"variants": now | before["variants"]}:
                 raise UserError(
-                    f"{self.path} is of other settings than {file}: choose another --report"
+                    f"{self.path} is of other settings than {file} and this command line: choose "
+                    "another --report"
                 )
             self.kept["study"] = merged
         self.configs = {name: self._config(name) for name in content["variants"]}
@@ -421,7 +436,7 @@ def write_report(study: Study, command: str) -> None:
             continue
         about = {"dataset": study.content["title"], "split": "test", "resamples": 2000}
         about["images"] = next(iter(groups.values()))[0].result["test_images"]
-        compare.write(study.report / table, groups, about)
+        compare.write(study.report / table, groups, about, by_name=True)
         text = (study.report / table / "compare.md").read_text(encoding="utf-8").splitlines()
         rows, rest = text[2:], [line for line in text[2:] if line.startswith("Percent")]
         lines += ["", f"## {_heading(study, table)}", "", *_costs(study, table, by_variant), ""]

@@ -68,8 +68,12 @@ def test_a_seed_that_is_missing_shifts_no_difference():
         Member(f"seed {s}", dict.fromkeys(COLUMNS, 0.5) | {"intervals": {"acc": None}}, row)
         for s, row in enumerate(right)
     ]
-    other = found[2]._replace(ckpt="a.ckpt")
-    rows = compare({"base": found, "one seed": found[:1], "not paired": [other]}, 100)
-    assert [row["against"] and row["against"]["difference"] for row in rows] == [
-        None, 0, pytest.approx(0.66 - 0.72)
-    ]  # fmt: skip
+    groups = {"base": found[1:], "all": found, "one": found[2:], "other": found[:1]}
+    for by_name, expected in (
+        (True, [0, 0, None]),
+        (False, [0.72 - 0.78, 0.66 - 0.78, 0.6 - 0.78]),
+    ):
+        gaps = [row["against"] for row in compare(groups, 100, by_name)]
+        assert gaps[0] is None
+        for gap, wanted in zip(gaps[1:], expected, strict=True):
+            assert gap == wanted or gap["difference"] == pytest.approx(wanted)

@@ -111,6 +111,23 @@ def test_variants_may_be_added_but_not_changed(tmp_path):
     }
     with pytest.raises(UserError, match="is of other settings"):
         made(base=["ablation=base"], dcs=["ablation=dcs", "sam.rho=0.05"])
+    with pytest.raises(UserError, match="the same letters and digits"):
+        made(base=["ablation=base"], **{"qcs, 2": ["ablation=none"], "QCS/2": ["ablation=none"]})
+
+
+def test_overrides_of_the_command_line_may_not_change(tmp_path):
+    """Or runs that are finished would be compared with others that had, say, no weights."""
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(CONTENT))
+
+    def made(*extra: str) -> script.Study:
+        where = tmp_path / "runs", tmp_path / "report"
+        return script.Study(tmp_path / "study.yaml", list(extra), *where)
+
+    made("dataset.path=a.csv", "backbone.weights=here/faces.pt").save()
+    made("dataset.path=b.csv", "backbone.weights=there/faces.pt")
+    for extra in ([], ["backbone.weights=other.pt"], ["backbone.weights=faces.pt", "sam.rho=0.1"]):
+        with pytest.raises(UserError, match="and this command line: choose another --report"):
+            made(*extra)
 
 
 @pytest.mark.parametrize("file", sorted(SCRIPT.parent.glob("study_*.yaml")), ids=lambda f: f.stem)

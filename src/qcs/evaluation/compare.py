@@ -25,22 +25,24 @@ class Member(NamedTuple):
     correct: Tensor  # (N,) bool, for the images in the same order for all checkpoints
 
 
-def compare(groups: dict[str, list[Member]], resamples: int = 2000) -> list[dict[str, Any]]:
+def compare(
+    groups: dict[str, list[Member]], resamples: int = 2000, by_name: bool = False
+) -> list[dict[str, Any]]:
     """Summarise groups of networks, and compare each with the first group.
 
     Args:
         groups: by name; the members of a group differ, for example, in their seeds.
         resamples: of the interval of a difference.
+        by_name: compare the members whose names are in both groups alone, as the seeds of a study,
+            so that a seed that one of them lacks shifts no difference.
 
     Returns:
         A row for each group: "name", "checkpoints", and for each of `COLUMNS` "values", "mean" and
         "sd" (over members, n - 1; None for one member); "against" the first group: difference of
-        top-1, interval and p of `qcs.evaluation.intervals.paired` (None for the first itself).
-        Members that bear the names of some of the first group's, as the seeds of a study do, are
-        compared with those alone, so that a seed that is missing shifts no difference.
+        top-1, interval and p of `qcs.evaluation.intervals.paired` (None for the first itself, and
+        where no names are shared).
     """
     base = next(iter(groups.values()))
-    by_name = {member.ckpt: member for member in base}
     rows: list[dict[str, Any]] = []
     for name, members in groups.items():
         row: dict[str, Any] = {"name": name, "checkpoints": [m.ckpt for m in members]}
@@ -51,10 +53,13 @@ def compare(groups: dict[str, list[Member]], resamples: int = 2000) -> list[dict
             row[key] = {"values": values.tolist(), "mean": mean, "sd": spread}
         if len(members) == 1:
             row["acc"]["interval"] = members[0].result["intervals"]["acc"]
-        named = [by_name[m.ckpt] for m in members if m.ckpt in by_name]
-        first = named if len(named) == len(members) else base
-        before, after = (torch.stack([m.correct for m in side]) for side in (first, members))
-        row["against"] = paired(before, after, resamples) if rows else None
+        shared = {m.ckpt for m in base} & {m.ckpt for m in members}
+        before, after = (
+            [m.correct for m in side if not by_name or m.ckpt in shared] for side in (base, members)
+        )
+        row["against"] = None
+        if rows and before and after:
+            row["against"] = paired(torch.stack(before), torch.stack(after), resamples)
         rows.append(row)
     return rows
 
@@ -114,13 +119,16 @@ def _student(freedom: float) -> float:
     return float(freedom**0.5 * np.tan(np.interp(LEVEL, mass / mass[-1], edges[1:])))
 
 
-def write(folder: Path, groups: dict[str, list[Member]], context: dict[str, Any]) -> None:
+def write(
+    folder: Path, groups: dict[str, list[Member]], context: dict[str, Any], by_name: bool = False
+) -> None:
     """Write compare.json and compare.md, and print the table.
 
     Args:
         context: "dataset", "split", the number of "images", and "resamples" of the intervals.
+        by_name: see `compare`.
     """
-    rows = compare(groups, context["resamples"])
+    rows = compare(groups, context["resamples"], by_name)
     write_json(folder / "compare.json", context | {"groups": rows})
     head = ["", "seeds", *COLUMNS.values(), f"top-1 - {rows[0]['name']}", "p"]
     title = f"{context['dataset']}, {context['split']}: {context['images']} images"
