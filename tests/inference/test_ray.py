@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -17,6 +18,8 @@ from conftest import tiny_checkpoint
 from qcs.config.errors import UserError
 from qcs.inference import ray as cluster
 from qcs.inference.crop import LOOSE
+from qcs.inference.done import Done
+from qcs.inference.sources import Source
 from qcs.predict import predict
 
 RUN = """
@@ -127,3 +130,14 @@ def test_an_error_of_the_user_travels_as_an_answer(tmp_path):
         (answer,) = cluster._Classifier(told)(given)
         (error,) = map(pickle.loads, answer["pickled"].to_pylist())
         assert isinstance(error, UserError) and sentence in str(error)
+
+
+def test_a_tar_that_is_listed_twice_is_read_once(caplog):
+    photo, tar, other = (
+        Source(name, name, kind)
+        for name, kind in (("a.png", "image"), ("a.tar", "tar"), ("b.tar", "tar"))
+    )
+    archive = SimpleNamespace(files=[photo, tar, other, tar], done=Done())
+    photos, work = cluster._missing(archive)
+    assert photos == [photo] and [sources for sources, _ in work] == [[tar], [other]]
+    assert "left out, as it is listed twice: a.tar" in caplog.text

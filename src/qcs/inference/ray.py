@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import pickle
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from typing_extensions import TypedDict
 from qcs.config import threads
 from qcs.config.bounds import Count
 from qcs.config.errors import UserError, missing_extra, reason
+from qcs.config.escape import terminal
 from qcs.evaluation.device import pick_device
 from qcs.inference.archive import Archive
 from qcs.inference.backends import open_network
@@ -164,7 +166,10 @@ def _classifiers(
 def _missing(archive: Archive) -> tuple[list[Source], list[Work]]:
     """The photos that the archive lacks, and the tars with the members that it has."""
     files, tars = ([f for f in archive.files if (f.kind == "tar") is tar] for tar in (False, True))
-    tars = list({tar.file: tar for tar in tars}.values())  # one that is named twice is read once
+    for file, number in Counter(tar.file for tar in tars).items():
+        if number > 1:
+            log.warning("left out, as it is listed twice: %s", terminal(file))
+    tars = list({tar.file: tar for tar in tars}.values())
     known = archive.done.of(tars)
     archive.done.failed += sum(sum(done.rows.values()) for done in known)
     archive.done.skipped += sum(len(done.rows) for done in known)
