@@ -116,6 +116,8 @@ def test_a_named_folder_is_the_only_one_and_auto_may_start_anew(tmp_path):
         with pytest.raises(UserError):
             files.find(odd, tmp_path / "b")
     assert files.newest_beside(tmp_path / "b") == tmp_path / "a"
+    file.rename(file.with_name(files.PREVIOUS))  # killed between the two renames of a save
+    assert files.newest_beside(tmp_path / "b") == tmp_path / "a"
     with pytest.raises(UserError, match="no run in .*x has a whole checkpoint"):
         files.newest_beside(tmp_path / "x/y")
 

@@ -20,7 +20,12 @@ from qcs.config.errors import UserError
 from qcs.data.quadruplets import AnchorBatchSampler, AnchorSampler
 from qcs.data.sources import synthetic
 from qcs.training import build
-from qcs.training.distributed import ended_together, release_others
+from qcs.training.distributed import (
+    NonFiniteLoss,
+    StepFlags,
+    ended_together,
+    release_others,
+)
 
 
 @pytest.mark.parametrize("anchors,number", [("shuffle", 30), ("shuffle", 31), ("balanced", 47)])
@@ -158,3 +163,13 @@ def test_the_command_line_trains_on_two_processes(tmp_path):
     again = json.loads((tmp_path / "eval/metrics.json").read_text())
     assert again["classes"] == report["classes"]
     assert (tmp_path / "run/csv/metrics.csv").read_text().count("\n") >= 3
+
+
+def test_of_an_accumulated_step_the_batch_that_was_not_finite_is_named():
+    flags = StepFlags()
+    for number, loss in enumerate((1.0, float("nan"), 2.0)):
+        flags.reduce(torch.tensor(loss), {"rows": torch.full((2, 4), number)}, processes=1)
+    with pytest.raises(NonFiniteLoss, match="not finite at step 7") as error:
+        flags.check("step 7")
+    assert (error.value.rows == 1).all() and error.value.rows.shape == (2, 4)
+    flags.check("step 8")  # nothing is pending any more
