@@ -85,6 +85,30 @@ def test_one_image_or_many_at_once_is_the_same():
     assert difference.max() <= 1 and (difference > 0).float().mean() < 0.01  # rounding at a half
 
 
+def test_erasing_all_at_once_and_one_by_one_is_the_same():
+    """A device erases by one mask, the CPU image by image."""
+    change = transforms.training(16, 24, erase=0.8, erase_area=(0.1, 0.4), by="batch")
+    got, rectangle = change(images(12), 5)
+    got, rectangle = got.unflatten(0, (3, 4)), rectangle.unflatten(0, (3, 4))
+    inside = augment._inside(rectangle, got)
+    assert inside.shape == (3, 4, 1, 16, 16) and 0.05 < inside.float().mean() < 0.4
+    finished = change.finish(got, rectangle)
+    assert not finished[inside.expand_as(got)].any()
+    assert finished[~inside.expand_as(got)].abs().gt(0).float().mean() > 0.9
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: pytest -m gpu")
+def test_a_gpu_augments_as_the_cpu():
+    change = transforms.training(16, 24, rotation=25, jitter=(0.4, 0.4, 0.4, 0.2), by="device")
+    x = images(40)
+    (one, corners), (other, same) = change(x, 3), change(x.cuda(), 3)
+    assert (one.int() - other.cpu().int()).abs().max() <= 3  # rounding
+    torch.testing.assert_close(corners, same.cpu())
+    expected, found = change.finish(one, corners), change.finish(one.cuda(), corners)
+    torch.testing.assert_close(expected, found.cpu())
+
+
 def test_without_options_it_is_the_evaluation_transform():
     x = images()
     change = transforms.training(24, **STILL)

@@ -134,14 +134,13 @@ class BatchAugmentation:
         """Normalise images (..., 3, side, side) uint8 to float32, erase rectangles (..., 4)."""
         scale = torch.tensor(self.scale, device=images.device).view(3, 1, 1)
         shift = torch.tensor(self.shift, device=images.device).view(3, 1, 1)
-        out = torch.empty(images.shape, dtype=torch.float32, device=images.device)
         if images.device.type != "cpu":
-            torch.mul(images, scale, out=out).add_(shift)
+            return torch.mul(images, scale).add_(shift).masked_fill_(_inside(rectangle, images), 0)
+        out = torch.empty(images.shape, dtype=torch.float32)
         faces = zip(out.flatten(0, -4), images.flatten(0, -4), strict=True)
         corners = rectangle.flatten(0, -2).tolist()
         for (face, levels), (top, left, bottom, right) in zip(faces, corners, strict=True):
-            if images.device.type == "cpu":  # one by one, each in the processor's cache
-                face.copy_(levels).mul_(scale).add_(shift)
+            face.copy_(levels).mul_(scale).add_(shift)  # each stays in the processor's cache
             face[:, top:bottom, left:right] = 0
         return out
 
@@ -208,3 +207,11 @@ class BatchAugmentation:
         steps = max(1, math.ceil(6 * self.jitter[3]))
         for _ in range(steps):
             hue(x, turns / steps)
+
+
+def _inside(rectangle: Tensor, images: Tensor) -> Tensor:
+    """Which pixels of images (..., 3, H, W) lie in rectangles (..., 4): (..., 1, H, W)."""
+    top, left, bottom, right = rectangle.to(images.device)[..., None].unbind(-2)  # (..., 1)
+    y, x = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+    rows, columns = (top <= y) & (y < bottom), (left <= x) & (x < right)
+    return (rows[..., :, None] & columns[..., None, :]).unsqueeze(-3)
