@@ -292,6 +292,11 @@ def _step(config: dict[str, Any], study: Study) -> tuple[Callable[[], None], int
     def gradient() -> None:
         optimizer.zero_grad()
         with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
+            if module.cuda_graph is not None:
+                gradients = module.cuda_graph({k: v for k, v in batch.items() if k != "rows"})[-1]
+                for parameter, found in zip(module.network.parameters(), gradients, strict=True):
+                    parameter.grad = found
+                return
             out = module.network.compare(batch["images"], batch.get("groups"))
             loss = module.loss(out, batch["labels"])["loss"]
         loss.backward()

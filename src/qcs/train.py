@@ -23,7 +23,6 @@ from qcs.config.errors import UserError
 from qcs.config.options import BackboneOptions, resolve
 from qcs.data import workers
 from qcs.data.datamodule import FaceDataModule
-from qcs.models.cpu_kernels import SpeedOptions
 from qcs.training import (
     build,
     distributed,
@@ -60,7 +59,7 @@ class Settings(TypedDict):
     accumulate_grad_batches: Count
     gradient_clip_norm: Positive | None
     sam: SAMOptions
-    speed: SpeedOptions
+    speed: build.SpeedOptions
     store: str | None
     run_dir: str
     dataset: dict

@@ -20,14 +20,19 @@ from qcs.config.errors import UserError
 from qcs.config.options import BackboneOptions, instantiate
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.manifest import Manifest
-from qcs.models import QCSNetwork
-from qcs.models.cpu_kernels import speed_up
+from qcs.models import QCSNetwork, cpu_kernels
 from qcs.training import notices, wandb_login
 from qcs.training.callbacks import ProgressBar
 from qcs.training.module import QCSModule
 from qcs.training.schedules import Schedule
 
 log = logging.getLogger(__name__)
+
+
+class SpeedOptions(cpu_kernels.SpeedOptions, total=False):
+    """The options of conf/speed: how the network is computed, and whether steps are recorded."""
+
+    cuda_graphs: bool
 
 
 def datamodule(config: dict[str, Any]) -> FaceDataModule:
@@ -118,8 +123,10 @@ def module(config: dict[str, Any], data: FaceDataModule, resumes: bool = False) 
         _load_weights(net, options.get("weights"), landmarks.get("weights"))
     if options.get("grad_checkpointing"):
         enable_grad_checkpointing(net.base.backbone)
+    speed = dict(config["speed"])
+    cuda_graphs = speed.pop("cuda_graphs", False)
     return QCSModule(
-        network=speed_up(net, **config["speed"]),
+        network=cpu_kernels.speed_up(net, **speed),
         loss=loss(config, data.train),
         optimizer=instantiate(config["optimizer"]),
         class_names=class_names,
@@ -130,6 +137,7 @@ def module(config: dict[str, Any], data: FaceDataModule, resumes: bool = False) 
         seed=config["seed"],
         grad_checkpointing=options.get("grad_checkpointing", False),
         recipe=parts,
+        cuda_graphs=cuda_graphs,
     )
 
 

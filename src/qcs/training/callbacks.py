@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from qcs.config.bounds import Count, Probability
 from qcs.config.errors import UserError
+from qcs.training.cuda_graphs import CudaGraph
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +127,11 @@ class DropCross(Callback):
                 "callbacks.drop_cross needs loss=paper, or another with a cross_weight, and "
                 "trainer.max_epochs"
             )
-        if trainer.current_epoch >= self.after * trainer.max_epochs:
+        if loss.cross_weight and trainer.current_epoch >= self.after * trainer.max_epochs:
             loss.cross_weight = 0.0
+            graph: CudaGraph | None = getattr(pl_module, "cuda_graph", None)
+            if graph is not None:
+                graph.forget()
 
 
 def _of(number: int, total: float | None) -> str:

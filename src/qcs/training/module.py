@@ -24,6 +24,7 @@ from qcs.config.errors import UserError
 from qcs.evaluation.metrics import scores
 from qcs.models import Comparison, QCSNetwork
 from qcs.training import distributed, schedules
+from qcs.training.cuda_graphs import CudaGraph
 from qcs.training.sam import SAMOptions, frozen_statistics, gradient_norm, perturbed
 from qcs.training.schedules import Schedule
 from qcs.training.step_metrics import log_step_metrics, step_metrics
@@ -53,9 +54,10 @@ class QCSModule(LightningModule):
         grad_checkpointing: whether the backbone runs again in the backward pass. BatchNorm's
             running statistics are then kept from being updated a second time.
         recipe: plain data from which the network can be rebuilt, see `qcs.checkpoints.recipe`.
+        cuda_graphs: whether the losses and gradients of a batch are computed by a CUDA graph.
 
     Raises:
-        UserError: a number is out of range.
+        UserError: a number is out of range, or an option cannot be used with CUDA graphs.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class QCSModule(LightningModule):
         seed: int = 0,
         grad_checkpointing: bool = False,
         recipe: dict[str, Any] | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -93,6 +96,10 @@ class QCSModule(LightningModule):
                 "gradient_clip_norm above 0 or null, "
                 f"got {self.rho}, {self.sam_every}, {self.accumulate}, {self.clip_norm}"
             )
+        self.cuda_graph: CudaGraph | None = None
+        if cuda_graphs:
+            _require_graphs_fit(self.rho, self.accumulate, grad_checkpointing)
+            self.cuda_graph = CudaGraph(self.gradients, network.buffers)
         self.window: list[Batch] = []  # the batches of the current optimiser step, for SAM
         self.flags = distributed.StepFlags()
         self.total_steps: int | float = 0  # the length of a schedule that counts steps
@@ -120,8 +127,13 @@ class QCSModule(LightningModule):
         """Check that a schedule of steps, which a resumed run takes from its checkpoint, fits.
 
         Raises:
-            UserError: the schedule ends before the run does.
+            UserError: the schedule ends before the run does, or CUDA graphs cannot be used.
         """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if self.cuda_graph is not None and (self.trainer.world_size > 1 or scaler is not None):
+            raise UserError(
+                "speed.cuda_graphs=true is for one device, and not for trainer.precision=16-mixed"
+            )
         schedules.require_long_enough(self.lr_schedulers(), self.total_steps)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -165,15 +177,40 @@ class QCSModule(LightningModule):
 
     def _backward(self, batch: Batch, number: int) -> tuple[Comparison, dict[str, Tensor]]:
         """Add the gradient of the batch's loss divided by `number`."""
-        out = self.network.compare(batch["images"], batch.get("groups"))
-        losses = self.loss(out, batch.get("targets", batch["labels"]))
-        loss = losses["loss"] / number
-        if "share" in batch:  # this process has more or less than an even part of the last batch
-            loss = loss * batch["share"].flatten()[0]
+        if self.cuda_graph is not None:
+            inputs = {name: value for name, value in batch.items() if name != "rows"}
+            out, losses, loss, gradients = self.cuda_graph(inputs)
+            for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):
+                parameter.grad = gradient
+            self.flags.reduce(loss, batch, self.trainer.world_size)
+            return out, {name: value.clone() for name, value in losses.items()}
+        out, losses, loss = self._losses(batch)
+        loss = loss / number
         self.flags.reduce(loss, batch, self.trainer.world_size)
         with frozen_statistics(self.network) if self.grad_checkpointing else nullcontext():
             self.manual_backward(loss)
         return out, losses
+
+    def _losses(self, batch: Batch) -> tuple[Comparison, dict[str, Tensor], Tensor]:
+        """The outputs, the losses, and the one to minimise, of the whole batch."""
+        out = self.network.compare(batch["images"], batch.get("groups"))
+        losses = self.loss(out, batch.get("targets", batch["labels"]))
+        loss = losses["loss"]
+        if "share" in batch:  # this process has more or less than an even part of the last batch
+            loss = loss * batch["share"].flatten()[0]
+        return out, losses, loss
+
+    def gradients(self, batch: Batch) -> tuple[Any, dict[str, Tensor], Tensor, list[Tensor | None]]:
+        """What `_losses` returns, without its graph, and the gradient of each parameter."""
+        out, losses, loss = self._losses(batch)
+        found = torch.autograd.grad(loss, list(self.network.parameters()), allow_unused=True)
+        values: Any = (None if x is None else x.detach() for x in out)
+        return (
+            Comparison(*values),
+            {k: v.detach() for k, v in losses.items()},
+            loss.detach(),
+            list(found),
+        )
 
     def _overflow(self) -> bool:
         """Return whether 16-mixed overflowed in the first pass; the scaler then skips the step."""
@@ -248,3 +285,19 @@ class QCSModule(LightningModule):
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):  # a resumed run logs to the same W&B run
                 checkpoint["wandb_id"] = logger.version
+
+
+def _require_graphs_fit(rho: float, accumulate: int, grad_checkpointing: bool) -> None:
+    """Check the options that a recorded graph could not follow.
+
+    Raises:
+        UserError: one of them is set.
+    """
+    unfit = {
+        "sam.rho above 0": rho > 0,  # which puts other tensors in the place of the weights
+        "accumulate_grad_batches above 1": accumulate > 1,  # a gradient is overwritten by the next
+        "backbone.grad_checkpointing=true": grad_checkpointing,
+    }
+    for option, is_set in unfit.items():
+        if is_set:
+            raise UserError(f"speed.cuda_graphs=true cannot be used with {option}")

@@ -22,6 +22,7 @@ from qcs.checkpoints.registry import Trust
 from qcs.config.bounds import Positive, Probability
 from qcs.config.errors import UserError
 from qcs.data.transforms import unnormalised
+from qcs.training.cuda_graphs import CudaGraph
 from qcs.training.mixup import soft_targets
 from qcs.training.module import Batch, QCSModule
 
@@ -32,7 +33,7 @@ class Teacher(NamedTuple):
     network: nn.Module
     side: int  # pixels
     normalize: v2.Normalize
-    columns: list[int]  # where its logits have each class of the student
+    columns: Tensor  # (K,) where its logits have each class of the student
 
 
 class Teachers(Callback):
@@ -66,6 +67,7 @@ class Teachers(Callback):
             if checkpoint.recipe["transform"]["name"] != "evaluation":
                 raise UserError(f"{path} cannot teach: its transform is code of its own")
         self.teachers: list[Teacher] = []
+        self.cuda_graph: CudaGraph | None = None
 
     def setup(  # type: ignore[override] # it is our module
         self, trainer: Trainer, pl_module: QCSModule, stage: str
@@ -82,15 +84,18 @@ class Teachers(Callback):
             steps: Any = transform
             (normalize,) = (step for step in steps.transforms if isinstance(step, v2.Normalize))
             side = recipe["model"].get("input_size") or recipe["transform"]["size"]
-            columns = [names.index(name) for name in pl_module.class_names]
+            columns = torch.tensor([names.index(name) for name in pl_module.class_names])
             self.teachers.append(Teacher(network.requires_grad_(False), side, normalize, columns))
 
     def on_train_start(  # type: ignore[override] # it is our module
         self, trainer: Trainer, pl_module: QCSModule
     ) -> None:
         """Move the teachers to the device of the student."""
-        for teacher in self.teachers:
+        for number, teacher in enumerate(self.teachers):
             teacher.network.to(memory_format=torch.channels_last).to(pl_module.device)
+            columns = teacher.columns.to(pl_module.device)
+            self.teachers[number] = teacher._replace(columns=columns)
+        self.cuda_graph = CudaGraph(self._mean) if pl_module.cuda_graph else None
 
     def on_train_batch_start(  # type: ignore[override] # it is our module
         self, trainer: Trainer, pl_module: QCSModule, batch: Batch, batch_idx: int
@@ -120,11 +125,18 @@ class Teachers(Callback):
                 "callbacks.teachers has to know how the student's images are normalised: end "
                 "augment.eval with torchvision's v2.Normalize"
             )
-        images, answers = unnormalised(images.float(), transform), []
-        for network, side, normalize, columns in self.teachers:
-            seen = images
-            if images.shape[-1] != side:
-                seen = F.interpolate(seen, (side, side), mode="bilinear", antialias=True)
-            logits = network(normalize(seen))[:, columns].float()
+        images, seen = unnormalised(images.float(), transform), {}
+        for number, teacher in enumerate(self.teachers):
+            sides = (teacher.side, teacher.side)
+            fits = images.shape[-2:] == sides
+            x = images if fits else F.interpolate(images, sides, mode="bilinear", antialias=True)
+            seen[str(number)] = teacher.normalize(x)
+        return (self.cuda_graph or self._mean)(seen)
+
+    def _mean(self, seen: dict[str, Tensor]) -> Tensor:
+        """The mean probabilities (N, K) of the teachers, each for its own form of the images."""
+        answers = []
+        for teacher, x in zip(self.teachers, seen.values(), strict=True):
+            logits = teacher.network(x)[:, teacher.columns].float()
             answers.append((logits / self.temperature).softmax(1))
         return torch.stack(answers).mean(0)
