@@ -7,5 +7,5 @@ cd "$(dirname "$0")/.."
 out=${1:-runs/gpu}
 python=${PYTHON:-python}
 $python -c 'import torch; assert torch.cuda.is_available(), "no GPU here"'
-timeout 120 $python -m pytest -q -m gpu tests/models/test_cpu_kernels.py
-timeout 480 $python scripts/bench.py --batches 8 24 --images 1 8 64 --rounds 5 --out "$out"
+timeout 180 $python -m pytest -q -m gpu tests/models tests/training/test_cuda_graphs.py tests/data/test_augment.py
+timeout 400 $python scripts/bench.py --batches 8 24 --images 1 8 64 --rounds 5 --out "$out"

@@ -1,11 +1,12 @@
 """Trained networks answer for each augmented image, and this becomes a part of its target."""
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 
 from conftest import RecordedLoss, three_colours, tiny_checkpoint, tiny_network, tiny_recipe
 from qcs.checkpoints import recipe
@@ -13,6 +14,7 @@ from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
 from qcs.data import transforms
 from qcs.data.datamodule import FaceDataModule
+from qcs.training.mixup import Mixup
 from qcs.training.module import QCSModule
 from qcs.training.teachers import Teachers
 
@@ -115,3 +117,70 @@ def test_a_run_learns_from_both(roles, groups, weight, tmp_path, one_thread):
     logits = [out.base_logits] + ([out.cross_logits] if roles > 1 else [])
     entropies = [-(targets * x.log_softmax(-1)).sum(-1).mean() for x in logits]
     assert loss.values[0] == pytest.approx(torch.stack(entropies).mean().item(), abs=1e-4)
+
+
+@pytest.fixture
+def run(tmp_path, one_thread):
+    """A function that trains for one step with teachers, and returns the batch that was learned."""
+    (tmp_path / "faces").mkdir()
+    manifest = three_colours(tmp_path / "faces")
+    view = transforms.training(16, 20, flip=0.5, jitter=(0, 0, 0, 0), erase=0.5)
+
+    def trained(*callbacks, groups: int = 1, number: int | None = None) -> dict:
+        data = FaceDataModule(
+            manifest, view, STUDENT, batch_size=6, num_workers=0, select_on="last",
+            groups_per_image=groups, train_images=number,
+        )  # fmt: skip
+        sgd = partial(torch.optim.SGD, lr=1e-3)
+        module = QCSModule(tiny_network(4), RecordedLoss(), sgd, NAMES, sam={"rho": 0.0})
+        batches = []
+        end = Callback()
+        end.on_train_batch_end = lambda *a, **k: batches.append(a[3] if len(a) > 3 else k["batch"])
+        options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        trainer = Trainer(
+            max_steps=1, callbacks=[*callbacks, end], enable_model_summary=False,
+            accelerator="cpu", default_root_dir=tmp_path, **options,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=data)
+        return batches[0] | {"train": data.train}
+
+    return trained
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_answers_of_whole_images_are_asked_once(groups, run, tmp_path, monkeypatch):
+    """They are the mean for an image and its mirror image, also where it was augmented."""
+    file, answers = checkpoint(tmp_path / "teacher.ckpt"), tmp_path / "kept" / "answers.npz"
+    teachers = Teachers([file], weight=1.0, answers=str(answers))
+    batch = run(teachers, groups=groups)
+    assert [path.name for path in answers.parent.iterdir()] == ["answers.npz"]
+    faces = torch.stack([STUDENT(batch["train"].image(i)) for i in range(36)])
+    expected = (teachers.answer(faces, STUDENT) + teachers.answer(faces.flip(-1), STUDENT)) / 2
+    rows = batch["rows"] if groups == 1 else batch["rows"].flatten()[batch["groups"]]
+    torch.testing.assert_close(batch["targets"], expected[rows])
+
+    asked = []
+    monkeypatch.setattr(Teachers, "answer", lambda *a: asked.append(a))
+    again = run(Teachers([file], weight=1.0, answers=str(answers)), groups=groups)
+    assert not asked and torch.equal(again["targets"], batch["targets"])
+
+
+def test_answers_of_others_are_refused(run, tmp_path):
+    answers = tmp_path / "answers.npz"
+    file = checkpoint(tmp_path / "a.ckpt")
+    run(Teachers([file], answers=str(answers)))
+    other = "answers of other teachers, or for other images: name a new file"
+    with pytest.raises(UserError, match=other):
+        run(Teachers([file], answers=str(answers), temperature=2.0))
+    with pytest.raises(UserError, match=other):
+        run(Teachers([file], answers=str(answers)), number=18)
+    with pytest.raises(UserError, match=other):
+        run(Teachers([checkpoint(tmp_path / "bb.ckpt")], answers=str(answers)))
+    for content in (b"", b"no answers", b"PK\3\4 and no more"):
+        answers.write_bytes(content)
+        with pytest.raises(UserError, match=f"answers={answers} cannot be read"):
+            run(Teachers([file], answers=str(answers)))
+    answers.unlink()
+    with pytest.raises(UserError, match=r"callbacks=\[default,teachers,mixup\]"):
+        run(Mixup(), Teachers([file], answers=str(answers)))
+    run(Teachers([file], answers=str(answers)), Mixup())

@@ -3,13 +3,20 @@
 Source: Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv 1503.02531. The
 teachers see each image as the student does, augmented (Beyer et al., arXiv 2106.05237), and their
 mean answer becomes a part of its target, so that any loss that takes probabilities learns from it.
+Or they are asked once about each image as it is, which costs no more in all epochs than two passes.
 
 B batch, R roles, N images, K classes, H and W pixels.
 """
 
+import logging
+import time
+import zipfile
 from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning import Callback, Trainer
 from torch import Tensor, nn
@@ -21,10 +28,17 @@ from qcs.checkpoints.load import load_checkpoint
 from qcs.checkpoints.registry import Trust
 from qcs.config.bounds import Positive, Probability
 from qcs.config.errors import UserError
+from qcs.data.datamodule import FaceDataModule
 from qcs.data.transforms import unnormalised
+from qcs.training import distributed
 from qcs.training.cuda_graphs import CudaGraph
-from qcs.training.mixup import soft_targets
+from qcs.training.mixup import Mixup, soft_targets
 from qcs.training.module import Batch, QCSModule
+from qcs.training.trainer_attributes import data_module
+
+log = logging.getLogger(__name__)
+
+TELL = 30  # seconds between two lines on how many images the teachers were asked about
 
 
 class Teacher(NamedTuple):
@@ -44,6 +58,10 @@ class Teachers(Callback):
             normalisations than the student's, but need its classes.
         weight: share of their answer in the target; the rest is the label's.
         temperature: their logits are divided by it, so a higher one makes the answer softer.
+        answers: a file. They are then asked once, before the training, about each training image
+            without augmentation and about its mirror image, and the mean is kept in this file,
+            which another run with the same teachers and images reads. None asks them about every
+            image as it is augmented.
         trust: import paths of the user's own code that their files may name.
 
     Raises:
@@ -55,11 +73,12 @@ class Teachers(Callback):
         checkpoints: Sequence[str],
         weight: Probability = 0.5,
         temperature: Positive = 1.0,
+        answers: str | None = None,
         trust: Trust = None,
     ) -> None:
         if not checkpoints:
             raise UserError("callbacks.teachers.checkpoints names none: write [a.ckpt,b.ckpt]")
-        self.weight, self.temperature = weight, temperature
+        self.weight, self.temperature, self.answers = weight, temperature, answers
         missing = "callbacks.teachers.checkpoints: no checkpoint at {}"
         files = [reading.network_file(path, missing.format(path)) for path in checkpoints]
         self.loaded = {path: load_checkpoint(path, trust) for path in files}
@@ -68,6 +87,7 @@ class Teachers(Callback):
                 raise UserError(f"{path} cannot teach: its transform is code of its own")
         self.teachers: list[Teacher] = []
         self.cuda_graph: CudaGraph | None = None
+        self.table: Tensor | None = None  # (N, K), the answers for all N training images
 
     def setup(  # type: ignore[override] # it is our module
         self, trainer: Trainer, pl_module: QCSModule, stage: str
@@ -90,21 +110,78 @@ class Teachers(Callback):
     def on_train_start(  # type: ignore[override] # it is our module
         self, trainer: Trainer, pl_module: QCSModule
     ) -> None:
-        """Move the teachers to the device of the student."""
+        """Move the teachers to the device of the student, and ask them where they are asked once.
+
+        Raises:
+            UserError: the file of the answers cannot be used.
+        """
         for number, teacher in enumerate(self.teachers):
             teacher.network.to(memory_format=torch.channels_last).to(pl_module.device)
             columns = teacher.columns.to(pl_module.device)
             self.teachers[number] = teacher._replace(columns=columns)
         self.cuda_graph = CudaGraph(self._mean) if pl_module.cuda_graph else None
+        if self.answers is not None:
+            self.table = self._table(Path(self.answers).expanduser(), trainer, pl_module)
+
+    def _table(self, path: Path, trainer: Trainer, module: QCSModule) -> Tensor:
+        """The answers (N, K) for the training images: those of the file, which is made if need be.
+
+        Raises:
+            UserError: the file is of other teachers or images, or is no such file; or another
+                callback mixes the images before.
+        """
+        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+        before = callbacks[: callbacks.index(self)]
+        if any(isinstance(callback, Mixup) for callback in before):
+            raise UserError(
+                "callbacks.teachers.answers are of whole images: name teachers before mixup or "
+                "cutmix, as in callbacks=[default,teachers,mixup]"
+            )
+        data = _data(trainer)
+        key = self._key(data, module.class_names)
+        if not path.exists():
+            table = self._asked(trainer, data, module)
+            if trainer.is_global_zero:
+                _write(path, key, table.numpy())
+        else:
+            table = torch.from_numpy(_read(path, key, (len(data.train), len(module.class_names))))
+        return table.to(module.device)
+
+    def _asked(self, trainer: Trainer, data: FaceDataModule, module: QCSModule) -> Tensor:
+        """The mean answer (N, K) for each training image and its mirror image."""
+        log.info("asking the teachers once about %d images", len(data.train))
+        found: list[tuple[Tensor, ...]] = []
+        transform, told = data.eval_transform, time.monotonic()
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            for batch in data.eval_dataloader("train"):
+                if time.monotonic() - told > TELL:
+                    told, done = time.monotonic(), sum(len(rows) for rows, _ in found)
+                    log.info("asked about %d images", done * trainer.world_size)
+                images = batch["images"].to(module.device)
+                both = [self.answer(x, transform).float() for x in (images, images.flip(-1))]
+                found.append((batch["rows"], torch.stack(both).mean(0).cpu()))
+        return distributed.gather_in_order(found, trainer.world_size)[1]
+
+    def _key(self, data: FaceDataModule, names: Sequence[str]) -> str:
+        """What the answers depend on: teachers, temperature, classes, images and their size."""
+        key = blake2b(digest_size=16)
+        for path in self.loaded:
+            key.update(path.read_bytes())
+        told = (self.temperature, data.eval_transform, data.input_size, *names, *data.train.paths)
+        key.update("\n".join(map(str, told)).encode("utf-8", "surrogatepass"))
+        return key.hexdigest()
 
     def on_train_batch_start(  # type: ignore[override] # it is our module
         self, trainer: Trainer, pl_module: QCSModule, batch: Batch, batch_idx: int
     ) -> None:
         """Ask the teachers, and change the targets of the batch."""
-        transform = trainer.datamodule.eval_transform  # type: ignore[attr-defined] # ours
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            answer = self.answer(batch["images"].flatten(0, 1), transform)
-        answer = answer.view(*batch["images"].shape[:2], -1)
+        if self.table is not None:
+            answer = self.table[batch["rows"]]
+        else:
+            transform = _data(trainer).eval_transform
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                answer = self.answer(batch["images"].flatten(0, 1), transform)
+            answer = answer.view(*batch["images"].shape[:2], -1)
         if "groups" in batch:
             answer = answer.flatten(0, 1)[batch["groups"]]
         targets = soft_targets(batch, len(pl_module.class_names))
@@ -140,3 +217,40 @@ class Teachers(Callback):
             logits = teacher.network(x)[:, teacher.columns].float()
             answers.append((logits / self.temperature).softmax(1))
         return torch.stack(answers).mean(0)
+
+
+def _data(trainer: Trainer) -> FaceDataModule:
+    """The data module of the run, by which images are known."""
+    data = data_module(trainer)
+    assert data is not None
+    return data
+
+
+def _write(path: Path, key: str, table: np.ndarray) -> None:
+    """Write the answers, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        np.savez(file, key=np.array(key), answers=table)
+    part.replace(path)
+
+
+def _read(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray:
+    """Read the answers (N, K) of a file of `_write`.
+
+    Raises:
+        UserError: it cannot be read, or was written for other teachers or images.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            found, table = str(content["key"]), content["answers"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"callbacks.teachers.answers={path} cannot be read ({error}): name a new file"
+        ) from error
+    if found != key or table.shape != shape:
+        raise UserError(
+            f"callbacks.teachers.answers={path} holds answers of other teachers, or for other "
+            "images: name a new file"
+        )
+    return table.astype(np.float32)
