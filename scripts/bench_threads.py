@@ -46,7 +46,8 @@ def step(overrides: list[str]) -> Callable[[], None]:
         k: v for k, v in config["backbone"].items() if k not in ("weights", "grad_checkpointing")
     }
     made = instantiate(config["model"], backbone=instantiate(backbone), num_classes=7)
-    network = speed_up(made.train(), **config["speed"])
+    options = {k: v for k, v in config["speed"].items() if k != "cuda_graphs"}  # no GPU here
+    network = speed_up(made.train(), **options)
     optimizer = instantiate(config["optimizer"])(network.parameters())
     roles, size = config["model"]["roles"], config["augment"]["size"]
     images = torch.randn(config["loader"]["batch_size"], roles, 3, size, size)

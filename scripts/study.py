@@ -294,7 +294,7 @@ def _step(config: dict[str, Any], study: Study) -> tuple[Callable[[], None], int
         with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
             if module.cuda_graph is not None:
                 gradients = module.cuda_graph({k: v for k, v in batch.items() if k != "rows"})[-1]
-                for parameter, found in zip(module.network.parameters(), gradients, strict=True):
+                for parameter, found in zip(module.trained(), gradients, strict=True):
                     parameter.grad = found
                 return
             out = module.network.compare(batch["images"], batch.get("groups"))

@@ -85,8 +85,7 @@ def test_one_image_or_many_at_once_is_the_same():
     assert difference.max() <= 1 and (difference > 0).float().mean() < 0.01  # rounding at a half
 
 
-def test_erasing_all_at_once_and_one_by_one_is_the_same():
-    """A device erases by one mask, the CPU image by image."""
+def test_the_mask_of_a_device_is_what_the_cpu_erases():
     change = transforms.training(16, 24, erase=0.8, erase_area=(0.1, 0.4), by="batch")
     got, rectangle = change(images(12), 5)
     got, rectangle = got.unflatten(0, (3, 4)), rectangle.unflatten(0, (3, 4))

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lightning import Callback, Trainer
@@ -14,6 +15,7 @@ from qcs.checkpoints.load import load_checkpoint
 from qcs.config.errors import UserError
 from qcs.data import transforms
 from qcs.data.datamodule import FaceDataModule
+from qcs.training.cuda_graphs import CudaGraph
 from qcs.training.mixup import Mixup
 from qcs.training.module import QCSModule
 from qcs.training.teachers import Teachers
@@ -126,20 +128,20 @@ def run(tmp_path, one_thread):
     manifest = three_colours(tmp_path / "faces")
     view = transforms.training(16, 20, flip=0.5, jitter=(0, 0, 0, 0), erase=0.5)
 
-    def trained(*callbacks, groups: int = 1, number: int | None = None) -> dict:
+    def trained(*callbacks, groups: int = 1, number: int | None = None, **options) -> dict:
         data = FaceDataModule(
             manifest, view, STUDENT, batch_size=6, num_workers=0, select_on="last",
             groups_per_image=groups, train_images=number,
         )  # fmt: skip
         sgd = partial(torch.optim.SGD, lr=1e-3)
-        module = QCSModule(tiny_network(4), RecordedLoss(), sgd, NAMES, sam={"rho": 0.0})
+        module = QCSModule(tiny_network(4), RecordedLoss(), sgd, NAMES, sam={"rho": 0.0}, **options)
         batches = []
         end = Callback()
         end.on_train_batch_end = lambda *a, **k: batches.append(a[3] if len(a) > 3 else k["batch"])
-        options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         trainer = Trainer(
             max_steps=1, callbacks=[*callbacks, end], enable_model_summary=False,
-            accelerator="cpu", default_root_dir=tmp_path, **options,
+            accelerator="cpu", default_root_dir=tmp_path, **silent,
         )  # fmt: skip
         trainer.fit(module, datamodule=data)
         return batches[0] | {"train": data.train}
@@ -156,8 +158,7 @@ def test_answers_of_whole_images_are_asked_once(groups, run, tmp_path, monkeypat
     assert [path.name for path in answers.parent.iterdir()] == ["answers.npz"]
     faces = torch.stack([STUDENT(batch["train"].image(i)) for i in range(36)])
     expected = (teachers.answer(faces, STUDENT) + teachers.answer(faces.flip(-1), STUDENT)) / 2
-    rows = batch["rows"] if groups == 1 else batch["rows"].flatten()[batch["groups"]]
-    torch.testing.assert_close(batch["targets"], expected[rows])
+    torch.testing.assert_close(batch["targets"], expected[batch["rows"]])
 
     asked = []
     monkeypatch.setattr(Teachers, "answer", lambda *a: asked.append(a))
@@ -165,11 +166,25 @@ def test_answers_of_whole_images_are_asked_once(groups, run, tmp_path, monkeypat
     assert not asked and torch.equal(again["targets"], batch["targets"])
 
 
-def test_answers_of_others_are_refused(run, tmp_path):
+def test_answers_are_not_asked_through_a_graph(run, tmp_path, monkeypatch):
+    """Its results lie in memory that the next call overwrites."""
+    file, answers = checkpoint(tmp_path / "teacher.ckpt"), [tmp_path / "a.npz", tmp_path / "b.npz"]
+    run(Teachers([file], answers=str(answers[0])))
+    monkeypatch.setattr(QCSModule, "setup", lambda self, stage: None)
+    monkeypatch.setattr(CudaGraph, "__call__", lambda self, inputs: self.function(dict(inputs)))
+    made = []
+    monkeypatch.setattr(CudaGraph, "__init__", lambda self, *a: made.append(vars(self).update(
+        function=a[0], graph=None, inputs={}, outputs=None)))  # fmt: skip
+    run(Teachers([file], answers=str(answers[1])), cuda_graphs=True)
+    first, second = (np.load(path)["answers"] for path in answers)
+    assert len(made) == 1 and np.array_equal(first, second)  # that of the module
+
+
+def test_answers_of_others_are_refused(run, tmp_path, monkeypatch):
     answers = tmp_path / "answers.npz"
     file = checkpoint(tmp_path / "a.ckpt")
     run(Teachers([file], answers=str(answers)))
-    other = "answers of other teachers, or for other images: name a new file"
+    other = "answers of other teachers, or for other images, .* name a new file"
     with pytest.raises(UserError, match=other):
         run(Teachers([file], answers=str(answers), temperature=2.0))
     with pytest.raises(UserError, match=other):
@@ -181,6 +196,12 @@ def test_answers_of_others_are_refused(run, tmp_path):
         with pytest.raises(UserError, match=f"answers={answers} cannot be read"):
             run(Teachers([file], answers=str(answers)))
     answers.unlink()
+    monkeypatch.setattr(Teachers, "_asked", lambda *a: pytest.fail("it asked in vain"))
+    (tmp_path / "none").write_text("a file")
+    for unusable in (tmp_path / "none" / "answers.npz", tmp_path):
+        with pytest.raises(UserError, match=f"answers={unusable} cannot be (used|read)"):
+            run(Teachers([file], answers=str(unusable)))
+    monkeypatch.undo()
     with pytest.raises(UserError, match=r"callbacks=\[default,teachers,mixup\]"):
         run(Mixup(), Teachers([file], answers=str(answers)))
     run(Teachers([file], answers=str(answers)), Mixup())

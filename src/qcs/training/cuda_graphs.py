@@ -21,8 +21,9 @@ WARM_UPS = 3  # calls before the recording, in which libraries choose kernels an
 class CudaGraph:
     """A function of named tensors, launched as one CUDA graph.
 
-    The graph is recorded from the first call. Inputs of other shapes or types than those, as the
-    last batch of an epoch may have, are computed by the function itself.
+    The graph is recorded from the first call, and anew where larger inputs come. Those of other
+    shapes, as the last batch of an epoch may have, are computed by the function itself. The graph
+    keeps the memory of a call for as long as it lives.
 
     Args:
         function: takes tensors by name, and returns tensors in any nesting of tuples, lists and
@@ -47,9 +48,9 @@ class CudaGraph:
         The results lie in memory that the next call overwrites.
 
         Raises:
-            UserError: the tensors are not on a CUDA device.
+            UserError: the tensors are not on a CUDA device, or the function cannot be recorded.
         """
-        if self.graph is None:
+        if self.graph is None or _elements(inputs) > _elements(self.inputs):
             self._record(inputs)
         if _kinds(inputs) != _kinds(self.inputs):
             return self._uncached(dict(inputs))
@@ -65,7 +66,7 @@ class CudaGraph:
 
     def forget(self) -> None:
         """Record anew at the next call, as something else than the inputs has changed."""
-        self.graph, self.outputs = None, None
+        self.graph, self.inputs, self.outputs = None, {}, None
 
     def _record(self, inputs: Mapping[str, Tensor]) -> None:
         devices = {value.device for value in inputs.values()}
@@ -83,9 +84,17 @@ class CudaGraph:
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
         graph = torch.cuda.CUDAGraph()
-        # The thread that pins the next batches may go on to use CUDA meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.outputs = self._uncached(self.inputs)
+        try:
+            # The thread that pins the next batches may go on to use CUDA meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.outputs = self._uncached(self.inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise UserError(
+                "speed.cuda_graphs=true: this step waits for the GPU or draws random numbers on "
+                f"the CPU, so it cannot be recorded: leave it out ({error})"
+            ) from error
         self.graph = graph
 
     def _uncached(self, inputs: dict[str, Tensor]) -> Any:
@@ -93,6 +102,10 @@ class CudaGraph:
         enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         with torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
             return self.function(inputs)
+
+
+def _elements(tensors: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for value in tensors.values())
 
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:

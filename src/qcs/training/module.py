@@ -99,7 +99,7 @@ class QCSModule(LightningModule):
         self.cuda_graph: CudaGraph | None = None
         if cuda_graphs:
             _require_graphs_fit(self.rho, self.accumulate, grad_checkpointing)
-            self.cuda_graph = CudaGraph(self.gradients, network.buffers)
+            self.cuda_graph = CudaGraph(self.gradients, self.buffers)
         self.window: list[Batch] = []  # the batches of the current optimiser step, for SAM
         self.flags = distributed.StepFlags()
         self.total_steps: int | float = 0  # the length of a schedule that counts steps
@@ -123,17 +123,39 @@ class QCSModule(LightningModule):
             return optimizer
         return [optimizer], [schedules.make_schedule(schedule, optimizer, self.total_steps)]
 
+    def setup(self, stage: str) -> None:
+        """Check that CUDA graphs can be used with this trainer.
+
+        Raises:
+            UserError: there is no GPU or more than one, or an option that a graph cannot follow.
+        """
+        if self.cuda_graph is None or stage != "fit":
+            return
+        trainer: Any = self.trainer
+        if trainer.strategy.root_device.type != "cuda":
+            raise UserError("speed.cuda_graphs=true needs an NVIDIA GPU: leave it out")
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if trainer.world_size > 1 or scaler is not None or trainer._detect_anomaly:
+            raise UserError(
+                "speed.cuda_graphs=true is for one device, and neither for "
+                "trainer.precision=16-mixed nor for trainer.detect_anomaly=true"
+            )
+
+    def on_train_end(self) -> None:
+        """Give back the memory of the graph."""
+        self._forget_graph()
+
+    def _forget_graph(self) -> None:
+        if self.cuda_graph is not None:
+            self.cuda_graph.forget()
+
     def on_train_start(self) -> None:
         """Check that a schedule of steps, which a resumed run takes from its checkpoint, fits.
 
         Raises:
-            UserError: the schedule ends before the run does, or CUDA graphs cannot be used.
+            UserError: the schedule ends before the run does.
         """
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if self.cuda_graph is not None and (self.trainer.world_size > 1 or scaler is not None):
-            raise UserError(
-                "speed.cuda_graphs=true is for one device, and not for trainer.precision=16-mixed"
-            )
+        self._forget_graph()  # of a run before, whose weights lay elsewhere
         schedules.require_long_enough(self.lr_schedulers(), self.total_steps)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -180,7 +202,7 @@ class QCSModule(LightningModule):
         if self.cuda_graph is not None:
             inputs = {name: value for name, value in batch.items() if name != "rows"}
             out, losses, loss, gradients = self.cuda_graph(inputs)
-            for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):
+            for parameter, gradient in zip(self.trained(), gradients, strict=True):
                 parameter.grad = gradient
             self.flags.reduce(loss, batch, self.trainer.world_size)
             return out, {name: value.clone() for name, value in losses.items()}
@@ -201,16 +223,24 @@ class QCSModule(LightningModule):
         return out, losses, loss
 
     def gradients(self, batch: Batch) -> tuple[Any, dict[str, Tensor], Tensor, list[Tensor | None]]:
-        """What `_losses` returns, without its graph, and the gradient of each parameter."""
+        """What `_losses` returns, for good, and the gradient of each of `trained`."""
         out, losses, loss = self._losses(batch)
-        found = torch.autograd.grad(loss, list(self.network.parameters()), allow_unused=True)
-        values: Any = (None if x is None else x.detach() for x in out)
-        return (
-            Comparison(*values),
-            {k: v.detach() for k, v in losses.items()},
-            loss.detach(),
-            list(found),
-        )
+        parameters = self.trained()
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        # Each in memory of its own, and in the layout of its parameter, as optimisers may want it.
+        gradients: list[Tensor | None] = [
+            None if gradient is None else torch.empty_like(parameter).copy_(gradient)
+            for parameter, gradient in zip(parameters, found, strict=True)
+        ]
+        outputs: dict[str, Any] = {
+            k: None if x is None else x.detach() for k, x in out._asdict().items()
+        }
+        values = {k: x.detach() for k, x in losses.items()}
+        return out._replace(**outputs), values, loss.detach(), gradients
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that are not frozen."""
+        return [p for p in self.network.parameters() if p.requires_grad]
 
     def _overflow(self) -> bool:
         """Return whether 16-mixed overflowed in the first pass; the scaler then skips the step."""

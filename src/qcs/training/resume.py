@@ -60,7 +60,10 @@ def identity(config: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide a run's weights, by their keys on the command line."""
     kept = {k: v or {} for k, v in (config["callbacks"] or {}).items() if k not in OBSERVERS}
-    found = flat(config | {"callbacks": {k: {**v, "dirpath": None} for k, v in kept.items()}})
+    # Where files lie may change; of the teachers' answers it counts whether there are any.
+    kept = {k: {**v, "dirpath": None} for k, v in kept.items()}
+    kept = {k: {**v, "answers": True} if v.get("answers") else v for k, v in kept.items()}
+    found = flat(config | {"callbacks": kept})
     found = {key: value for key, value in found.items() if value not in (None, {})}
     keys: tuple[str, ...] = DECISIVE
     if (config["scheduler"] or {}).get("interval") == "step" or kept.get("drop_cross"):

@@ -9,6 +9,8 @@ B batch, R roles, N images, K classes, H and W pixels.
 """
 
 import logging
+import os
+import tempfile
 import time
 import zipfile
 from collections.abc import Sequence
@@ -28,16 +30,20 @@ from qcs.checkpoints.load import load_checkpoint
 from qcs.checkpoints.registry import Trust
 from qcs.config.bounds import Positive, Probability
 from qcs.config.errors import UserError
+from qcs.data import prepared
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.transforms import unnormalised
 from qcs.training import distributed
 from qcs.training.cuda_graphs import CudaGraph
 from qcs.training.mixup import Mixup, soft_targets
 from qcs.training.module import Batch, QCSModule
-from qcs.training.trainer_attributes import data_module
+from qcs.training.trainer_attributes import data_module, is_dry_run
 
 log = logging.getLogger(__name__)
 
+_DAMAGED = (
+    OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile,
+)  # fmt: skip
 TELL = 30  # seconds between two lines on how many images the teachers were asked about
 
 
@@ -110,46 +116,67 @@ class Teachers(Callback):
     def on_train_start(  # type: ignore[override] # it is our module
         self, trainer: Trainer, pl_module: QCSModule
     ) -> None:
-        """Move the teachers to the device of the student, and ask them where they are asked once.
+        """Move the teachers to the device of the student, or ask them if they are asked once.
 
         Raises:
             UserError: the file of the answers cannot be used.
         """
-        for number, teacher in enumerate(self.teachers):
-            teacher.network.to(memory_format=torch.channels_last).to(pl_module.device)
-            columns = teacher.columns.to(pl_module.device)
-            self.teachers[number] = teacher._replace(columns=columns)
+        if self.answers is not None and not is_dry_run(trainer):
+            self._require_whole_images(trainer, pl_module)
+            path = Path(self.answers).expanduser()
+            self.table = self._table(path, trainer, pl_module).to(pl_module.device)
+            return
+        self._move(pl_module.device)
         self.cuda_graph = CudaGraph(self._mean) if pl_module.cuda_graph else None
-        if self.answers is not None:
-            self.table = self._table(Path(self.answers).expanduser(), trainer, pl_module)
+
+    def _move(self, device: torch.device) -> None:
+        for number, teacher in enumerate(self.teachers):
+            teacher.network.to(memory_format=torch.channels_last).to(device)
+            columns = teacher.columns.to(device)
+            self.teachers[number] = teacher._replace(columns=columns)
+
+    def _require_whole_images(self, trainer: Trainer, module: QCSModule) -> None:
+        """Check that the answers are of what is trained on.
+
+        Raises:
+            UserError: another callback mixes the images before, or the student's transform is code
+                of its own, of which it could not be told whether it has changed.
+        """
+        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, Mixup) for callback in callbacks[: callbacks.index(self)]):
+            raise UserError(
+                "callbacks.teachers.answers are of whole images: name teachers before mixup or "
+                "cutmix, as in callbacks=[default,teachers,mixup]"
+            )
+        if module.recipe and module.recipe["transform"]["name"] != "evaluation":
+            raise UserError(
+                "callbacks.teachers.answers needs this package's augment.eval, not code of your own"
+            )
 
     def _table(self, path: Path, trainer: Trainer, module: QCSModule) -> Tensor:
         """The answers (N, K) for the training images: those of the file, which is made if need be.
 
         Raises:
-            UserError: the file is of other teachers or images, or is no such file; or another
-                callback mixes the images before.
+            UserError: the file is of other teachers or images, is no such file, or cannot be
+                written.
         """
-        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-        before = callbacks[: callbacks.index(self)]
-        if any(isinstance(callback, Mixup) for callback in before):
-            raise UserError(
-                "callbacks.teachers.answers are of whole images: name teachers before mixup or "
-                "cutmix, as in callbacks=[default,teachers,mixup]"
-            )
         data = _data(trainer)
-        key = self._key(data, module.class_names)
-        if not path.exists():
-            table = self._asked(trainer, data, module)
+        key = self._key(data, module)
+        shape = len(data.train), len(module.class_names)
+        # All processes do what the first one finds, which may be alone in seeing the file.
+        if not trainer.strategy.broadcast(trainer.is_global_zero and _exists(path)):
             if trainer.is_global_zero:
+                _make_folder(path)
+            table = self._asked(trainer, data, module)
+            if trainer.is_global_zero and not _exists(path):  # another run may have been faster
                 _write(path, key, table.numpy())
-        else:
-            table = torch.from_numpy(_read(path, key, (len(data.train), len(module.class_names))))
-        return table.to(module.device)
+        found = _read(path, key, shape) if trainer.is_global_zero else None
+        return torch.from_numpy(trainer.strategy.broadcast(found))
 
     def _asked(self, trainer: Trainer, data: FaceDataModule, module: QCSModule) -> Tensor:
         """The mean answer (N, K) for each training image and its mirror image."""
         log.info("asking the teachers once about %d images", len(data.train))
+        self._move(module.device)
         found: list[tuple[Tensor, ...]] = []
         transform, told = data.eval_transform, time.monotonic()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
@@ -160,15 +187,24 @@ class Teachers(Callback):
                 images = batch["images"].to(module.device)
                 both = [self.answer(x, transform).float() for x in (images, images.flip(-1))]
                 found.append((batch["rows"], torch.stack(both).mean(0).cpu()))
+        self._move(torch.device("cpu"))
         return distributed.gather_in_order(found, trainer.world_size)[1]
 
-    def _key(self, data: FaceDataModule, names: Sequence[str]) -> str:
-        """What the answers depend on: teachers, temperature, classes, images and their size."""
+    def _key(self, data: FaceDataModule, module: QCSModule) -> str:
+        """What the answers depend on: teachers, temperature, classes, images and their transform.
+
+        Of an image they are its path, its box, and the size of its file in bytes.
+        """
         key = blake2b(digest_size=16)
-        for path in self.loaded:
-            key.update(path.read_bytes())
-        told = (self.temperature, data.eval_transform, data.input_size, *names, *data.train.paths)
-        key.update("\n".join(map(str, told)).encode("utf-8", "surrogatepass"))
+        for digest in sorted(blake2b(path.read_bytes()).digest() for path in self.loaded):
+            key.update(digest)
+        train = data.train
+        transform = (module.recipe or {}).get("transform")
+        told = [float(self.temperature), transform, data.input_size, *module.class_names]
+        key.update("\n".join(map(str, [*told, *train.paths])).encode("utf-8", "surrogatepass"))
+        for numbers in (train.boxes, prepared.signatures(train)[:, :1]):
+            if numbers is not None:
+                key.update(np.ascontiguousarray(numbers, dtype=np.int64).tobytes())
         return key.hexdigest()
 
     def on_train_batch_start(  # type: ignore[override] # it is our module
@@ -176,14 +212,14 @@ class Teachers(Callback):
     ) -> None:
         """Ask the teachers, and change the targets of the batch."""
         if self.table is not None:
-            answer = self.table[batch["rows"]]
+            answer = self.table[batch["rows"]]  # of the groups, where images are in several
         else:
             transform = _data(trainer).eval_transform
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 answer = self.answer(batch["images"].flatten(0, 1), transform)
             answer = answer.view(*batch["images"].shape[:2], -1)
-        if "groups" in batch:
-            answer = answer.flatten(0, 1)[batch["groups"]]
+            if "groups" in batch:
+                answer = answer.flatten(0, 1)[batch["groups"]]
         targets = soft_targets(batch, len(pl_module.class_names))
         batch["targets"] = targets.lerp(answer.to(targets.dtype), self.weight)
 
@@ -226,13 +262,49 @@ def _data(trainer: Trainer) -> FaceDataModule:
     return data
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _make_folder(path: Path) -> None:
+    """Make the folder of a file, and see that it can be written to before there is work to lose.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"callbacks.teachers.answers={path} cannot be used ({error.strerror or error}): name a "
+        "file in a folder that can be written to"
+    )
+
+
 def _write(path: Path, key: str, table: np.ndarray) -> None:
-    """Write the answers, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        np.savez(file, key=np.array(key), answers=table)
-    part.replace(path)
+    """Write the answers, whole or not at all.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            np.savez(file, key=np.array(key), answers=table)
+        part.replace(path)
+    except OSError as error:
+        raise _unusable(path, error) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _read(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray:
@@ -244,13 +316,13 @@ def _read(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as content:
             found, table = str(content["key"]), content["answers"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise UserError(
             f"callbacks.teachers.answers={path} cannot be read ({error}): name a new file"
         ) from error
     if found != key or table.shape != shape:
         raise UserError(
             f"callbacks.teachers.answers={path} holds answers of other teachers, or for other "
-            "images: name a new file"
+            "images, as those that another seed leaves to train on: name a new file"
         )
     return table.astype(np.float32)
