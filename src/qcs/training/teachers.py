@@ -9,10 +9,7 @@ B batch, R roles, N images, K classes, H and W pixels.
 """
 
 import logging
-import os
-import tempfile
 import time
-import zipfile
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -33,7 +30,7 @@ from qcs.config.errors import UserError
 from qcs.data import prepared
 from qcs.data.datamodule import FaceDataModule
 from qcs.data.transforms import unnormalised
-from qcs.training import distributed
+from qcs.training import distributed, teacher_answers
 from qcs.training.cuda_graphs import CudaGraph
 from qcs.training.mixup import Mixup, soft_targets
 from qcs.training.module import Batch, QCSModule
@@ -41,9 +38,6 @@ from qcs.training.trainer_attributes import data_module, is_dry_run
 
 log = logging.getLogger(__name__)
 
-_DAMAGED = (
-    OSError, ValueError, KeyError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile,
-)  # fmt: skip
 TELL = 30  # seconds between two lines on how many images the teachers were asked about
 
 
@@ -164,13 +158,15 @@ class Teachers(Callback):
         key = self._key(data, module)
         shape = len(data.train), len(module.class_names)
         # All processes do what the first one finds, which may be alone in seeing the file.
-        if not trainer.strategy.broadcast(trainer.is_global_zero and _exists(path)):
+        if not trainer.strategy.broadcast(trainer.is_global_zero and teacher_answers.exists(path)):
             if trainer.is_global_zero:
-                _make_folder(path)
+                teacher_answers.make_folder(path)
             table = self._asked(trainer, data, module)
-            if trainer.is_global_zero and not _exists(path):  # another run may have been faster
-                _write(path, key, table.numpy())
-        found = _read(path, key, shape) if trainer.is_global_zero else None
+            if trainer.is_global_zero and not teacher_answers.exists(
+                path
+            ):  # another run may have been faster
+                teacher_answers.write(path, key, table.numpy())
+        found = teacher_answers.read(path, key, shape) if trainer.is_global_zero else None
         return torch.from_numpy(trainer.strategy.broadcast(found))
 
     def _asked(self, trainer: Trainer, data: FaceDataModule, module: QCSModule) -> Tensor:
@@ -260,69 +256,3 @@ def _data(trainer: Trainer) -> FaceDataModule:
     data = data_module(trainer)
     assert data is not None
     return data
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:
-        raise _unusable(path, error) from error
-
-
-def _make_folder(path: Path) -> None:
-    """Make the folder of a file, and see that it can be written to before there is work to lose.
-
-    Raises:
-        UserError: it cannot.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise _unusable(path, error) from error
-
-
-def _unusable(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"callbacks.teachers.answers={path} cannot be used ({error.strerror or error}): name a "
-        "file in a folder that can be written to"
-    )
-
-
-def _write(path: Path, key: str, table: np.ndarray) -> None:
-    """Write the answers, whole or not at all.
-
-    Raises:
-        UserError: they cannot be written.
-    """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            np.savez(file, key=np.array(key), answers=table)
-        part.replace(path)
-    except OSError as error:
-        raise _unusable(path, error) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _read(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray:
-    """Read the answers (N, K) of a file of `_write`.
-
-    Raises:
-        UserError: it cannot be read, or was written for other teachers or images.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            found, table = str(content["key"]), content["answers"]
-    except _DAMAGED as error:
-        raise UserError(
-            f"callbacks.teachers.answers={path} cannot be read ({error}): name a new file"
-        ) from error
-    if found != key or table.shape != shape:
-        raise UserError(
-            f"callbacks.teachers.answers={path} holds answers of other teachers, or for other "
-            "images, as those that another seed leaves to train on: name a new file"
-        )
-    return table.astype(np.float32)
