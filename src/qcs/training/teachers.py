@@ -162,9 +162,8 @@ class Teachers(Callback):
             if trainer.is_global_zero:
                 teacher_answers.make_folder(path)
             table = self._asked(trainer, data, module)
-            if trainer.is_global_zero and not teacher_answers.exists(
-                path
-            ):  # another run may have been faster
+            # Another run may have been faster meanwhile.
+            if trainer.is_global_zero and not teacher_answers.exists(path):
                 teacher_answers.write(path, key, table.numpy())
         found = teacher_answers.read(path, key, shape) if trainer.is_global_zero else None
         return torch.from_numpy(trainer.strategy.broadcast(found))
