@@ -101,6 +101,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         module = build.module(config, data, resumes=ckpt is not None)
         module.run = run
         trainer = _trainer(config, folder, state)
+        module.require_graphs_fit(trainer)
         schedules.require_makeable(module.scheduler, module.make_optimizer, trainer)
         if ckpt and state:
             resume.require_fitting(state.content, trainer, module, ckpt)

@@ -123,15 +123,14 @@ class QCSModule(LightningModule):
             return optimizer
         return [optimizer], [schedules.make_schedule(schedule, optimizer, self.total_steps)]
 
-    def setup(self, stage: str) -> None:
-        """Check that CUDA graphs can be used with this trainer.
+    def require_graphs_fit(self, trainer: Any) -> None:
+        """Check that CUDA graphs, if wanted, can be used with this trainer.
 
         Raises:
             UserError: there is no GPU or more than one, or an option that a graph cannot follow.
         """
-        if self.cuda_graph is None or stage != "fit":
+        if self.cuda_graph is None:
             return
-        trainer: Any = self.trainer
         if trainer.strategy.root_device.type != "cuda":
             raise UserError("speed.cuda_graphs=true needs an NVIDIA GPU: leave it out")
         scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -140,6 +139,11 @@ class QCSModule(LightningModule):
                 "speed.cuda_graphs=true is for one device, and neither for "
                 "trainer.precision=16-mixed nor for trainer.detect_anomaly=true"
             )
+
+    def setup(self, stage: str) -> None:
+        """Check the trainer once more, for those who use this class without `qcs.train`."""
+        if stage == "fit":
+            self.require_graphs_fit(self.trainer)
 
     def on_train_end(self) -> None:
         """Give back the memory of the graph."""
