@@ -49,7 +49,7 @@ def expected(plain: QCSModule, batch: dict[str, Tensor]) -> tuple[Tensor, dict[s
 
 
 def test_the_gradients_are_those_of_the_backward_pass():
-    plain, other = module(), module(cuda_graphs=True)
+    plain, other = module(), module(with_cuda_graphs=True)
     (batch,) = batches([3])
     loss, gradients = expected(plain, batch)
     out, losses, found, got = other.gradients(batch)
@@ -63,7 +63,7 @@ def test_the_gradients_are_those_of_the_backward_pass():
 
 
 def test_frozen_parameters_have_no_gradient():
-    other = module(cuda_graphs=True)
+    other = module(with_cuda_graphs=True)
     other.network.base.backbone.requires_grad_(False)
     got = other.gradients(batches([3])[0])[-1]
     names = [n for n, p in other.network.named_parameters() if p.requires_grad]
@@ -74,7 +74,7 @@ def test_frozen_parameters_have_no_gradient():
 @no_gpu
 def test_steps_on_a_gpu_are_the_same_with_and_without():
     """Weights and BatchNorm's statistics after several steps, one of them of a smaller batch."""
-    plain, other = module().double().cuda(), module(cuda_graphs=True).double().cuda()
+    plain, other = module().double().cuda(), module(with_cuda_graphs=True).double().cuda()
     optimizers = [m.make_optimizer(m.network.parameters()) for m in (plain, other)]
     for batch in batches([2, 4, 4, 3, 4], "cuda"):  # recorded for 2, and anew for 4
         batch["images"] = batch["images"].double()
@@ -95,7 +95,7 @@ def test_steps_on_a_gpu_are_the_same_with_and_without():
 @gpu
 @no_gpu
 def test_a_gpu_in_mixed_precision():
-    plain, other = module().cuda(), module(cuda_graphs=True).cuda()
+    plain, other = module().cuda(), module(with_cuda_graphs=True).cuda()
     first, second = batches([4, 4], "cuda")
     assert other.cuda_graph is not None
     with torch.autocast("cuda", torch.bfloat16):
@@ -110,7 +110,7 @@ def test_a_gpu_in_mixed_precision():
 
 
 def test_without_a_gpu_it_says_so():
-    other = module(cuda_graphs=True)
+    other = module(with_cuda_graphs=True)
     assert other.cuda_graph is not None
     with pytest.raises(UserError, match="speed.cuda_graphs=true needs an NVIDIA GPU: leave it out"):
         other.cuda_graph(batches([2])[0])
@@ -128,7 +128,7 @@ def test_what_a_graph_could_not_follow_is_refused(options, named):
     sgd = partial(torch.optim.SGD, lr=0.1)
     options = {"sam": {"rho": 0.0}} | options
     with pytest.raises(UserError, match=f"speed.cuda_graphs=true cannot be used with {named}"):
-        QCSModule(tiny_network(), QCSLoss(), sgd, NAMES, cuda_graphs=True, **options)
+        QCSModule(tiny_network(), QCSLoss(), sgd, NAMES, with_cuda_graphs=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -145,13 +145,16 @@ def test_it_is_refused_before_anything_is_done(trainer, named, tmp_path):
     options = {"logger": False, "enable_checkpointing": False, "default_root_dir": tmp_path}
     fit = Trainer(max_steps=1, callbacks=[watch], **options, **trainer).fit
     with pytest.raises(UserError, match=f"speed.cuda_graphs=true {named}"):
-        fit(module(cuda_graphs=True), torch.utils.data.DataLoader(batches([2]), batch_size=None))
+        fit(
+            module(with_cuda_graphs=True),
+            torch.utils.data.DataLoader(batches([2]), batch_size=None),
+        )
     assert not began
 
 
 @pytest.mark.parametrize("option", ["world_size", "scaler", "_detect_anomaly"])
 def test_a_trainer_that_a_graph_cannot_follow_is_refused(option):
-    other = module(cuda_graphs=True)
+    other = module(with_cuda_graphs=True)
     trainer = SimpleNamespace(
         strategy=SimpleNamespace(root_device=torch.device("cuda")),
         world_size=2 if option == "world_size" else 1,
@@ -167,7 +170,7 @@ def test_a_trainer_that_a_graph_cannot_follow_is_refused(option):
 
 def test_it_is_recorded_anew_when_the_loss_changes(monkeypatch):
     """Or the cross half would keep its part of the loss."""
-    other, forgotten = module(cuda_graphs=True), []
+    other, forgotten = module(with_cuda_graphs=True), []
     monkeypatch.setattr(CudaGraph, "forget", lambda self: forgotten.append(self))
     for epoch in range(4):
         trainer = SimpleNamespace(max_epochs=4, current_epoch=epoch)
@@ -177,7 +180,7 @@ def test_it_is_recorded_anew_when_the_loss_changes(monkeypatch):
 
 def test_a_copy_has_a_graph_of_its_own():
     """An average of the weights copies the module."""
-    other = module(cuda_graphs=True)
+    other = module(with_cuda_graphs=True)
     copied = copy.deepcopy(other)
     assert copied.cuda_graph is not other.cuda_graph
     assert copied.cuda_graph.function.__self__ is copied

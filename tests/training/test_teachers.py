@@ -175,7 +175,7 @@ def test_answers_are_not_asked_through_a_graph(run, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(CudaGraph, "__init__", lambda self, *a: made.append(vars(self).update(
         function=a[0], graph=None, inputs={}, outputs=None)))  # fmt: skip
-    run(Teachers([file], answers=str(answers[1])), cuda_graphs=True)
+    run(Teachers([file], answers=str(answers[1])), with_cuda_graphs=True)
     first, second = (np.load(path)["answers"] for path in answers)
     assert len(made) == 1 and np.array_equal(first, second)  # that of the module
 

@@ -137,7 +137,7 @@ def module(config: dict[str, Any], data: FaceDataModule, resumes: bool = False) 
         seed=config["seed"],
         grad_checkpointing=options.get("grad_checkpointing", False),
         recipe=parts,
-        cuda_graphs=cuda_graphs,
+        with_cuda_graphs=cuda_graphs,
     )
 
 

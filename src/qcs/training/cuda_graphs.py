@@ -110,3 +110,35 @@ def _elements(tensors: Mapping[str, Tensor]) -> int:
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (value.shape, value.dtype) for name, value in tensors.items()}
+
+
+def require_options(rho: float, accumulate: int, grad_checkpointing: bool) -> None:
+    """Check the options that a recorded graph could not follow.
+
+    Raises:
+        UserError: one of them is set.
+    """
+    unfit = {
+        "sam.rho above 0": rho > 0,  # which puts other tensors in the place of the weights
+        "accumulate_grad_batches above 1": accumulate > 1,  # a gradient is overwritten by the next
+        "backbone.grad_checkpointing=true": grad_checkpointing,
+    }
+    for option, is_set in unfit.items():
+        if is_set:
+            raise UserError(f"speed.cuda_graphs=true cannot be used with {option}")
+
+
+def require_trainer(trainer: Any) -> None:
+    """Check that a graph can follow what a trainer does.
+
+    Raises:
+        UserError: it has no GPU or more than one, or an option that a graph cannot follow.
+    """
+    if trainer.strategy.root_device.type != "cuda":
+        raise UserError("speed.cuda_graphs=true needs an NVIDIA GPU: leave it out")
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if trainer.world_size > 1 or scaler is not None or trainer._detect_anomaly:
+        raise UserError(
+            "speed.cuda_graphs=true is for one device, and neither for "
+            "trainer.precision=16-mixed nor for trainer.detect_anomaly=true"
+        )

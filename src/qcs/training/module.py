@@ -23,7 +23,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from qcs.config.errors import UserError
 from qcs.evaluation.metrics import scores
 from qcs.models import Comparison, QCSNetwork
-from qcs.training import distributed, schedules
+from qcs.training import cuda_graphs, distributed, schedules
 from qcs.training.cuda_graphs import CudaGraph
 from qcs.training.sam import SAMOptions, frozen_statistics, gradient_norm, perturbed
 from qcs.training.schedules import Schedule
@@ -54,7 +54,7 @@ class QCSModule(LightningModule):
         grad_checkpointing: whether the backbone runs again in the backward pass. BatchNorm's
             running statistics are then kept from being updated a second time.
         recipe: plain data from which the network can be rebuilt, see `qcs.checkpoints.recipe`.
-        cuda_graphs: whether the losses and gradients of a batch are computed by a CUDA graph.
+        with_cuda_graphs: whether the losses and gradients of a batch are computed by a CUDA graph.
 
     Raises:
         UserError: a number is out of range, or an option cannot be used with CUDA graphs.
@@ -73,7 +73,7 @@ class QCSModule(LightningModule):
         seed: int = 0,
         grad_checkpointing: bool = False,
         recipe: dict[str, Any] | None = None,
-        cuda_graphs: bool = False,
+        with_cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -97,8 +97,8 @@ class QCSModule(LightningModule):
                 f"got {self.rho}, {self.sam_every}, {self.accumulate}, {self.clip_norm}"
             )
         self.cuda_graph: CudaGraph | None = None
-        if cuda_graphs:
-            _require_graphs_fit(self.rho, self.accumulate, grad_checkpointing)
+        if with_cuda_graphs:
+            cuda_graphs.require_options(self.rho, self.accumulate, grad_checkpointing)
             self.cuda_graph = CudaGraph(self.gradients, self.buffers)
         self.window: list[Batch] = []  # the batches of the current optimiser step, for SAM
         self.flags = distributed.StepFlags()
@@ -129,16 +129,8 @@ class QCSModule(LightningModule):
         Raises:
             UserError: there is no GPU or more than one, or an option that a graph cannot follow.
         """
-        if self.cuda_graph is None:
-            return
-        if trainer.strategy.root_device.type != "cuda":
-            raise UserError("speed.cuda_graphs=true needs an NVIDIA GPU: leave it out")
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if trainer.world_size > 1 or scaler is not None or trainer._detect_anomaly:
-            raise UserError(
-                "speed.cuda_graphs=true is for one device, and neither for "
-                "trainer.precision=16-mixed nor for trainer.detect_anomaly=true"
-            )
+        if self.cuda_graph is not None:
+            cuda_graphs.require_trainer(trainer)
 
     def setup(self, stage: str) -> None:
         """Check the trainer once more, for those who use this class without `qcs.train`."""
@@ -319,19 +311,3 @@ class QCSModule(LightningModule):
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):  # a resumed run logs to the same W&B run
                 checkpoint["wandb_id"] = logger.version
-
-
-def _require_graphs_fit(rho: float, accumulate: int, grad_checkpointing: bool) -> None:
-    """Check the options that a recorded graph could not follow.
-
-    Raises:
-        UserError: one of them is set.
-    """
-    unfit = {
-        "sam.rho above 0": rho > 0,  # which puts other tensors in the place of the weights
-        "accumulate_grad_batches above 1": accumulate > 1,  # a gradient is overwritten by the next
-        "backbone.grad_checkpointing=true": grad_checkpointing,
-    }
-    for option, is_set in unfit.items():
-        if is_set:
-            raise UserError(f"speed.cuda_graphs=true cannot be used with {option}")
