@@ -1,12 +1,13 @@
 # make demo: install, train on drawn faces, evaluate, label a photo.  make test: install, run the tests.
 # make lint: ruff and mypy.  make docs: build the site.  make browser: the tests of the demo page.
+# make slow: the tests that take minutes each.
 # make test-lowest, test-newest: the tests with the oldest and the newest versions that are allowed.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 TESTS := -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow and not browser'
 
-.PHONY: demo test test-lowest test-newest browser lint docs clean
+.PHONY: demo test test-lowest test-newest slow browser lint docs clean
 
 # Brought up to date when the packaging changes; left alone otherwise.
 .venv/.installed: INSTALL := -c constraints.txt
@@ -32,6 +33,9 @@ test: .venv/.installed
 
 test-lowest test-newest: test-%: .venv-%/.installed
 	.venv-$*/bin/python $(TESTS)
+
+slow: .venv/.installed
+	$(BIN)/python -m pytest -q -m 'slow and not gpu'
 
 browser: .venv/.installed
 	$(BIN)/python -m pytest -q -m browser

@@ -1,5 +1,6 @@
 """Runs that are killed, stopped or broken, and what becomes of them."""
 
+import contextlib
 import csv
 import errno
 import json
@@ -55,15 +56,15 @@ RUN = [
 def interrupted(folder: Path, saves: int, how: signal.Signals, *overrides: str) -> int:
     """Start a run, send it a signal once last.ckpt was written so often, return its exit status."""
     file, seen = folder / "run/checkpoints/last.ckpt", set()
-    before = file.stat().st_mtime_ns if file.exists() else None
+    before = {file.stat().st_mtime_ns} if file.exists() else set()
     (folder / "out.txt").touch()
     given = ("qcs.train", (*RUN, "hydra.run.dir=run", *overrides), folder)
     process = FORKS.Process(target=main, args=(*given, *[str(folder / "out.txt")] * 2))
     process.start()
     deadline = time.monotonic() + 120
-    while len(seen) < saves and process.is_alive() and time.monotonic() < deadline:
-        if file.exists() and (stamp := file.stat().st_mtime_ns) != before:
-            seen.add(stamp)
+    while len(seen - before) < saves and process.is_alive() and time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):  # between the two renames of a save
+            seen.add(file.stat().st_mtime_ns)
         time.sleep(0.005)
     os.kill(process.pid, how)
     process.join(60)
