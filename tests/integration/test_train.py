@@ -271,6 +271,15 @@ def test_check_writes_a_report_a_sheet_and_a_clean_manifest(run, tmp_path):
     assert "33 images" in again.stdout and "no faults found" in again.stdout
 
 
+def test_a_run_whose_graphs_are_refused_leaves_no_folder(run):
+    options = ["speed.cuda_graphs=true", "trainer.accelerator=cpu", "loader.num_workers=0"]
+    where = [f"dataset.path={run / 'faces'}", "hydra.run.dir=graphs"]
+    done = qcs("train", *options, *where, cwd=run, ok=False)
+    assert done.returncode == 2
+    assert "error: speed.cuda_graphs=true needs an NVIDIA GPU: leave it out" in done.stderr
+    assert not (run / "graphs").exists()
+
+
 def test_soft_labels_train(tmp_path):
     from test_sources import kaggle_ferplus
 

@@ -1,8 +1,6 @@
 """A step that is recorded as a CUDA graph gives what the step itself gives, or is refused."""
 
 import copy
-import subprocess
-import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,7 +11,6 @@ from torch import Tensor
 
 from conftest import tiny_network
 from qcs.config.errors import UserError
-from qcs.data.sources import synthetic
 from qcs.training.callbacks import DropCross
 from qcs.training.cuda_graphs import CudaGraph
 from qcs.training.losses import QCSLoss
@@ -185,20 +182,3 @@ def test_a_copy_has_a_graph_of_its_own():
     assert copied.cuda_graph is not other.cuda_graph
     assert copied.cuda_graph.function.__self__ is copied
     assert next(iter(copied.cuda_graph.buffers())) is next(iter(copied.network.buffers()))
-
-
-def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
-    synthetic.make(tmp_path / "faces", size=32, train=4, val=2, test=2, workers=1)
-    folder = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "qcs.train",
-        "speed.cuda_graphs=true",
-        f"hydra.run.dir={folder}",
-    ]
-    command += ["trainer.accelerator=cpu", "loader.num_workers=0", f"dataset.path={tmp_path}/faces"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "error: speed.cuda_graphs=true needs an NVIDIA GPU: leave it out" in done.stderr
-    assert not folder.exists()
