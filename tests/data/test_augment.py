@@ -9,6 +9,8 @@ from qcs.config.errors import UserError
 from qcs.data import augment, colours, transforms
 from qcs.data.datamodule import FaceDataModule
 
+BLUR = {"blur": 0.5, "blur_sigma": (0.3, 2.0)}
+KERNEL = 13  # pixels of a side, three of the largest deviation to each side
 STILL = {"flip": 0.0, "jitter": (0, 0, 0, 0), "erase": 0.0, "by": "batch"}
 
 
@@ -52,11 +54,12 @@ def _reference(x: torch.Tensor, p: augment.Parameters, i: int, size: int) -> tor
     names = ("brightness", "contrast", "saturation", "hue")
     for kind in p.order[i].tolist():
         x = getattr(F, f"adjust_{names[kind]}")(x, float(p.factors[i, kind]))
-    return x
+    return F.gaussian_blur(x, KERNEL, float(p.sigma[i])) if p.sigma[i] else x
 
 
 def test_a_whole_pipeline_is_torchvisions_but_for_rounding():
-    change = transforms.training(16, 24, rotation=25, jitter=(0.4, 0.4, 0.4, 0.2), by="batch")
+    jitter = (0.4, 0.4, 0.4, 0.2)
+    change = transforms.training(16, 24, rotation=25, jitter=jitter, by="batch", **BLUR)
     x = images(40)
     got, rectangle = change(x, 3)
     p = change.parameters(40, torch.Generator().manual_seed(3))
@@ -76,7 +79,7 @@ def test_a_whole_pipeline_is_torchvisions_but_for_rounding():
 
 def test_one_image_or_many_at_once_is_the_same():
     """A device takes the batch as one; the CPU image by image."""
-    change = transforms.training(16, 24, rotation=25, by="batch")
+    change = transforms.training(16, 24, rotation=25, by="batch", **BLUR)
     x = images(12)
     p = change.parameters(12, torch.Generator().manual_seed(5))
     whole = x.new_empty(12, 3, 16, 16)
@@ -99,7 +102,8 @@ def test_the_mask_of_a_device_is_what_the_cpu_erases():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: pytest -m gpu")
 def test_a_gpu_augments_as_the_cpu():
-    change = transforms.training(16, 24, rotation=25, jitter=(0.4, 0.4, 0.4, 0.2), by="device")
+    jitter = (0.4, 0.4, 0.4, 0.2)
+    change = transforms.training(16, 24, rotation=25, jitter=jitter, by="device", **BLUR)
     x = images(40)
     (one, corners), (other, same) = change(x, 3), change(x.cuda(), 3)
     assert (one.int() - other.cpu().int()).abs().max() <= 3  # rounding
@@ -116,7 +120,7 @@ def test_without_options_it_is_the_evaluation_transform():
 
 def test_random_numbers_have_the_ranges_of_torchvision():
     change = transforms.training(
-        20, 24, flip=0.3, rotation=12, jitter=(0.2, 0.3, 1.5, 0.1), erase=0.4, by="batch"
+        20, 24, flip=0.3, rotation=12, jitter=(0.2, 0.3, 1.5, 0.1), erase=0.4, by="batch", **BLUR
     )
     p = change.parameters(20_000, torch.Generator().manual_seed(0))
     assert p.flip.float().mean().item() == pytest.approx(0.3, abs=0.015)
@@ -126,6 +130,11 @@ def test_random_numbers_have_the_ranges_of_torchvision():
     assert p.factors.mean(0).tolist() == pytest.approx([1, 1, 1.25, 0], abs=0.02)
     assert p.angle.amin() < -11.9 and p.angle.amax() > 11.9
     assert p.corner.unique().tolist() == [0, 1, 2, 3, 4]
+    blurred = p.sigma[p.sigma > 0]
+    assert len(blurred) / 20_000 == pytest.approx(0.5, abs=0.015)
+    assert [blurred.amin(), blurred.mean(), blurred.amax()] == pytest.approx(
+        [0.3, 1.15, 2], abs=0.02
+    )
     orders = p.order @ torch.tensor([64, 16, 4, 1])
     assert len(orders.unique()) == 24
     assert orders.unique(return_counts=True)[1].amin() > 700  # 833 each
@@ -183,6 +192,31 @@ def test_on_the_device_or_in_the_workers_is_the_same(faces):
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("by", ["image", "batch"])
+def test_blur(by):
+    """By image it is torchvision's own, and by batch the same function for a fixed deviation."""
+    x = images(4, 16)
+    change = transforms.training(16, **STILL | {"by": by}, blur=1.0, blur_sigma=(1.5, 1.5))
+    if by == "batch":
+        got = change.finish(*change(x, 0))
+    else:
+        got = torch.stack([change(F.to_pil_image(face)) for face in x])
+    expected = transforms.evaluation(16)(F.gaussian_blur(x, 11, 1.5))
+    torch.testing.assert_close(got, expected, atol=0.02, rtol=0)  # a level, 0.017: rounded once
+
+
+def test_a_blur_wider_than_the_image_ends_at_its_edge():
+    still = STILL | {"blur": 1.0, "blur_sigma": (50.0, 50.0)}
+    got, _ = transforms.training(8, **still)(images(4, 8), 0)
+    assert got.float().std((-1, -2)).amax() < 20 < images(4, 8).float().std((-1, -2)).amin()
+
+
+@pytest.mark.parametrize("name", ["erase_area", "blur_sigma"])
+def test_a_range_the_wrong_way_round_is_refused(name):
+    with pytest.raises(UserError, match=rf"augment\.train\.{name} is from 0\.4 to 0\.1"):
+        transforms.training(16, **{name: (0.4, 0.1)})
+
+
 def test_images_of_another_size_are_refused():
     with pytest.raises(UserError, match="expected images of 24 pixels"):
         transforms.training(16, 24, by="batch")(images(size=20), 0)
@@ -191,7 +225,8 @@ def test_images_of_another_size_are_refused():
 @pytest.mark.parametrize("size", [16, 24, 31])  # every second pixel, and uneven steps
 def test_sub_sampling_in_the_workers_is_the_networks(size):
     """Of 32 pixels, erased rectangles among them, and of 40 before a random crop."""
-    options = (40, 32, 0.5, 10.0, (0.2, 0.2, 0.2, 0.1), 1.0, (0.1, 0.4), (0.5,) * 3, (0.2,) * 3)
+    blur, normal = (0.5, (0.5, 2.0)), ((0.5,) * 3, (0.2,) * 3)
+    options = (40, 32, 0.5, 10.0, (0.2, 0.2, 0.2, 0.1), 1.0, (0.1, 0.4), *blur, *normal)
     faces = torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8)
     whole, less = (augment.BatchAugmentation(*options) for _ in range(2))
     less.sub_sample(size)

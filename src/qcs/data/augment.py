@@ -31,6 +31,7 @@ class Parameters(NamedTuple):
     factors: Tensor  # (N, 4) of brightness, contrast, saturation, and hue, in turns
     order: Tensor  # (N, 4) in which these four are applied
     rectangle: Tensor  # (N, 4) top, left, bottom, right of what is erased; 0 for nothing
+    sigma: Tensor  # (N,) pixels, the standard deviation of the blur; 0 for none
 
     def rows(self, rows: slice) -> "Parameters":
         """The random numbers of some of the images."""
@@ -48,6 +49,8 @@ class BatchAugmentation:
         jitter: brightness, contrast, saturation, hue; 0 switches one off.
         erase: probability of erasing a rectangle.
         erase_area: its share of the image, from and to.
+        blur: probability of a Gaussian blur.
+        blur_sigma: its standard deviation in pixels of the result, from and to.
         mean, std: of the normalisation, for pixels in [0, 1].
         on_device: whether the data module calls it on the training device, not in the workers.
     """
@@ -61,12 +64,15 @@ class BatchAugmentation:
         jitter: Sequence[float],
         erase: float,
         erase_area: Sequence[float],
+        blur: float,
+        blur_sigma: Sequence[float],
         mean: Sequence[float],
         std: Sequence[float],
         on_device: bool = False,
     ) -> None:
         self.resize, self.size, self.flip, self.rotation = resize, size, flip, rotation
         self.jitter, self.erase, self.erase_area = tuple(jitter), erase, tuple(erase_area)
+        self.blur, self.blur_sigma = blur, tuple(blur_sigma)
         self.scale = [1 / (255 * s) for s in std]
         self.shift = [-m / s for m, s in zip(mean, std, strict=True)]
         self.on_device = on_device
@@ -89,6 +95,7 @@ class BatchAugmentation:
             factors=low + uniform(number, 4) * (high - low),
             order=uniform(number, 4).argsort(1),
             rectangle=self._rectangles(number, uniform),
+            sigma=self._sigmas(number, uniform),
         )
 
     def _rectangles(self, number: int, uniform: Callable[..., Tensor]) -> Tensor:
@@ -102,6 +109,10 @@ class BatchAugmentation:
         corner = (uniform(number, 2) * (self.size - sides + 1)).long()
         erased = fits.any(1) & (uniform(number) < self.erase)
         return torch.cat([corner, corner + sides], 1) * erased[:, None]
+
+    def _sigmas(self, number: int, uniform: Callable[..., Tensor]) -> Tensor:
+        low, high = self.blur_sigma
+        return (low + uniform(number) * (high - low)) * (uniform(number) < self.blur)
 
     def __call__(
         self, images: Tensor, seed: int, out: Tensor | None = None
@@ -157,6 +168,8 @@ class BatchAugmentation:
         if any(self.jitter):
             cut = cut.float()
             self._colours(cut, p)
+        if p.sigma.any():
+            cut = self._blurred(cut.float(), p.sigma)
         if self.side < self.size:
             cut = F.interpolate(cut, size=self.side, mode="nearest")
         if cut.is_floating_point():
@@ -202,11 +215,28 @@ class BatchAugmentation:
                 changes[kind](some, factors[rows, kind].view(-1, 1, 1, 1))
                 x[rows] = some
 
+    def _blurred(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Blur each of x (N, 3, P, P) by its own Gaussian, mirrored at the edges."""
+        rows = sigma.nonzero().flatten().to(x.device)
+        reach = kernel_size(self.size, self.blur_sigma) // 2
+        away = torch.arange(-reach, reach + 1, dtype=torch.float32)
+        weights = torch.softmax(-0.5 * (away / sigma[sigma > 0][:, None]) ** 2, 1)  # (n, K)
+        weights = weights.to(x.device).repeat_interleave(3, 0)[:, None]  # (3n, 1, K)
+        planes = F.pad(x[rows], (reach,) * 4, mode="reflect").flatten(0, 1)[None]
+        planes = F.conv2d(planes, weights[:, :, :, None], groups=len(weights))
+        planes = F.conv2d(planes, weights[:, :, None], groups=len(weights))
+        return x.index_copy(0, rows, planes[0].unflatten(0, (-1, 3)))
+
     def _hue(self, x: Tensor, turns: Tensor) -> None:
         """Turn the hue, in steps of a sixth of a turn at most, see `colours.hue`."""
         steps = max(1, math.ceil(6 * self.jitter[3]))
         for _ in range(steps):
             hue(x, turns / steps)
+
+
+def kernel_size(size: int, sigma: Sequence[float]) -> int:
+    """Pixels of a side of the blur's kernel: three deviations, within an image of `size` pixels."""
+    return 2 * min(math.ceil(3 * sigma[1]), size - 1) + 1
 
 
 def _inside(rectangle: Tensor, images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Training and evaluation transforms, torchvision v2.
 
 Source: the authors' pipelines (tests/fixtures/parity/RECIPES.md): resize both sides, flip,
-[rotation, crop], colour jitter, ImageNet normalisation, random erasing.
+[rotation, crop], colour jitter, ImageNet normalisation, random erasing. The blur is not theirs.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +16,12 @@ from torchvision.transforms import v2
 
 from qcs.config.bounds import Dropout, Pixels, Positive, Probability, Weight
 from qcs.config.errors import UserError
-from qcs.data.augment import BatchAugmentation
+from qcs.data.augment import BatchAugmentation, kernel_size
 from qcs.data.manifest import Manifest
 from qcs.data.numpy_transforms import IMAGENET_MEAN, IMAGENET_STD, checked
 
 Degrees = Annotated[float, Interval(ge=0, le=180)]
+Sigma = Annotated[float, Interval(gt=0, le=100)]  # pixels
 
 
 def resized(image: Image, size: int) -> Tensor:
@@ -80,11 +81,13 @@ def training(
     jitter: Annotated[Sequence[Weight], Len(4, 4)] = (0.2, 0.2, 0.2, 0.1),
     erase: Probability = 0.5,
     erase_area: Annotated[Sequence[Dropout], Len(2, 2)] = (0.02, 0.1),
+    blur: Probability = 0.0,
+    blur_sigma: Annotated[Sequence[Sigma], Len(2, 2)] = (0.1, 2.0),
     mean: Annotated[Sequence[float], Len(3, 3)] = IMAGENET_MEAN,
     std: Annotated[Sequence[Positive], Len(3, 3)] = IMAGENET_STD,
     by: Literal["image", "batch", "device"] = "image",
 ) -> v2.Compose | BatchAugmentation:
-    """The steps of `evaluation`, with random flip, rotation, crop, colour jitter and erasing.
+    """The steps of `evaluation`, with random flip, rotation, crop, colours, blur and erasing.
 
     Args:
         size: pixels of the result.
@@ -94,22 +97,33 @@ def training(
         jitter: brightness, contrast, saturation, hue; all 0 switches it off.
         erase: probability of erasing a rectangle.
         erase_area: its share of the image, from and to.
+        blur: probability of a Gaussian blur, before anything is erased.
+        blur_sigma: its standard deviation in pixels of the result, from and to.
         mean, std: of the normalisation, for pixels in [0, 1].
         by: "image" uses torchvision v2 on each image. "batch" works on whole batches in the
             workers, with the same distribution, and is faster where there is colour jitter or
             rotation. "device" works on whole batches on the training device.
 
     Raises:
-        UserError: `resize` is smaller than `size`, `jitter` does not have four numbers, or `mean`
-            and `std` do not have three.
+        UserError: `resize` is smaller than `size`, `jitter` does not have four numbers, a range
+            has its larger end first, or `mean` and `std` do not have three numbers.
     """
     resize = checked(size, resize, mean, std)
     if len(jitter) != 4:
         raise UserError(f"augment.train.jitter needs four numbers, got {list(jitter)}")
+    for name, (low, high) in {"erase_area": erase_area, "blur_sigma": blur_sigma}.items():
+        if low > high:
+            raise UserError(
+                f"augment.train.{name} is from {low} to {high}: write the smaller first"
+            )
     if by != "image":
-        options = (resize, size, flip, rotation, jitter, erase, erase_area, mean, std)
+        options = (resize, size, flip, rotation, jitter, erase, erase_area)
+        options += (blur, blur_sigma, mean, std)
         return BatchAugmentation(*options, on_device=by == "device")
     steps = _random_steps(size, resize, flip, rotation, jitter)
+    if blur:
+        gaussian = v2.GaussianBlur(kernel_size(size, blur_sigma), tuple(blur_sigma))
+        steps.append(v2.RandomApply([gaussian], blur))
     steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
     if erase:
         steps.append(v2.RandomErasing(erase, scale=tuple(erase_area)))
