@@ -76,7 +76,7 @@ def test_the_example_package_trains_and_loads_again(tmp_path, monkeypatch):
     small = [s for s in SMALL if not s.startswith("backbone.")]
     synthetic.make(tmp_path / "faces", size=32, train=2, val=1, test=1, workers=1)
     data, trust = f"dataset.path={tmp_path / 'faces'}", "trust=[mine.TinyBackbone]"
-    own = ["--config-dir", "my_conf", "backbone=tiny", "loss=focal", "augment=blurred", data]
+    own = ["--config-dir", "my_conf", "backbone=tiny", "loss=focal", "augment=noisy", data]
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     own += [trust, "trainer.max_epochs=1", "scheduler=none", "test=false"]
     qcs("train", *own, *small, "hydra.run.dir=run", cwd=tmp_path)
