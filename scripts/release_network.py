@@ -3,7 +3,8 @@
     python scripts/release_network.py best.ckpt [last.ckpt] ferplus-light ferplus.zip --calibrate \
         --command "qcs train experiment=..." --card card.md
 
-Of several checkpoints of a run the mean of their weights is taken. The base branch is written as
+Of several checkpoints the mean of their weights is taken: of the last epochs of a run, or, with
+`--statistics`, of runs from the same weights. The base branch is written as
 safetensors and as ONNX, weights in float16. Both files are compared with the checkpoint in float32
 and with each other, then measured on FERPlus, beside an int8 file that is not kept. Nothing is
 replaced before all of that has gone well.
@@ -28,6 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader, Subset
 
 from qcs.checkpoints import recipe, safetensors, zoo
 from qcs.checkpoints.datasets import checkpoint_manifest
@@ -56,6 +59,7 @@ LARGEST = 6_000_000  # bytes of a file
 ROUNDED = 0.01  # of a probability, for weights in float16; measured: 0.0014
 APART = 0.005  # between the two files, rounded before and after BatchNorm is folded in
 REAL, RANDOM = 256, 64  # images of the comparison
+BATCH = 100  # images, to estimate BatchNorm's statistics
 RESAMPLES = 2000
 HEADLINE = {"acc": "top-1", "mean_acc": "mean class accuracy", "ece": "expected calibration error"}
 
@@ -69,7 +73,7 @@ def inference(checkpoints: list[Checkpoint]) -> Checkpoint:
     """The mean of checkpoints without what is of training alone: the cross module and the roles.
 
     Source: Izmailov et al., Averaging weights leads to wider optima and better generalization,
-    UAI 2018; here of the last epochs, and BatchNorm's statistics as well.
+    UAI 2018; BatchNorm's statistics as well, see `estimate_statistics`.
     """
     first = checkpoints[0]
     parts = dict(first.recipe)
@@ -80,6 +84,21 @@ def inference(checkpoints: list[Checkpoint]) -> Checkpoint:
     whole = {name: states[0][name] for name in mean if not states[0][name].is_floating_point()}
     _network(made).base.load_state_dict(mean | whole)
     return made
+
+
+def estimate_statistics(checkpoint: Checkpoint, data: Manifest, number: int) -> None:
+    """Estimate BatchNorm's statistics anew on so many training images, half of them mirrored.
+
+    Those of a mean of networks from different runs are far from the mean of theirs.
+    Source: Wortsman et al., Model soups, ICML 2022; Izmailov et al. 2018.
+    """
+    faces = Faces(data.split("train"), checkpoint.transform)
+    if not 0 < number <= len(faces):
+        raise UserError(f"--statistics {number}: there are {len(faces)} training images")
+    rows = torch.randperm(len(faces), generator=torch.Generator().manual_seed(0))[:number]
+    batches = (batch["images"] for batch in DataLoader(Subset(faces, rows.tolist()), BATCH))
+    half = (torch.cat([images[::2], images[1::2].flip(-1)]) for images in batches)
+    update_bn(half, checkpoint.network)
 
 
 def calibrate(checkpoint: Checkpoint, data: Manifest) -> float:
@@ -254,6 +273,8 @@ def release(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     checkpoint = inference([load_checkpoint(path) for path in options.ckpt])
     whole = checkpoint_manifest(checkpoint.recipe, {"path": options.data}, None)
     data = match_classes(whole, checkpoint.class_names).data
+    if options.statistics:
+        estimate_statistics(checkpoint, data, options.statistics)
     temperature = calibrate(checkpoint, data) if options.calibrate else 1.0
     files = write(checkpoint, work / options.name)
     networks: dict[str, nn.Module] = {"float32": checkpoint.network}
@@ -348,6 +369,12 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("data", help="FERPlus: its folder or zip")
     parser.add_argument("--command", required=True, help="that trained it, without your own paths")
     parser.add_argument("--split", default="test", choices=zoo.SPLITS, help="to measure on")
+    parser.add_argument(
+        "--statistics",
+        type=int,
+        metavar="N",
+        help="estimate BatchNorm's statistics anew on so many training images",
+    )
     parser.add_argument("--calibrate", action="store_true", help="on the validation images")
     parser.add_argument("--title", default="FERPlus", help="of the data, in a word or two")
     parser.add_argument("--trained-on", default="FERPlus, training images; from random weights")

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import skimage.data
+import torch
 from PIL import Image
 from test_train import qcs
 
 from conftest import tiny_checkpoint
 from qcs.checkpoints import zoo
 from qcs.checkpoints.load import load_checkpoint
+from qcs.config.errors import UserError
 from qcs.config.keys import CONF
 from qcs.zoo import main
 from test_main import HEAVY, python
@@ -71,17 +73,42 @@ def test_the_table_needs_no_library():
     assert NAME in done.stdout and not heavy & set(done.stdout.splitlines()[-1].split())
 
 
-def test_a_release_is_checked_and_measured(tmp_path, faces_table, monkeypatch):
+@pytest.fixture(scope="module")
+def script():
+    """scripts/release_network.py as a module."""
     place = CONF.parent / "scripts/release_network.py"
     spec = importlib.util.spec_from_file_location("release_network", place)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_statistics_of_a_mean_are_those_of_its_images(tmp_path, faces, script):
+    """Estimated anew, whatever they were before, and nothing else of the network changes."""
+    tiny_checkpoint(tmp_path / "last.ckpt")
+    one, other = (script.inference([load_checkpoint(tmp_path / "last.ckpt")]) for _ in range(2))
+    moved = {name: x for name, x in other.network.named_buffers() if "running" in name}
+    for tensor in moved.values():
+        tensor.add_(1)
+    for checkpoint in (one, other):
+        script.estimate_statistics(checkpoint, faces, 12)
+    before = load_checkpoint(tmp_path / "last.ckpt").network.state_dict()
+    for name, tensor in one.network.state_dict().items():
+        torch.testing.assert_close(tensor, other.network.state_dict()[name])
+        same = torch.equal(tensor, before[name])
+        assert same == (not ("running" in name or "num_batches" in name)), name
+    assert not one.network.training
+    with pytest.raises(UserError, match="--statistics 1000: there are [0-9]+ training images"):
+        script.estimate_statistics(one, faces, 1000)
+
+
+def test_a_release_is_checked_and_measured(tmp_path, faces_table, monkeypatch, script):
     monkeypatch.setattr(script, "RESAMPLES", 50)
     tiny_checkpoint(tmp_path / "best.ckpt")
     (tmp_path / "zoo").mkdir()
     options = ["best.ckpt", "tiny", str(faces_table), "--command", "qcs train", "--calibrate"]
     options += ["--folder", str(tmp_path / "zoo"), "--card", "card.md"]
-    monkeypatch.setattr(sys, "argv", [str(place), *options])
+    monkeypatch.setattr(sys, "argv", ["release_network.py", *options])
     monkeypatch.chdir(tmp_path)
     script.main()
     index = zoo.index(tmp_path / "zoo")
