@@ -273,7 +273,7 @@ def release(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     checkpoint = inference([load_checkpoint(path) for path in options.ckpt])
     whole = checkpoint_manifest(checkpoint.recipe, {"path": options.data}, None)
     data = match_classes(whole, checkpoint.class_names).data
-    if options.statistics:
+    if options.statistics is not None:
         estimate_statistics(checkpoint, data, options.statistics)
     temperature = calibrate(checkpoint, data) if options.calibrate else 1.0
     files = write(checkpoint, work / options.name)

@@ -10,13 +10,14 @@ from lightning import Trainer
 
 from conftest import three_colours, tiny_network
 from qcs.checkpoints import files, reading
+from qcs.config.compose import compose
 from qcs.config.errors import UserError
 from qcs.data import transforms
 from qcs.data.datamodule import FaceDataModule
 from qcs.training.last_checkpoint import LastCheckpoint
 from qcs.training.losses import QCSLoss
 from qcs.training.module import QCSModule
-from qcs.training.resume import identity, require_fitting, require_same
+from qcs.training.resume import BEFORE, identity, require_fitting, require_same
 from qcs.training.schedules import one_cycle
 
 CONFIG = {
@@ -129,6 +130,21 @@ def test_other_data_of_the_same_name_is_another_run(faces, monkeypatch):
     ):
         with pytest.raises(UserError, match="was trained on other data: 54 images of 3 classes"):
             require_same(run, identity(CONFIG, other), CKPT)
+
+
+def test_a_run_from_before_an_option_goes_on_without_it(faces):
+    before = identity(CONFIG, faces)
+    options = {"blur": 0.0, "blur_sigma": [0.1, 2.0]}
+    require_same(before, identity(changed("augment", {"train": options}), faces), CKPT)
+    blurred = identity(changed("augment", {"train": options | {"blur": 0.3}}), faces)
+    with pytest.raises(UserError, match=r"augment.train.blur=0.3 \(the run has 0.0\)"):
+        require_same(before, blurred, CKPT)
+
+
+def test_the_options_that_came_later_stand_in_conf_as_runs_were_before():
+    default = compose("train", []).augment.train
+    for key, value in BEFORE.items():
+        assert default[key.removeprefix("augment.train.")] == value
 
 
 def test_older_checkpoints_are_told_to_be_unchecked(faces, caplog):

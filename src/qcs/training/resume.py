@@ -42,6 +42,8 @@ DECISIVE = (
 OBSERVERS = ("last", "dashboard", "learning_rate", "epoch_log")
 # A schedule that counts steps, and callbacks.drop_cross, depend on how long the run is.
 LENGTH = ("trainer.max_epochs", "trainer.max_steps")
+# Decisive settings that came later, as a run from before them was trained: it may go on.
+BEFORE = {"augment.train.blur": 0.0, "augment.train.blur_sigma": [0.1, 2.0]}
 # Values that compute something else than all others of their key, between which a run may change.
 OTHERWISE = {"speed.roles": "joint", "trainer.sync_batchnorm": True}
 
@@ -120,6 +122,7 @@ def require_same_processes(
 
 
 def _same_settings(saved: dict[str, Any], now: dict[str, Any], ckpt: Path) -> None:
+    saved = {k: v for k, v in BEFORE.items() if k in now} | saved
     changed = [key for key in sorted(saved.keys() | now) if saved.get(key) != now.get(key)]
     stops = "callbacks.early_stopping."
     stopping = [any(key.startswith(stops) for key in part) for part in (saved, now)]
