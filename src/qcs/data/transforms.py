@@ -117,9 +117,9 @@ def training(
                 f"augment.train.{name} is from {low} to {high}: write the smaller first"
             )
     if by != "image":
-        options = (resize, size, flip, rotation, jitter, erase, erase_area)
-        options += (blur, blur_sigma, mean, std)
-        return BatchAugmentation(*options, on_device=by == "device")
+        view = (resize, size, flip, rotation, jitter)
+        spoilt = (erase, erase_area, blur, blur_sigma)
+        return BatchAugmentation(*view, *spoilt, mean, std, on_device=by == "device")
     steps = _random_steps(size, resize, flip, rotation, jitter)
     if blur:
         gaussian = v2.GaussianBlur(kernel_size(size, blur_sigma), tuple(blur_sigma))
