@@ -4,10 +4,10 @@
         --command "qcs train experiment=..." --card card.md
 
 Of several checkpoints the mean of their weights is taken: of the last epochs of a run, or, with
-`--statistics`, of runs from the same weights. The base branch is written as
-safetensors and as ONNX, weights in float16. Both files are compared with the checkpoint in float32
-and with each other, then measured on FERPlus, beside an int8 file that is not kept. Nothing is
-replaced before all of that has gone well.
+`--statistics`, of runs from the same weights. The base branch is written as safetensors and as
+ONNX, weights in float16. Both files are compared with the checkpoint in float32 and with each
+other, then measured on FERPlus, beside an int8 file that is not kept. Nothing is replaced before
+all of that has gone well.
 """
 
 import argparse
