@@ -107,7 +107,7 @@ def test_a_release_is_checked_and_measured(tmp_path, faces_table, monkeypatch, s
     tiny_checkpoint(tmp_path / "best.ckpt")
     (tmp_path / "zoo").mkdir()
     options = ["best.ckpt", "tiny", str(faces_table), "--command", "qcs train", "--calibrate"]
-    options += ["--folder", str(tmp_path / "zoo"), "--card", "card.md"]
+    options += ["--folder", str(tmp_path / "zoo"), "--card", "card.md", "--statistics", "12"]
     monkeypatch.setattr(sys, "argv", ["release_network.py", *options])
     monkeypatch.chdir(tmp_path)
     script.main()
